@@ -1,0 +1,1 @@
+"""The torch-free half of priorlab: plan, launch, resume and compare stages."""

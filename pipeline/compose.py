@@ -1,0 +1,292 @@
+"""From YAML names and `dotted.key=value` overrides to validated configs.
+
+A name in a config means a file: `model: nano` is `configs/model/nano.yaml`. `{use: NAME, key: value}` takes that file and changes keys.
+Choosing another name, on the command line or by an axis, replaces the name and keeps the keys written beside it: with
+`prior: {use: ce, k: 5}`, the override `prior=tail` means `{use: tail, k: 5}`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import RecipeConfig
+from pipeline.errors import PriorlabError
+
+GROUPS = ("task", "corpus", "model", "prior", "rl", "evaluate")
+_SWEEP_KEYS = {"recipe", "axes", "description"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with two repairs: `1e-4` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+"),
+    list("-+0123456789"),
+)
+
+
+def config_folders() -> list[Path]:
+    """Where names are looked up: `configs` of the current folder first, then the ones shipped with the project."""
+    shipped = Path(os.environ.get("PRIORLAB_CONFIGS", Path(__file__).resolve().parent.parent / "configs"))
+    return list(dict.fromkeys([Path.cwd() / "configs", shipped]))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a sweep: its axis values, and the recipe they make."""
+
+    id: str
+    coordinates: dict[str, Any]
+    recipe: RecipeConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    axes: dict[str, list[Any]]
+    recipe: dict[str, Any]
+    description: str = ""
+
+    def cells(self) -> Iterator[Cell]:
+        """The product of all axes, last axis fastest."""
+        for values in itertools.product(*self.axes.values()):
+            coordinates = dict(zip(self.axes, values, strict=True))
+            tree = copy.deepcopy(self.recipe)
+            for path, value in coordinates.items():
+                assign(tree, path.split("."), value)
+            where = ", ".join(f"{path}={label(value)}" for path, value in coordinates.items())
+            yield Cell(
+                id="-".join(_cell_word(path, value) for path, value in coordinates.items()) or "cell",
+                coordinates={path: label(value) for path, value in coordinates.items()},
+                recipe=validate_recipe(tree, where=f"cell {where}" if where else "recipe"),
+            )
+
+    def as_yaml(self) -> str:
+        return yaml.safe_dump(
+            {"description": self.description, "axes": self.axes, "recipe": self.recipe}, sort_keys=False, width=120
+        )
+
+
+def label(value: Any) -> Any:
+    """An axis value as one word or number: a config given in full is called by its name or its keys."""
+    if isinstance(value, dict):
+        return str(value.get("name") or value.get("use") or ",".join(f"{key}={inner}" for key, inner in value.items()))
+    return value
+
+
+def _cell_word(path: str, value: Any) -> str:
+    word = str(label(value))
+    short = path.rpartition(".")[2]
+    return word if short in GROUPS else f"{short}{word}"
+
+
+def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None = None) -> Sweep:
+    """The sweep file `name` with overrides: `axes.PATH=[...]` changes an axis, any other key the recipe."""
+    tree = _read("sweep", name)
+    unknown = tree.keys() - _SWEEP_KEYS
+    if unknown:
+        raise PriorlabError(_unknown_key(f"sweep {name}", unknown.pop(), _SWEEP_KEYS))
+    axes = _flatten_axes(tree.get("axes") or {}, name)
+    recipe = _recipe_tree(tree.get("recipe", {}))
+    for override in overrides:
+        path, value = parse_override(override)
+        if path[0] == "axes" and len(path) > 1:
+            axes[".".join(path[1:])] = value
+        elif path == ["recipe"]:
+            recipe = _recipe_tree(value)
+        else:
+            assign(recipe, path, value)
+    for axis, values in axes.items():
+        if not isinstance(values, list):
+            raise PriorlabError(f"axes.{axis} of sweep {name!r} is {values!r}; an axis is a list, e.g. axes.{axis}=[{values}]")
+        if not values:
+            raise PriorlabError(f"axes.{axis} of sweep {name!r} is empty; give at least one value, or drop the axis")
+        repeated = next((value for value in values if values.count(value) > 1), None)
+        if repeated is not None:
+            raise PriorlabError(f"axes.{axis} of sweep {name!r} lists {label(repeated)!r} twice")
+    chosen = rename or Path(name).stem
+    if not _NAME.fullmatch(chosen):
+        raise PriorlabError(f"{chosen!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
+    return Sweep(chosen, axes, recipe, tree.get("description", ""))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
+    """A recipe alone, as a sweep of one cell."""
+    recipe = _recipe_tree(name)
+    for override in overrides:
+        path, value = parse_override(override)
+        assign(recipe, path, value)
+    return Sweep(f"{Path(name).stem}-run", {}, recipe)
+
+
+def _flatten_axes(tree: dict[str, Any], sweep: str, prefix: str = "") -> dict[str, Any]:
+    """`rl: {learning_rate: [..]}` and `rl.learning_rate: [..]` are the same axis."""
+    if not isinstance(tree, dict):
+        raise PriorlabError(f"axes of sweep {sweep!r} is {tree!r}; give a mapping from keys to lists")
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten_axes(value, sweep, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _recipe_tree(node: Any) -> dict[str, Any]:
+    """A recipe by name, or `{use: NAME, ...}`, or in full; bases are merged, groups stay references."""
+    if isinstance(node, str):
+        node = {"use": node}
+    if not isinstance(node, dict):
+        raise PriorlabError(f"recipe is {node!r}; give the name of a file in configs/recipe, or a mapping")
+    node = dict(node)
+    base: dict[str, Any] = {}
+    if "use" in node:
+        name = node.pop("use")
+        base = _recipe_tree(_read("recipe", name))
+        base["name"] = Path(name).stem
+    for key, value in node.items():
+        assign(base, [key], value)
+    return base
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`rl.steps=50` -> (["rl", "steps"], 50); values are YAML."""
+    key, equals, value = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise PriorlabError(f"{text!r} is no override; write key=value, e.g. rl.steps=50 or axes.seed=[0,1,2]")
+    try:
+        return path, yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise PriorlabError(f"the value of {text!r} is no YAML: {error}") from error
+
+
+def assign(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set a key; mappings merge, and a name given to a group keeps the keys beside the old name."""
+    *parents, last = path
+    for depth, key in enumerate(parents):
+        inner = tree.get(key)
+        if isinstance(inner, str) and depth == 0 and key in GROUPS:
+            inner = {"use": inner}
+        elif inner is None:
+            inner = {}
+        elif not isinstance(inner, dict):
+            raise PriorlabError(f"cannot set {'.'.join(path)}: {'.'.join(path[: depth + 1])} is {inner!r}, not a mapping")
+        tree[key] = inner
+        tree = inner
+    old = tree.get(last)
+    if not parents and last in GROUPS:
+        if isinstance(value, str):
+            value = {"use": value}
+        if isinstance(old, str):
+            old = {"use": old}
+    if isinstance(old, dict) and isinstance(value, dict):
+        for key, inner_value in value.items():
+            assign(old, [key], inner_value)
+        tree[last] = old
+    else:
+        tree[last] = copy.deepcopy(value)
+
+
+def validate_recipe(tree: dict[str, Any], *, where: str) -> RecipeConfig:
+    """Load the named groups and validate everything; errors name the full key, the value and the nearest valid key."""
+    resolved = dict(tree)
+    for group in GROUPS:
+        node = resolved.get(group)
+        if isinstance(node, str):
+            node = {"use": node}
+        if isinstance(node, dict) and "use" in node:
+            node = dict(node)
+            name = node.pop("use")
+            merged = _read(group, name) | {"name": Path(str(name)).stem}
+            for key, value in node.items():
+                assign(merged, [key], value)
+            resolved[group] = merged
+    try:
+        return RecipeConfig.model_validate(resolved)
+    except ValidationError as error:
+        raise PriorlabError(f"{where}: " + "; ".join(_explain(detail, resolved) for detail in error.errors())) from None
+
+
+def _explain(detail: Any, tree: dict[str, Any]) -> str:
+    location = [str(part) for part in detail["loc"]]
+    path = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(".".join(location[:-1]) or "recipe", location[-1], _fields_at(location[:-1]))
+    if detail["type"] == "missing":
+        parent = ".".join(location[:-1]) or "the recipe"
+        return f"{path} is missing; {parent} needs it"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(location: list[str]) -> set[str]:
+    model: type[BaseModel] = RecipeConfig
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None:
+            break
+        candidates = [field.annotation, *get_args(field.annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return set(model.model_fields)
+
+
+def _unknown_key(where: str, key: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+    return f"{where} has no key {key!r}; {hint}"
+
+
+def _read(group: str, name: Any) -> dict[str, Any]:
+    """The YAML file of a name, or of a path ending in .yaml."""
+    if not isinstance(name, str) or not name:
+        raise PriorlabError(f"{group} is {name!r}; give the name of a file in configs/{group}")
+    if name.endswith((".yaml", ".yml")):
+        candidates = [Path(name)]
+    elif _NAME.fullmatch(name):
+        candidates = [folder / group / f"{name}.yaml" for folder in config_folders()]
+    else:
+        raise PriorlabError(f"{name!r} is no name of a {group}; names have letters, digits, '.', '_' and '-'")
+    for path in candidates:
+        if path.is_file():
+            try:
+                tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise PriorlabError(f"{path} is no valid YAML: {error}") from error
+            if tree is None:
+                tree = {}
+            if not isinstance(tree, dict):
+                raise PriorlabError(f"{path} holds a {type(tree).__name__}; a config is a mapping of keys to values")
+            return tree
+    known = available(group)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise PriorlabError(f"there is no {group} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+
+
+def available(group: str) -> list[str]:
+    return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")})

@@ -1,0 +1,8 @@
+"""The one exception type whose message is meant for the user.
+
+Commands and stages turn it into a line on stderr and a non-zero exit; anything else is a bug and keeps its traceback in the log.
+"""
+
+
+class PriorlabError(Exception):
+    """Something the user can act on: the message says what was expected, what came, where, and what to do."""

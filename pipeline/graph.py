@@ -1,0 +1,200 @@
+"""From cells to stages: a cell is a short chain, and equal stages of different cells are one stage.
+
+    corpus -> pretrain -> rl
+       |         |         |
+       +---> evaluate   evaluate
+
+Equal means equal fingerprint: a corpus is shared by all priors, a pre-training by all RL settings on top of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.compose import Cell
+from pipeline.config import (
+    RECIPE_VERSIONS,
+    STAGE_CONFIGS,
+    CorpusStage,
+    EvaluateStage,
+    PretrainStage,
+    RecipeConfig,
+    RLStage,
+    StageConfig,
+    TrackingConfig,
+)
+from pipeline.errors import PriorlabError
+from pipeline.fingerprint import fingerprint
+from pipeline.store import Home, StageFolder
+
+
+@dataclass
+class StageNode:
+    """A stage to run: resolved config, identity, and the stages whose results it reads, by role."""
+
+    kind: str
+    slug: str
+    config: StageConfig
+    parents: dict[str, StageNode]
+    labels: dict[str, Any]
+    tracking: TrackingConfig
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fingerprint = fingerprint(
+            self.kind,
+            RECIPE_VERSIONS[self.kind],
+            self.config.identity(),
+            {role: parent.fingerprint for role, parent in self.parents.items()},
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.slug}-{self.fingerprint[:12]}"
+
+    def folder(self, home: Home) -> StageFolder:
+        return home.stage(self.kind, self.slug, self.fingerprint)
+
+    def spec(self, home: Home, sweep: str) -> dict[str, Any]:
+        """Everything the stage process needs; parents by folder and fingerprint, never "the latest"."""
+        return {
+            "kind": self.kind,
+            "slug": self.slug,
+            "fingerprint": self.fingerprint,
+            "recipe_version": RECIPE_VERSIONS[self.kind],
+            "identity": self.config.identity(),
+            "config": self.config.model_dump(mode="json"),
+            "parents": {
+                role: {"kind": parent.kind, "fingerprint": parent.fingerprint, "folder": str(parent.folder(home).path)}
+                for role, parent in self.parents.items()
+            },
+            "labels": self.labels,
+            "sweep": sweep,
+            "tracking": self.tracking.model_dump(mode="json"),
+        }
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, rl) to the stage that did."""
+
+    cell: Cell
+    chain: dict[str, StageNode]
+    evaluations: dict[str, StageNode]
+
+    def stages(self) -> list[StageNode]:
+        return [*self.chain.values(), *self.evaluations.values()]
+
+
+@dataclass(frozen=True)
+class Graph:
+    cells: list[CellPlan]
+    stages: dict[str, StageNode]
+    """By fingerprint, parents before children, early cells first."""
+
+    def descendants(self, node: StageNode) -> set[str]:
+        """Fingerprints of all stages computed, directly or not, from `node`."""
+        found = {node.fingerprint}
+        for other in self.stages.values():  # parents come first, so one pass is enough
+            if any(parent.fingerprint in found for parent in other.parents.values()):
+                found.add(other.fingerprint)
+        return found - {node.fingerprint}
+
+    def ancestors(self, node: StageNode) -> list[StageNode]:
+        """All stages that `node` is computed from, directly or not."""
+        found: dict[str, StageNode] = {}
+        for parent in node.parents.values():
+            found |= {ancestor.fingerprint: ancestor for ancestor in [*self.ancestors(parent), parent]}
+        return list(found.values())
+
+
+def build_graph(cells: Iterable[Cell]) -> Graph:
+    """Plan all cells; stages with equal fingerprints are merged into the first one met."""
+    stages: dict[str, StageNode] = {}
+    plans = []
+    for cell in cells:
+
+        def add(kind: str, slug: str, config: StageConfig, **parents: StageNode) -> StageNode:
+            recipe = cell.recipe
+            node = StageNode(kind, _slug(slug), config, parents, _labels(recipe, kind), recipe.tracking)
+            return stages.setdefault(node.fingerprint, node)
+
+        recipe, prior, seed = cell.recipe, cell.recipe.prior.name, cell.recipe.seed
+        corpus = add("corpus", recipe.task.name, CorpusStage(task=recipe.task, corpus=recipe.corpus))
+        pretrain = add(
+            "pretrain",
+            f"{prior}-s{seed}",
+            PretrainStage(model=recipe.model, prior=recipe.prior, pretrain=recipe.pretrain, seed=seed),
+            corpus=corpus,
+        )
+        protocol = EvaluateStage(task=recipe.task, evaluate=recipe.evaluate)
+        chain = {"corpus": corpus, "pretrain": pretrain}
+        evaluations = {
+            "pretrain": add("evaluate", f"{prior}-s{seed}-pretrain", protocol, checkpoint=pretrain, corpus=corpus)
+        }
+        if recipe.rl is not None:
+            rl_config = RLStage(task=recipe.task, rl=recipe.rl, seed=seed)
+            chain["rl"] = add("rl", f"{prior}-s{seed}", rl_config, checkpoint=pretrain)
+            evaluations["rl"] = add("evaluate", f"{prior}-s{seed}-rl", protocol, checkpoint=chain["rl"], corpus=corpus)
+        plans.append(CellPlan(cell, chain, evaluations))
+    return Graph(plans, stages)
+
+
+def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
+    """The stages on disk as a graph without cells, parents before children.
+
+    Raises `PriorlabError` if `target` (a fingerprint) cannot be rebuilt from its spec; others that cannot are left out.
+    """
+    by_fingerprint = {spec["fingerprint"]: spec for spec in specs}
+    stages: dict[str, StageNode] = {}
+
+    def add(fingerprint_: str) -> StageNode:
+        if fingerprint_ in stages:
+            return stages[fingerprint_]
+        spec = by_fingerprint.get(fingerprint_)
+        if spec is None:
+            raise PriorlabError(f"a stage with fingerprint {fingerprint_[:12]} is referred to, but its folder is gone")
+        parents = {role: add(parent["fingerprint"]) for role, parent in spec["parents"].items()}
+        config = STAGE_CONFIGS[spec["kind"]].model_validate(spec["config"])
+        tracking = TrackingConfig.model_validate(spec["tracking"])
+        node = StageNode(spec["kind"], spec["slug"], config, parents, spec["labels"], tracking)
+        if node.fingerprint != fingerprint_:
+            raise PriorlabError(
+                f"{spec['kind']}/{spec['slug']}-{fingerprint_[:12]} was made by another version of priorlab (this one would give "
+                f"it the fingerprint {node.fingerprint[:12]}); run its sweep again to build it anew"
+            )
+        return stages.setdefault(fingerprint_, node)
+
+    add(target)
+    for known in by_fingerprint:
+        with contextlib.suppress(PriorlabError, ValidationError):  # made by another version, or their parent was removed
+            add(known)
+    return Graph([], stages)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)[:48].strip("._-") or "stage"
+
+
+def _labels(recipe: RecipeConfig, kind: str) -> dict[str, Any]:
+    """Flat coordinates for W&B: what a user groups and filters by."""
+    labels: dict[str, Any] = {"task": recipe.task.name, "recipe": recipe.name}
+    if kind != "corpus":
+        prior = recipe.prior
+        labels |= {
+            "prior.name": prior.name,
+            "prior.beta": prior.beta,
+            "prior.lambda_head": prior.lambda_head,
+            "prior.lambda_tail": prior.lambda_tail,
+            "prior.k": prior.k if prior.rank_aware else 0,
+            "prior.form": prior.form,
+            "model": recipe.model.name,
+            "seed": recipe.seed,
+        }
+    return labels

@@ -1,0 +1,101 @@
+"""Write the results of a sweep: results.csv, samples.parquet, report.html and report.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipeline.compare import Evaluation, arms, result_rows, shown_ks, summary_rows, write_results, write_samples
+from pipeline.graph import Graph
+from pipeline.report import plots, tables
+from pipeline.store import Home, write_text_atomically
+
+_TEMPLATE = Path(__file__).parent / "template.html.j2"
+_EXAMPLES_PER_CELL = 3
+
+
+def write_comparison(name: str, description: str, graph: Graph, evaluations: list[Evaluation], home: Home) -> Path:
+    """All files of the comparison; returns the path of report.html."""
+    folder = home.sweep(name)
+    write_results(folder / "results.csv", list(result_rows(name, evaluations)))
+    write_samples(folder / "samples.parquet", graph, home)
+    rows = summary_rows(evaluations)
+    write_text_atomically(folder / "report.md", _markdown(name, description, rows))
+    write_text_atomically(folder / "report.html", _html(name, description, graph, evaluations, rows, home))
+    return folder / "report.html"
+
+
+def _markdown(name: str, description: str, rows: list[dict[str, Any]]) -> str:
+    return f"# Sweep {name}\n\n{description}\n\n{tables.markdown_table(rows)}\n{_NOTE}\n"
+
+
+_NOTE = (
+    "Entropy (nats) and perplexity are those of the pre-trained model on held-out text. Gain = after RL minus before, paired per "
+    "problem; intervals are 95% bootstraps over problems (and over seeds, where there are several)."
+)
+
+
+def _html(
+    name: str, description: str, graph: Graph, evaluations: list[Evaluation], rows: list[dict[str, Any]], home: Home
+) -> str:
+    compared = arms(evaluations)
+    ks = shown_ks(evaluations)
+    figures = []
+    if compared and ks:
+        figures.append(("pass@k before and after RL", plots.pass_at_k_curves(compared), "Dashed: before. Bands: 95% intervals."))
+        if any(arm.after for arm in compared):
+            figures.append((f"Gain in pass@{ks[0]}", plots.gains(compared, ks[0]), "An interval that crosses 0 shows no gain."))
+            rl_panels = [("reward", "reward"), ("entropy", "entropy (nats)"), ("completions/mean_length", "response tokens")]
+            curve = plots.training_curves(compared, home, "rl", rl_panels, x="step", x_label="RL step", smooth=True)
+            figures.append(("RL dynamics", curve, "Running means over a tenth of the run."))
+        pretrain_panels = [("perplexity", "perplexity"), ("entropy", "entropy (nats)"), ("tail_mass", "tail mass")]
+        curve = plots.training_curves(compared, home, "pretrain", pretrain_panels, x="tokens", x_label="tokens", smooth=False)
+        figures.append(("Pre-training", curve, "Measured on the training batches."))
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        name=name,
+        description=description,
+        note=_NOTE,
+        headings=tables.headings(rows),
+        rows=[tables.cells(row, tables.pass_keys(rows)) for row in rows],
+        figures=figures,
+        examples=_examples(graph, home),
+        sources=_sources(graph, home),
+    )
+
+
+def _examples(graph: Graph, home: Home) -> list[dict[str, Any]]:
+    """A few problems of the first cell, with the greedy response before and after RL."""
+    import pyarrow.parquet as pq
+
+    if not graph.cells:
+        return []
+    plan = graph.cells[0]
+    greedy: dict[str, dict[str, tuple[str, bool]]] = {}
+    for after, node in plan.evaluations.items():
+        folder = node.folder(home)
+        if folder.record() is None:
+            continue
+        table = pq.read_table(folder.export / "samples.parquet", filters=[("sample", "=", -1)])
+        for row in table.select(["problem_id", "text", "correct"]).to_pylist():
+            greedy.setdefault(row["problem_id"], {})[after] = (row["text"], row["correct"])
+    return [{"cell": plan.cell.id, "problem": p, "responses": r} for p, r in list(greedy.items())[:_EXAMPLES_PER_CELL]]
+
+
+def _sources(graph: Graph, home: Home) -> list[dict[str, str]]:
+    """Where every number comes from: stage, commit, seconds and versions."""
+    found = []
+    for node in graph.stages.values():
+        record = node.folder(home).record()
+        if record is None:
+            found.append({"stage": node.name, "commit": "", "seconds": "not finished", "versions": ""})
+            continue
+        origin = record["provenance"]
+        versions = ", ".join(f"{package} {version}" for package, version in origin["packages"].items())
+        found.append(
+            {"stage": node.name, "commit": origin["commit"], "seconds": json.dumps(origin["seconds"]), "versions": versions}
+        )
+    return found

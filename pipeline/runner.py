@@ -1,0 +1,291 @@
+"""Run a graph on this machine: up to `jobs` stage processes at a time, each in its own session, output under attempts/.
+
+A stage whose record is there is reused. One that another process runs right now is waited for. One that fails does not stop what does
+not depend on it. If this process dies, however it dies, the kernel tells its stages to end, and frees their locks when they have.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from pipeline.errors import PriorlabError
+from pipeline.graph import Graph, StageNode
+from pipeline.store import Home, StageFolder, read_json, write_json_atomically
+
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 10.0
+
+State = str  # waiting | ready | running | elsewhere | reused | done | failed | blocked
+
+
+@dataclass
+class StageState:
+    """One stage in this run, as the live view and the end report show it."""
+
+    node: StageNode
+    folder: StageFolder
+    state: State = "waiting"
+    reason: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+    progress: dict[str, Any] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    log: Path | None = None
+
+
+class View(Protocol):
+    """What the runner reports to."""
+
+    def changed(self, stage: StageState, states: list[StageState]) -> None:
+        """A stage has entered another state."""
+        ...
+
+    def tick(self, states: list[StageState]) -> None:
+        """Called several times a second while stages run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    states: list[StageState]
+    interrupted: bool
+
+    @property
+    def failed(self) -> list[StageState]:
+        return [state for state in self.states if state.state == "failed"]
+
+    @property
+    def complete(self) -> bool:
+        return all(state.state in ("reused", "done") for state in self.states)
+
+
+def run(graph: Graph, home: Home, *, sweep: str, jobs: int, view: View, only: Iterable[str] | None = None) -> Outcome:
+    """Run every stage of the graph that has no record (or those whose fingerprint is in `only`), parents first."""
+    wanted = set(graph.stages if only is None else only)
+    states = {f: StageState(node, node.folder(home)) for f, node in graph.stages.items() if f in wanted}
+    for state in states.values():
+        if state.folder.record() is not None:
+            state.state = "reused"
+    runner = _LocalRunner(home, sweep, jobs, states, view)
+    with _interruptible(runner):
+        runner.loop()
+    return Outcome(list(states.values()), runner.stopping)
+
+
+class _LocalRunner:
+    def __init__(self, home: Home, sweep: str, jobs: int, states: dict[str, StageState], view: View) -> None:
+        self.home = home
+        self.sweep = sweep
+        self.jobs = jobs
+        self.states = states
+        self.view = view
+        self.stopping = False
+        self.commit = _git_commit()
+
+    def loop(self) -> None:
+        while not self._finished():
+            if not self.stopping:
+                self._start_ready()
+            self._poll()
+            self.view.tick(list(self.states.values()))
+            if not self._finished():
+                time.sleep(_POLL_SECONDS)
+
+    def _finished(self) -> bool:
+        active = {"running"} if self.stopping else {"waiting", "ready", "running", "elsewhere"}
+        return not any(state.state in active for state in self.states.values())
+
+    def _start_ready(self) -> None:
+        for state in self.states.values():
+            if state.state != "waiting":
+                continue
+            parents = [self.states[p.fingerprint] for p in state.node.parents.values() if p.fingerprint in self.states]
+            lost = [p for p in parents if p.state in ("failed", "blocked")]
+            if lost:
+                self._enter(state, "blocked", f"needs {lost[0].node.name}, which {lost[0].state}")
+            elif all(p.state in ("reused", "done") for p in parents):
+                state.state = "ready"
+        running = sum(state.state == "running" for state in self.states.values())
+        # Later stages first: a cell that has come far is finished before the next is begun, so that first results show early.
+        ready = [state for state in self.states.values() if state.state == "ready"]
+        for state in sorted(ready, key=lambda s: -_depth(s.node))[: max(0, self.jobs - running)]:
+            self._start(state)
+
+    def _start(self, state: StageState) -> None:
+        lock = state.folder.lock()
+        if lock is None:
+            self._enter(state, "elsewhere", "run by another process")
+            return
+        try:
+            if state.folder.record() is not None:  # finished by somebody between planning and now
+                self._enter(state, "reused")
+                return
+            write_json_atomically(state.folder.spec, state.node.spec(self.home, self.sweep))
+            state.folder.status.unlink(missing_ok=True)
+            attempt = state.folder.new_attempt()
+            state.log = attempt / "stdout.log"
+            with state.log.open("wb") as log:
+                state.process = subprocess.Popen(
+                    command(state.node, state.folder),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                    env=environment(state.node, lock, self.commit),
+                )
+        except OSError as error:
+            self._enter(state, "failed", f"could not start: {error.strerror or error} ({error.filename or state.folder.path})")
+            return
+        finally:
+            os.close(lock)  # the stage process holds it now
+        state.started = time.time()
+        self._enter(state, "running")
+
+    def _poll(self) -> None:
+        for state in self.states.values():
+            if state.state == "elsewhere":
+                self._poll_elsewhere(state)
+            if state.state != "running" or state.process is None:
+                continue
+            code = state.process.poll()
+            state.progress = _status_of(state.folder)
+            if code is None:
+                continue
+            _kill_session(state.process, signal.SIGKILL)  # workers that outlived their parent
+            state.ended = time.time()
+            if code == 0 and state.folder.record() is not None:
+                self._enter(state, "done")
+            elif self.stopping:
+                self._enter(state, "waiting", "interrupted")
+            else:
+                self._enter(state, "failed", _failure(state, code))
+
+    def _poll_elsewhere(self, state: StageState) -> None:
+        state.progress = _status_of(state.folder)
+        lock = state.folder.lock()
+        if lock is not None:
+            os.close(lock)
+            if state.folder.record() is not None:
+                self._enter(state, "reused")
+            else:  # whoever ran it is gone without finishing: our turn
+                state.state = "ready"
+
+    def _enter(self, state: StageState, name: State, reason: str = "") -> None:
+        state.state, state.reason = name, reason
+        self.view.changed(state, list(self.states.values()))
+
+    def stop(self) -> None:
+        """First call: ask the stages to end and wait for them. Second call: kill them."""
+        first, self.stopping = not self.stopping, True
+        for state in self.states.values():
+            if state.process is not None and state.state == "running":
+                _kill_session(state.process, signal.SIGTERM if first else signal.SIGKILL)
+
+
+def command(node: StageNode, folder: StageFolder) -> list[str]:
+    """The stage's process: plain Python, or torchrun when the stage has several. torchrun picks its own free port."""
+    stage = ["-m", f"stages.{node.kind}", "--spec", str(folder.spec)]
+    processes = _processes(node)
+    if processes == 1:
+        start = [sys.executable, *stage]
+    else:
+        start = [
+            sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
+            "--nnodes=1", f"--nproc-per-node={processes}", *stage,
+        ]  # fmt: skip
+    return [sys.executable, "-m", "pipeline.tether", str(os.getpid()), *start]
+
+
+def environment(node: StageNode, lock: int, commit: str) -> dict[str, str]:
+    threads = _threads(node)
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
+    return inherited | {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        "PRIORLAB_LOCK_FD": str(lock),
+        "PRIORLAB_COMMIT": commit,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])),
+    }
+
+
+def _processes(node: StageNode) -> int:
+    settings = getattr(node.config, node.kind)
+    launch = getattr(settings, "launch", None)
+    return 1 if launch is None else launch.processes
+
+
+def _threads(node: StageNode) -> int:
+    settings = getattr(node.config, node.kind)
+    launch = getattr(settings, "launch", settings)
+    return getattr(launch, "threads", 1)
+
+
+def _depth(node: StageNode) -> int:
+    return 1 + max((_depth(parent) for parent in node.parents.values()), default=0)
+
+
+def _status_of(folder: StageFolder) -> dict[str, Any]:
+    try:
+        return read_json(folder.status) or {}
+    except PriorlabError:  # being replaced on a file system without atomic rename; the next poll reads it
+        return {}
+
+
+def _failure(state: StageState, code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    message = state.progress.get("message")
+    return str(message) if message else f"ended with exit code {code}" if code else "ended without writing its record"
+
+
+def _kill_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+@contextmanager
+def _interruptible(runner: _LocalRunner) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) once ends the stages in order, twice kills them."""
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        runner.stop()
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def _git_commit() -> str:
+    """Commit of the code, with a mark if the tree differs from it."""
+    git = shutil.which("git")
+    root = Path(__file__).parent.parent
+    if git is None or not (root / ".git").exists():
+        return "unknown"
+    try:
+        head = subprocess.run([git, "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run([git, "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return (head.stdout.strip() or "unknown") + ("-dirty" if dirty.stdout.strip() else "")

@@ -1,0 +1,237 @@
+"""Where results live on disk, and the rules that keep them trustworthy.
+
+    HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  metrics.jsonl  attempts/0001/  checkpoints/  export/  record.json
+    HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md
+
+`record.json` is written last and atomically; a stage without it is not done. A stage is run by whoever holds its `lock` (an OS file
+lock: the kernel frees it when the last process of the attempt dies, however it dies). Files under `export/` are listed with their
+sha256 in the record, and verified by every stage that reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PriorlabError
+
+_HASH_CHUNK = 1 << 20
+
+
+def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Readers see the old file or the new one, never a part. `durable` also survives a power cut (fsync)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> None:
+    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any | None:
+    """None if the file is not there; `PriorlabError` if it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PriorlabError(
+            f"{path} is not readable JSON ({error}). Remove the file to have its stage run again from its last checkpoint."
+        ) from error
+
+
+def manifest_of(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
+    """Raises `PriorlabError` naming every file that is missing or differs from what was recorded."""
+    problems = []
+    for name, expected in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif (found := _sha256(path)) != expected:
+            problems.append(f"{name} has sha256 {found[:12]}, recorded was {expected[:12]}")
+    if problems:
+        raise PriorlabError(
+            f"{folder} is corrupt: {'; '.join(problems)}. Rebuild it with `priorlab stage {folder.parent.name} --force`."
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one stage, named after its slug and the first 12 digits of its fingerprint."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def record_file(self) -> Path:
+        return self.path / "record.json"
+
+    def record(self) -> dict[str, Any] | None:
+        """What the finished stage wrote, or None while it is not done."""
+        record = read_json(self.record_file)
+        if record is not None and not isinstance(record, dict):
+            raise PriorlabError(f"{self.record_file} holds no record. Remove the file to have its stage run again.")
+        return record
+
+    def new_attempt(self) -> Path:
+        """A fresh numbered folder for the output of one try."""
+        attempts = self.path / "attempts"
+        attempts.mkdir(parents=True, exist_ok=True)
+        number = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0) + 1
+        folder = attempts / f"{number:04d}"
+        folder.mkdir()
+        return folder
+
+    def last_log(self) -> Path | None:
+        logs = sorted(self.path.glob("attempts/*/stdout.log"))
+        return logs[-1] if logs else None
+
+    def lock(self) -> int | None:
+        """A descriptor that holds the stage's lock, or None if somebody else does.
+
+        Handed on to the stage process, so that the lock outlives a killed orchestrator for as long as its stage still writes.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        return take_lock(self.path / "lock")
+
+    def clear(self) -> None:
+        """Forget results and checkpoints (attempts' logs stay). The record goes first: from then on the stage is not done."""
+        self.record_file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.export):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.metrics, self.status):
+            file.unlink(missing_ok=True)
+
+
+def take_lock(path: Path) -> int | None:
+    """An open descriptor holding an exclusive OS lock on `path`, or None. The file tells who holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode(), 0)
+    return descriptor
+
+
+@dataclass(frozen=True)
+class Home:
+    """The root of all runs: $PRIORLAB_HOME, or `runs` in the current folder."""
+
+    path: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        return cls(Path(os.environ.get("PRIORLAB_HOME", "runs")).absolute())
+
+    def stage(self, kind: str, slug: str, fingerprint: str) -> StageFolder:
+        """The folder with this fingerprint: names are labels, so one made under another slug is found and reused."""
+        parent = self.path / "stages" / kind
+        for existing in parent.glob(f"*-{fingerprint[:12]}"):
+            return StageFolder(existing)
+        return StageFolder(parent / f"{slug}-{fingerprint[:12]}")
+
+    def stages(self) -> list[StageFolder]:
+        return [StageFolder(path.parent) for path in sorted(self.path.glob("stages/*/*/spec.json"))]
+
+    def find_stage(self, name: str) -> StageFolder:
+        """A stage by folder path, folder name or a prefix of its fingerprint (4 digits or more)."""
+        as_path = Path(name)
+        matches = [
+            stage
+            for stage in self.stages()
+            if stage.path.name == name
+            or (as_path.exists() and stage.path == as_path.absolute())
+            or (len(name) >= 4 and stage.path.name.rpartition("-")[2].startswith(name))
+        ]
+        if len(matches) == 1:
+            return matches[0]
+        if not matches:
+            raise PriorlabError(f"no stage {name!r} below {self.path}; `priorlab status` lists them")
+        listed = ", ".join(stage.path.name for stage in matches)
+        raise PriorlabError(f"{name!r} means several stages ({listed}); give more digits of the fingerprint")
+
+    def sweep(self, name: str) -> Path:
+        return self.path / "sweeps" / name
+
+    @contextlib.contextmanager
+    def sweep_lock(self, name: str) -> Iterator[None]:
+        """Only one process drives a sweep; a second one is told who does. Freed by the kernel if the driver dies."""
+        folder = self.sweep(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = take_lock(folder / "lock")
+        if descriptor is None:
+            holder = (folder / "lock").read_text(encoding="utf-8") or "another process"
+            raise PriorlabError(
+                f"sweep {name!r} is already run by {holder}. Wait for it (`priorlab status {name}`), or give this one "
+                "another name with --name."
+            )
+        try:
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,198 @@
+"""What the commands do with a sweep: plan it, run it, compare it, and pick it up again from its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.compare import load_evaluations, summary_rows
+from pipeline.compose import Sweep
+from pipeline.errors import PriorlabError
+from pipeline.fingerprint import drift
+from pipeline.graph import Graph, StageNode, build_graph, graph_from_specs
+from pipeline.runner import Outcome, View, run
+from pipeline.store import Home, StageFolder, read_json, write_json_atomically, write_text_atomically
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of a sweep so far, and where its files are."""
+
+    rows: list[dict[str, Any]]
+    report: Path
+
+
+def default_jobs() -> int:
+    """One stage per core on CPU (a stage uses one thread), one per GPU otherwise."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len([d for d in visible.split(",") if d]) if visible is not None else len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return gpus or max(1, len(os.sched_getaffinity(0)))
+
+
+def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
+    """One entry per stage, in running order: what it is, whether it is done, where it lives, and which cells use it."""
+    users: dict[str, list[str]] = {}
+    for plan in graph.cells:
+        for node in plan.stages():
+            users.setdefault(node.fingerprint, []).append(plan.cell.id)
+    return [
+        {
+            "stage": node.name,
+            "kind": node.kind,
+            "fingerprint": node.fingerprint,
+            "state": stage_state(node.folder(home)),
+            "work": _work(node),
+            "cells": users[node.fingerprint],
+            "parents": {role: parent.name for role, parent in node.parents.items()},
+            "folder": str(node.folder(home).path),
+        }
+        for node in graph.stages.values()
+    ]
+
+
+def stage_state(folder: StageFolder) -> str:
+    """done | running | failed | unfinished | new"""
+    if folder.record() is not None:
+        return "done"
+    if not folder.path.exists():
+        return "new"
+    lock = folder.lock()
+    if lock is None:
+        return "running"
+    os.close(lock)
+    status = read_json(folder.status) or {}
+    return "failed" if status.get("state") == "failed" else "unfinished"
+
+
+def _work(node: StageNode) -> str:
+    """The size of a stage's work, for people."""
+    settings = getattr(node.config, node.kind)
+    if node.kind == "corpus":
+        return f"{settings.documents:,} documents"
+    if node.kind == "pretrain":
+        block = getattr(node.parents["corpus"].config, "corpus").block_size
+        return f"{settings.steps:,} steps, {settings.steps * settings.global_batch * block:,} tokens"
+    if node.kind == "rl":
+        rollouts = settings.steps * settings.prompts_per_step * settings.samples_per_prompt
+        return f"{settings.steps:,} steps, {rollouts:,} rollouts"
+    return f"{settings.problems:,} problems x {settings.samples} samples"
+
+
+def run_sweep(sweep: Sweep, home: Home, *, jobs: int, view: View) -> tuple[Graph, Outcome]:
+    """Run what is missing. Raises `PriorlabError` if another process runs this sweep."""
+    graph = build_graph(sweep.cells())
+    with home.sweep_lock(sweep.name):
+        _save_definition(sweep, graph, home)
+        return graph, run(graph, home, sweep=sweep.name, jobs=jobs, view=view)
+
+
+def _save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
+    folder = home.sweep(sweep.name)
+    definition = folder / "sweep.yaml"
+    text = sweep.as_yaml()
+    if not definition.exists() or definition.read_text(encoding="utf-8") != text:
+        write_text_atomically(definition, text)
+    cells = "".join(
+        json.dumps({"cell": plan.cell.id, **plan.cell.coordinates, "stages": [node.name for node in plan.stages()]}) + "\n"
+        for plan in graph.cells
+    )
+    listed = folder / "cells.jsonl"
+    if not listed.exists() or listed.read_text(encoding="utf-8") != cells:
+        write_text_atomically(listed, cells)
+
+
+def saved_sweep(name: str, home: Home) -> Sweep | None:
+    """A sweep as it was last started, or None."""
+    path = home.sweep(name) / "sweep.yaml"
+    if not path.exists():
+        return None
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Sweep(name, tree["axes"], tree["recipe"], tree["description"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise PriorlabError(f"{path} is damaged ({error}); start the sweep again with `priorlab sweep {name}`") from error
+
+
+def redefinition(sweep: Sweep, home: Home) -> list[str]:
+    """How a sweep differs from what its folder was last started with; empty if it is new or the same."""
+    before = saved_sweep(sweep.name, home)
+    if before is None:
+        return []
+    return list(drift({"axes": before.axes, "recipe": before.recipe}, {"axes": sweep.axes, "recipe": sweep.recipe}))
+
+
+def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
+    """Write the comparison if results are new; None while nothing is evaluated."""
+    folder = home.sweep(sweep.name)
+    report = folder / "report.html"
+    digest = _digest(sweep, graph, home)
+    stamp = folder / "comparison.json"
+    kept = read_json(stamp)
+    if kept is not None and kept.get("digest") == digest and report.exists() and (folder / "results.csv").exists():
+        return Comparison(kept["rows"], report)
+    evaluations = load_evaluations(graph, home)
+    if not evaluations:
+        return None
+    from pipeline.report.build import write_comparison  # matplotlib and pyarrow take a second to import
+    from pipeline.tracking import log_comparison
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_comparison(sweep.name, sweep.description, graph, evaluations, home)
+    rows = summary_rows(evaluations)
+    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, rows, digest)
+    write_json_atomically(stamp, {"digest": digest, "rows": rows})
+    return Comparison(rows, report)
+
+
+def _digest(sweep: Sweep, graph: Graph, home: Home) -> str:
+    """Changes when a record of the sweep does, or its description."""
+    digest = hashlib.sha256((sweep.name + sweep.as_yaml()).encode())
+    for node in graph.stages.values():
+        record = node.folder(home).record_file
+        try:
+            stamp = f"{node.fingerprint} {record.stat().st_mtime_ns}"
+        except FileNotFoundError:
+            stamp = f"{node.fingerprint} -"
+        digest.update(stamp.encode())
+    return digest.hexdigest()
+
+
+def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jobs: int, view: View) -> Outcome:
+    """Run one stage and what depends on it, from the specs on disk.
+
+    `force` forgets the stage's results, and those of everything computed from them, first. `alone` leaves dependents out.
+    """
+    spec = read_json(folder.spec)
+    if spec is None:
+        raise PriorlabError(f"{folder.path} has no spec.json; start its sweep instead")
+    graph = graph_from_specs([read_json(stage.spec) for stage in home.stages()], spec["fingerprint"])
+    target = graph.stages[spec["fingerprint"]]
+    wanted = {target.fingerprint}
+    if not alone:
+        wanted |= graph.descendants(target)
+    if force:
+        wanted |= graph.descendants(target)
+        for node in reversed(list(graph.stages.values())):  # dependents first: a kill in between leaves nothing stale
+            if node.fingerprint in wanted:
+                _clear(node.folder(home))
+        if alone:
+            wanted = {target.fingerprint}
+    else:
+        wanted |= {node.fingerprint for node in graph.ancestors(target) if node.folder(home).record() is None}
+    return run(graph, home, sweep=spec["sweep"], jobs=jobs, view=view, only=wanted)
+
+
+def _clear(folder: StageFolder) -> None:
+    lock = folder.lock()
+    if lock is None:
+        raise PriorlabError(f"{folder.path} is running; stop it before forcing it again")
+    try:
+        folder.clear()
+    finally:
+        os.close(lock)

@@ -1,0 +1,25 @@
+"""`python -m pipeline.tether PARENT COMMAND...`: become COMMAND, and get SIGTERM from the kernel when PARENT dies.
+
+A stage must not outlive an orchestrator that was killed. The setting survives exec, so this small module sets it and steps aside.
+Linux only; elsewhere the command simply runs.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    parent, *command = sys.argv[1:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it died before the setting took effect
+            sys.exit(1)
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Weights & Biases: one run per stage (group = sweep, job type = stage kind, id = fingerprint) and one summary run per sweep.
+
+Offline unless the user is logged in. Keys stay where W&B looks for them (environment, netrc) and enter no file of ours.
+metrics.jsonl in the stage folder always holds the same rows.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import TrackingConfig
+
+if TYPE_CHECKING:
+    from pipeline.compare import Evaluation  # numpy, which stages' runs do not need here
+
+_HOST = "api.wandb.ai"
+
+
+def resolve_mode(tracking: TrackingConfig) -> str:
+    """`online`, `offline` or `disabled`; WANDB_MODE wins over the config."""
+    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return os.environ["WANDB_MODE"]
+    if tracking.mode != "auto":
+        return tracking.mode
+    return "online" if _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", f"https://{_HOST}").split("//")[-1].split("/")[0].split(":")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
+    """A `wandb.Run`, quiet, with its files below `folder`."""
+    import wandb  # 0.7 s to import, and only stages and finished sweeps need it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        project=tracking.project,
+        entity=tracking.entity,
+        dir=str(folder),
+        mode=resolve_mode(tracking),
+        resume="allow",
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False),
+        **run,
+    )
+
+
+class StageRun:
+    """The W&B run of one stage. Rows carry their own `step`, so a resumed stage may log a step again."""
+
+    def __init__(self, spec: dict[str, Any], folder: Path, tracking: TrackingConfig) -> None:
+        self._run = open_run(
+            tracking,
+            folder,
+            id=spec["fingerprint"][:32],
+            name=f"{spec['kind']}-{spec['slug']}",
+            group=spec["sweep"],
+            job_type=spec["kind"],
+            tags=[spec["kind"], *([spec["labels"]["prior.name"]] if "prior.name" in spec["labels"] else [])],
+            config=spec["labels"] | {"fingerprint": spec["fingerprint"], "stage": spec["config"]},
+        )
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, row: dict[str, float]) -> None:
+        self._run.log(row)
+
+    def finish(self, summary: dict[str, float]) -> None:
+        for key, value in summary.items():
+            self._run.summary[key] = value
+        self._run.finish()
+
+
+def log_comparison(
+    sweep: str,
+    tracking: TrackingConfig,
+    folder: Path,
+    evaluations: list[Evaluation],
+    rows: list[dict[str, Any]],
+    digest: str,
+) -> None:
+    """The sweep's summary run: the gain table, the pass@k curves, and gains as summary values. Its id changes with the results."""
+    if resolve_mode(tracking) == "disabled":
+        return
+    import wandb
+
+    run = open_run(
+        tracking, folder, id=f"{sweep}-{digest[:16]}", name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"]
+    )
+    table = wandb.Table(columns=["arm", "prior", "metric", "before", "after", "gain", "gain_low", "gain_high"])
+    for row in rows:
+        for metric, values in row.items():
+            if not metric.startswith("pass@"):
+                continue
+            gain, after = values["gain"] or {}, values["after"] or {}
+            numbers = [values["before"]["value"], after.get("value"), *(gain.get(key) for key in ("value", "low", "high"))]
+            table.add_data(row["arm"], row["prior"], metric, *numbers)
+            if gain:
+                run.summary[f"gain/{row['arm']}/{metric}"] = gain["value"]
+        run.summary[f"entropy/{row['arm']}"] = row["entropy"]["value"]
+        run.summary[f"perplexity/{row['arm']}"] = row["perplexity"]["value"]
+    curves = wandb.Table(columns=["line", "cell", "prior", "seed", "after", "k", "pass@k"])
+    for evaluation in evaluations:
+        cell = evaluation.plan.cell
+        for k, values in sorted(evaluation.metrics["pass@k"].items()):
+            line = f"{cell.id} after {evaluation.after}"
+            curves.add_data(line, cell.id, cell.recipe.prior.name, cell.recipe.seed, evaluation.after, k, float(values.mean()))
+    run.log(
+        {
+            "gains": table,
+            "pass_at_k_table": curves,
+            "pass_at_k": wandb.plot.line(curves, x="k", y="pass@k", stroke="line", title="pass@k before and after RL"),
+        }
+    )
+    run.finish()

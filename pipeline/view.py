@@ -1,0 +1,149 @@
+"""What a user sees while stages run: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.runner import StageState
+
+_PLAIN_SECONDS = 15.0
+_STYLES = {
+    "done": "green", "reused": "green", "running": "cyan", "failed": "bold red", "blocked": "yellow", "elsewhere": "cyan",
+}  # fmt: skip
+_SHOWN_ROWS = 24
+
+
+class Pace:
+    """Rate and time left of a stage, measured since this view first saw it move (a resumed stage starts far from 0)."""
+
+    def __init__(self) -> None:
+        self._first: tuple[str, float, float] | None = None
+
+    def seconds_left(self, state: StageState) -> float | None:
+        progress = state.progress
+        if progress.get("state") != "running" or not progress.get("total"):
+            return None
+        unit, step, now = progress["unit"], float(progress["step"]), float(progress["time"])
+        if self._first is None or self._first[0] != unit or step < self._first[1]:
+            self._first = (unit, step, now)
+        _, first_step, first_time = self._first
+        if step <= first_step or now <= first_time:
+            return None
+        return (progress["total"] - step) * (now - first_time) / (step - first_step)
+
+
+def describe(progress: dict) -> str:
+    """`240/500 steps  loss 1.02  entropy 0.98`"""
+    if not progress.get("unit"):
+        return ""
+    counted = f"{progress['step']}/{progress['total']} {progress['unit']}" if progress.get("total") else progress["unit"]
+    shown = [f"{name} {_number(value)}" for name, value in progress.get("shown", {}).items()]
+    return "  ".join([counted, *shown])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    seconds = int(seconds + 0.5)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+class PlainView:
+    """One line per event, and one per running stage every 15 seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._paces: dict[str, Pace] = {}
+        self._last = time.time()
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def changed(self, stage: StageState, states: list[StageState]) -> None:
+        finished = sum(s.state in ("done", "reused") for s in states)
+        took = f" in {duration(stage.ended - stage.started)}" if stage.ended else ""
+        reason = f": {stage.reason}" if stage.reason else ""
+        self._print(f"[{finished}/{len(states)}] {stage.node.name} {stage.state}{took}{reason}")
+        if stage.state == "failed" and stage.log is not None:
+            self._print(f"      log: {stage.log}")
+
+    def tick(self, states: list[StageState]) -> None:
+        if time.time() - self._last < _PLAIN_SECONDS:
+            return
+        self._last = time.time()
+        for state in states:
+            if state.state == "running" and state.progress:
+                left = self._paces.setdefault(state.node.name, Pace()).seconds_left(state)
+                rest = f"  {duration(left)} left" if left is not None else ""
+                self._print(f"      {state.node.name}: {describe(state.progress)}{rest}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveView:
+    """A table that redraws itself: totals, what runs, what failed."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._paces: dict[str, Pace] = {}
+        self._started = time.time()
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def changed(self, stage: StageState, states: list[StageState]) -> None:
+        if stage.state == "failed":
+            self.console.print(f"[bold red]failed[/] {stage.node.name}: ", Text(stage.reason), sep="")
+            self.console.print(Text(f"       log: {stage.log}"))
+        elif stage.state == "done":
+            self.console.print(f"[green]done[/]   {stage.node.name}  [dim]{duration(stage.ended - stage.started)}[/]")
+        self.tick(states)
+
+    def tick(self, states: list[StageState]) -> None:
+        self._live.update(self._render(states))
+
+    def _render(self, states: list[StageState]) -> Group:
+        counts = Counter(state.state for state in states)
+        finished = counts["done"] + counts["reused"]
+        summary = ", ".join(f"{number} {name}" for name, number in counts.items())
+        header = Text(f"{finished}/{len(states)} stages  ({summary})  {duration(time.time() - self._started)}")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for title in ("stage", "", "progress", "left"):
+            table.add_column(title, style="none", header_style="dim", no_wrap=True)
+        for state in [s for s in states if s.state in ("running", "elsewhere", "failed")][:_SHOWN_ROWS]:
+            left = self._paces.setdefault(state.node.name, Pace()).seconds_left(state)
+            total = state.progress.get("total") or 0
+            bar = ProgressBar(total=total, completed=state.progress.get("step", 0), width=16) if total else Text("")
+            table.add_row(
+                Text(state.node.name, style=_STYLES.get(state.state, "")),
+                bar,
+                Text(state.reason or describe(state.progress)),
+                Text("" if left is None else duration(left)),
+            )
+        return Group(header, table)
+
+
+def choose_view(console: Console) -> PlainView | LiveView:
+    return LiveView(console) if console.is_terminal else PlainView(console)

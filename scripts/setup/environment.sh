@@ -1,0 +1,74 @@
+# Sourced by scripts/priorlab and scripts/test: makes or updates .venv, then leaves $PYTHON set. Costs some 20 ms when nothing changed.
+#
+# The environment is exactly the lock file of the device (cpu.txt or gpu.txt, compiled from pyproject.toml; CONTRIBUTING.md says how).
+# PRIORLAB_DEVICE=cpu|gpu overrides what is found.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+venv=$root/.venv
+uv_version=0.13.9
+
+device=${PRIORLAB_DEVICE:-}
+if [ -z "$device" ]; then
+    if [ -e /dev/nvidia0 ] || [ -e /dev/dxg ]; then device=gpu; else device=cpu; fi
+fi
+lock=$root/scripts/setup/$device.txt
+stamp=$venv/priorlab.stamp
+
+fail() {
+    echo "priorlab set-up: $1" >&2
+    exit 1
+}
+
+current() {
+    [ -x "$venv/bin/priorlab" ] && cat "$lock" "$root/pyproject.toml" 2>/dev/null | cmp -s - "$stamp"
+}
+
+find_python() {
+    local candidate
+    for candidate in python3.11 python3 python; do
+        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+install() {
+    local python uv started=$SECONDS
+    echo "priorlab set-up: making $venv for the $device; this takes a minute or two, once" >&2
+    python=$(find_python) || fail "Python 3.11 was not found; install it, or put it on the PATH"
+    # An environment without its stamp is one whose set-up was interrupted: start over.
+    rm -rf "$venv"
+    "$python" -m venv "$venv" || fail "could not make a virtual environment (on Debian: apt install python3.11-venv)"
+    uv=$(command -v uv) || {
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$uv_version" || fail "could not install uv"
+        uv=$venv/bin/uv
+    }
+    local options=(--python "$venv/bin/python" --no-deps --quiet)
+    if [ "$device" = gpu ]; then
+        options+=(--torch-backend=auto)
+    elif [ -n "${PIP_FIND_LINKS:-}" ]; then
+        options+=(--find-links "$PIP_FIND_LINKS")
+    else
+        options+=(--torch-backend=cpu)
+    fi
+    # Compiled once here instead of at every start of a stage: imports of torch, vllm and transformers take a third of the time.
+    "$uv" pip install "${options[@]}" --compile-bytecode --requirement "$lock" || fail "could not install $lock"
+    "$uv" pip install "${options[@]}" --editable "$root" || fail "could not install priorlab itself"
+    cat "$lock" "$root/pyproject.toml" >"$stamp"
+    echo "priorlab set-up: done in $((SECONDS - started)) s" >&2
+}
+
+if ! current; then
+    # Two commands at once must not build the same environment.
+    if command -v flock >/dev/null; then
+        exec 9>"$root/.venv.lock"
+        flock 9
+        current || install
+        exec 9>&-
+    else
+        install
+    fi
+fi
+PYTHON=$venv/bin/python

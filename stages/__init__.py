@@ -1,0 +1,1 @@
+"""The heavy half of priorlab: each stage is `python -m stages.KIND --spec spec.json`."""

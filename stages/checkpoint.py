@@ -1,0 +1,72 @@
+"""Checkpoints between stages (HF folders) and checkpoints within one (resume)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from pipeline.errors import PriorlabError
+
+_COMPLETE = "complete"
+
+
+class MarkComplete(TrainerCallback):
+    """Marks a step checkpoint once all of it is written: Trainer saves file by file, and a kill may fall in between."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+
+
+def last_complete(folder: Path, *, remove_others: bool) -> Path | None:
+    """The newest complete step checkpoint. `remove_others` deletes what a kill left half-written."""
+    steps = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if path.is_dir()}
+    for step in sorted(steps, reverse=True):
+        if (steps[step] / _COMPLETE).exists():
+            return steps[step]
+        if remove_others:
+            shutil.rmtree(steps[step])
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Model and tokenizer as a HF folder, whatever the ZeRO stage. Every rank must call it; one writes."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.args.should_save:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)  # DeepSpeed's copy unties it; the embedding is the one that counts
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def verify_export(folder: Path) -> None:
+    """Raises `PriorlabError` unless config, weights and tokenizer belong together: names, shapes, tied weights, vocabulary."""
+    import torch
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        expected.pop("lm_head.weight", None)
+    found: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise PriorlabError(f"export {folder} does not match its config in {', '.join(wrong[:5])}")
+    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    if vocabulary > config.vocab_size:
+        raise PriorlabError(f"export {folder}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}")

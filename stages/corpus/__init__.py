@@ -1,0 +1,1 @@
+"""The corpus: task text, tokenised and packed into equal blocks."""

@@ -1,0 +1,19 @@
+"""The stage `evaluate`. Heavy imports wait: verifier workers import this file anew and must start fast."""
+
+from typing import Any
+
+from stages.contract import Stage, main
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    from stages import engine, processes
+
+    processes.quiet()
+    engine.prepare(stage.config.evaluate.threads)
+    from stages.evaluate.run import evaluate
+
+    return evaluate(stage)
+
+
+if __name__ == "__main__":
+    main("evaluate", run)

@@ -1,0 +1,41 @@
+"""Metrics of repeated sampling, per problem; numpy only.
+
+pass@k is the unbiased estimator of Chen et al. (arXiv 2107.03374): the chance that k of the n samples, drawn without replacement,
+contain a correct one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pass_at_k(correct: NDArray[np.integer], n: int, k: int) -> NDArray[np.float64]:
+    """1 - C(n-c, k) / C(n, k) per problem, for c = `correct` of n samples; raises `ValueError` if k > n."""
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples per problem and k >= 1; there are {n}")
+    correct = np.asarray(correct, dtype=np.int64)
+    if correct.size and not (0 <= correct.min() and correct.max() <= n):
+        raise ValueError(f"counts of correct samples must lie between 0 and n = {n}")
+    # C(n-c, k) / C(n, k) = prod over i in 0..k-1 of (n-c-i) / (n-i); a factor of 0 ends it when fewer than k are wrong.
+    draws = np.arange(k)
+    wrong = np.clip(n - correct[:, None] - draws, 0, None)
+    return 1.0 - np.prod(wrong / (n - draws), axis=1)
+
+
+def doubling_ks(n: int) -> list[int]:
+    """1, 2, 4, ... and n itself."""
+    ks = [1 << power for power in range(n.bit_length()) if 1 << power <= n]
+    return ks if ks[-1] == n else [*ks, n]
+
+
+def consensus(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
+    """Whether the most frequent answer is correct. Unreadable answers do not vote; of tied answers the one sampled first wins."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return False
+    winner = votes.most_common(1)[0][0]  # Counter keeps first-seen order among equals
+    return correct[list(answers).index(winner)]

@@ -1,0 +1,109 @@
+"""The stage `evaluate`: samples, verdicts and held-out statistics of one checkpoint, all kept per problem or block."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import EvaluateStage
+from pipeline.errors import PriorlabError
+from stages.contract import Stage
+from stages.corpus.pack import Blocks
+from stages.engine import build_engine
+from stages.evaluate.distribution import heldout_statistics
+from stages.evaluate.metrics import consensus, doubling_ks, pass_at_k
+from stages.evaluate.sample import GREEDY, Sample, sample
+from stages.evaluate.verify import Verifier
+from stages.tasks import Verdict, build_task
+
+# Longest prompt that fits beside a response; the engine refuses longer ones.
+_PROMPT_TOKENS = 64
+
+
+def evaluate(stage: Stage) -> dict[str, Any]:
+    """Writes export/{samples.parquet, problems.json} and returns the means for the record."""
+    config = stage.config
+    assert isinstance(config, EvaluateStage)
+    protocol = config.evaluate
+    checkpoint, corpus = stage.parent("checkpoint"), stage.parent("corpus")
+    heldout = heldout_statistics(
+        stage, checkpoint, Blocks(corpus / "heldout"),
+        count=protocol.heldout_blocks, head_k=protocol.head_k, dtype="float32",
+    )  # fmt: skip
+    problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
+    # The verifier's workers start first: spawning them later would copy nothing, but wait for their imports.
+    with Verifier(config.task, workers=protocol.verify_workers, seconds=protocol.verify_seconds) as verifier:
+        engine = build_engine(
+            checkpoint,
+            dtype="float32",
+            seed=protocol.seed,
+            max_length=_PROMPT_TOKENS + protocol.max_response_tokens,
+            kv_cache_gib=protocol.kv_cache_gib,
+            gpu_memory_share=protocol.gpu_memory_share,
+        )
+        samples = sample(engine, problems, protocol, stage)
+        verdicts = verifier.verify((sample.problem, sample.text) for sample in samples)
+        counts = verifier.counts
+    if counts.errors + counts.timeouts > 0.01 * counts.verified:
+        raise PriorlabError(
+            f"the verifier failed on {counts.errors} and timed out on {counts.timeouts} of {counts.verified} responses; "
+            "scores would be wrong. Raise evaluate.verify_seconds or mend the task's verifier."
+        )
+    per_problem = problem_metrics(samples, verdicts, protocol.samples)
+
+    def write(folder: Path) -> None:
+        pq.write_table(_samples_table(samples, verdicts), folder / "samples.parquet")
+        details = {"problems": [p.id for p in problems], "metrics": per_problem, "heldout": heldout}
+        (folder / "problems.json").write_text(json.dumps(details), encoding="utf-8")
+
+    stage.export(write)
+    means = {f"{name}/{k}": float(np.mean(values)) for name, by_k in per_problem.items() for k, values in by_k.items()}
+    shape = {name: float(np.mean(values)) for name, values in heldout.items()}
+    drawn = [s for s in samples if s.number != GREEDY]
+    return means | shape | {
+        "perplexity": float(np.exp(shape["cross_entropy"])),
+        "truncated": float(np.mean([s.truncated for s in drawn])),
+        "verifier_timeouts": counts.timeouts,
+        "verifier_errors": counts.errors,
+    }  # fmt: skip
+
+
+def problem_metrics(samples: list[Sample], verdicts: list[Verdict], n: int) -> dict[str, dict[str, list[float]]]:
+    """metric -> k -> one value per problem, in the order of the problems."""
+    by_problem: dict[str, list[tuple[Sample, Verdict]]] = defaultdict(list)
+    greedy: dict[str, float] = {}
+    for one, verdict in zip(samples, verdicts, strict=True):
+        if one.number == GREEDY:
+            greedy[one.problem.id] = float(verdict.correct)
+        else:
+            by_problem[one.problem.id].append((one, verdict))
+    groups = list(by_problem.values())
+    correct = np.array([sum(verdict.correct for _, verdict in group) for group in groups])
+    votes = [consensus([v.answer for _, v in group], [v.correct for _, v in group]) for group in groups]
+    return {
+        "pass@k": {str(k): pass_at_k(correct, n, k).tolist() for k in doubling_ks(n)},
+        "avg@n": {str(n): (correct / n).tolist()},
+        "cons@n": {str(n): [float(vote) for vote in votes]},
+        "greedy": {"1": list(greedy.values())},
+        "length": {str(n): [float(np.mean([one.length for one, _ in group])) for group in groups]},
+    }
+
+
+def _samples_table(samples: list[Sample], verdicts: list[Verdict]) -> pa.Table:
+    return pa.table(
+        {
+            "problem_id": [s.problem.id for s in samples],
+            "sample": pa.array([s.number for s in samples], pa.int32()),
+            "text": [s.text for s in samples],
+            "answer": [v.answer for v in verdicts],
+            "correct": [v.correct for v in verdicts],
+            "length": pa.array([s.length for s in samples], pa.int32()),
+            "truncated": [s.truncated for s in samples],
+        }
+    )

@@ -1,0 +1,56 @@
+"""Sample responses with vLLM: n per problem at the protocol's temperature, and one greedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.config import EvaluateConfig
+from stages.contract import Stage
+from stages.tasks import Problem
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+# Problems per call of the engine: enough to keep it full, few enough to report progress.
+_PROBLEMS_PER_CALL = 32
+GREEDY = -1
+"""The number under which a problem's greedy response is kept."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    problem: Problem
+    number: int
+    text: str
+    length: int
+    truncated: bool
+
+
+def sample(engine: LLM, problems: list[Problem], protocol: EvaluateConfig, stage: Stage) -> list[Sample]:
+    """All samples, problem by problem, each problem's greedy response first. `length` counts tokens, end-of-text included."""
+    from vllm import SamplingParams
+
+    drawn = SamplingParams(
+        n=protocol.samples,
+        temperature=protocol.temperature,
+        top_p=protocol.top_p,
+        max_tokens=protocol.max_response_tokens,
+    )
+    greedy = SamplingParams(temperature=0.0, max_tokens=protocol.max_response_tokens)
+    samples: list[Sample] = []
+    for start in range(0, len(problems), _PROBLEMS_PER_CALL):
+        stage.progress(start, len(problems), "problems")
+        batch = problems[start : start + _PROBLEMS_PER_CALL]
+        prompts = [problem.prompt for problem in batch]
+        results = engine.generate(prompts * 2, [greedy] * len(batch) + [drawn] * len(batch), use_tqdm=False)
+        for problem, best, random in zip(batch, results[: len(batch)], results[len(batch) :], strict=True):
+            samples += _samples_of(problem, best, first=GREEDY) + _samples_of(problem, random, first=0)
+    return samples
+
+
+def _samples_of(problem: Problem, result: RequestOutput, first: int) -> list[Sample]:
+    return [
+        Sample(problem, first + i, output.text, len(output.token_ids), output.finish_reason == "length")
+        for i, output in enumerate(result.outputs)
+    ]

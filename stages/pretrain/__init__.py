@@ -1,0 +1,1 @@
+"""Stage one: pre-train with the reward-shaped next-token objective."""

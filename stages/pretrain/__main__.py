@@ -1,0 +1,18 @@
+"""The stage `pretrain`. Heavy imports wait until the environment of the process is prepared."""
+
+from typing import Any
+
+from stages.contract import Stage, main
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    from stages.processes import prepare
+
+    prepare(stage.config.pretrain.launch.threads)
+    from stages.pretrain.train import train
+
+    return train(stage)
+
+
+if __name__ == "__main__":
+    main("pretrain", run)

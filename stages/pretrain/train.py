@@ -1,0 +1,171 @@
+"""Pre-training: HF Trainer + DeepSpeed over packed blocks, in an order that depends on the seed alone.
+
+The order of blocks is drawn up front and read sequentially, so a step sees the same blocks however they are split over processes
+and micro-batches, and a resumed run continues exactly where the step checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from pipeline.config import PretrainStage
+from stages.checkpoint import MarkComplete, last_complete, save_export, step_of, verify_export
+from stages.contract import Stage
+from stages.corpus.pack import Blocks
+from stages.pretrain.head import STATISTICS, ShapedHead, attach
+from stages.pretrain.model import build_model
+from stages.processes import deepspeed_config
+
+
+class OrderedBlocks(torch.utils.data.Dataset):
+    """`steps x global_batch` blocks: whole passes over the corpus, each in a fresh random order."""
+
+    def __init__(self, blocks: Blocks, count: int, seed: int) -> None:
+        rng = np.random.default_rng([seed, 0x0DE5])
+        passes = [rng.permutation(len(blocks)) for _ in range(math.ceil(count / len(blocks)))]
+        self._order = np.concatenate(passes)[:count]
+        self._blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Int[Tensor, "block"]:
+        return self._blocks.rows(self._order[index : index + 1])[0]
+
+    def __getitems__(self, indices: list[int]) -> Int[Tensor, "rows block"]:
+        return self._blocks.rows(self._order[indices])
+
+
+def collate(rows: Int[Tensor, "rows block"] | list[Tensor]) -> dict[str, Tensor]:
+    batch = torch.stack(rows) if isinstance(rows, list) else rows
+    return {"input_ids": batch, "labels": batch}
+
+
+class PretrainTrainer(Trainer):
+    """Trainer that reads blocks in order and logs the head's statistics to the stage."""
+
+    def __init__(self, *, stage: Stage, head: ShapedHead, tokens_per_step: int, **trainer: Any) -> None:
+        super().__init__(**trainer)
+        self.stage = stage
+        self.head = head
+        self.tokens_per_step = tokens_per_step
+        self.remove_callback(PrinterCallback)
+        self.add_callback(MarkComplete())
+        self._last_log = (time.perf_counter(), self.state.global_step)
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._statistics()
+            step = self.state.global_step
+            self.stage.log(step, **{name: value for name, value in logs.items() if name != "epoch"})
+            self.stage.progress(
+                step, self.state.max_steps, "steps", loss=logs["loss"], entropy=logs["entropy"], rate=logs["tokens_per_s"]
+            )
+        super().log(logs, start_time)
+
+    def _statistics(self) -> dict[str, float]:
+        sums = self.head.take_statistics()
+        if sums is None:
+            raise RuntimeError("the head saw no token since the last log")
+        count, *totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+        now, (then, step_then) = time.perf_counter(), self._last_log
+        self._last_log = (now, self.state.global_step)
+        means = {name: total / count for name, total in zip(STATISTICS, totals, strict=True)}
+        tokens = self.state.global_step * self.tokens_per_step
+        rate = (self.state.global_step - step_then) * self.tokens_per_step / (now - then)
+        return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens, "tokens_per_s": rate}
+
+
+def train(stage: Stage) -> dict[str, Any]:
+    """Run or resume the stage; exports a checkpoint and returns the record's metrics."""
+    config = stage.config
+    assert isinstance(config, PretrainStage)
+    settings, launch = config.pretrain, config.pretrain.launch
+    corpus = stage.parent("corpus")
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    blocks = Blocks(corpus / "train")
+    arguments = _arguments(stage, config)  # before the model: DeepSpeed's context must exist when it is built
+    model = build_model(config.model, tokenizer, config.seed)
+    head = attach(model, config.prior, settings.head_k)
+    trainer = PretrainTrainer(
+        stage=stage,
+        head=head,
+        tokens_per_step=settings.global_batch * blocks.block_size,
+        model=model,
+        args=arguments,
+        train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, config.seed),
+        data_collator=collate,
+    )
+    checkpoint = last_complete(stage.folder.checkpoints, remove_others=stage.rank == 0)
+    stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    if trainer.state.global_step != settings.steps:
+        raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
+    stage.export(lambda folder: save_export(trainer, tokenizer, folder))
+    if stage.rank == 0:
+        verify_export(stage.folder.export)
+    last = next(row for row in reversed(trainer.state.log_history) if "loss" in row)
+    tokens = settings.steps * settings.global_batch * blocks.block_size
+    return {
+        "parameters": _parameter_count(model),
+        "steps": settings.steps,
+        "tokens": tokens,
+        "passes_over_corpus": tokens / (len(blocks) * blocks.block_size),
+        **{name: last[name] for name in ("loss", "perplexity", *STATISTICS)},
+        "zero_stage": launch.zero_stage,
+        "processes": launch.processes,
+    }
+
+
+def _arguments(stage: Stage, config: PretrainStage) -> TrainingArguments:
+    settings, launch, optimizer = config.pretrain, config.pretrain.launch, config.pretrain.optimizer
+    return TrainingArguments(
+        output_dir=str(stage.folder.checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=launch.micro_batch,
+        gradient_accumulation_steps=settings.global_batch // (launch.processes * launch.micro_batch),
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": optimizer.decay_steps, "decay_type": "linear", "min_lr_ratio": optimizer.final_ratio,
+        },
+        warmup_steps=optimizer.warmup_steps,
+        optim="adamw_torch",
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.clip_norm,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=launch.gradient_checkpointing,
+        deepspeed=deepspeed_config(launch, settings.dtype),
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=launch.save_steps,
+        save_total_limit=2,
+        logging_steps=launch.log_steps,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )  # fmt: skip
+
+
+
+
+def _parameter_count(model: PreTrainedModel) -> int:
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

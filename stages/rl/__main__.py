@@ -1,0 +1,19 @@
+"""The stage `rl`. Heavy imports wait: verifier workers import this file anew and must start fast."""
+
+from typing import Any
+
+from stages.contract import Stage, main
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    from stages import engine, processes
+
+    engine.prepare(stage.config.rl.launch.threads)
+    processes.prepare(stage.config.rl.launch.threads)
+    from stages.rl.train import train
+
+    return train(stage)
+
+
+if __name__ == "__main__":
+    main("rl", run)

@@ -1,0 +1,129 @@
+"""The stage `rl`: from a checkpoint and a task's training problems to a policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig
+
+from pipeline.config import RLConfig, RLStage
+from stages.checkpoint import last_complete, save_export, step_of, verify_export
+from stages.contract import Stage
+from stages.engine import engine_arguments
+from stages.evaluate.verify import Verifier
+from stages.processes import deepspeed_config
+from stages.rl.trainer import RLTrainer
+from stages.tasks import Problem, build_task
+
+_PROMPT_TOKENS = 64
+_VERIFY_SECONDS = 5.0
+
+
+def train(stage: Stage) -> dict[str, Any]:
+    """Run or resume the stage; exports the policy and returns the record's metrics."""
+    config = stage.config
+    assert isinstance(config, RLStage)
+    settings = config.rl
+    base = stage.parent("checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    problems = build_task(config.task).problems("rl", settings.problems, config.seed)
+    arguments = _arguments(stage, settings, config.seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with Verifier(config.task, workers=1, seconds=_VERIFY_SECONDS) as verifier:
+        trainer = RLTrainer(
+            stage=stage,
+            engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib),
+            max_mismatch=settings.max_logprob_mismatch,
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+            reward_funcs=Reward(problems, verifier),
+            train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "problem": i} for i, p in enumerate(problems)]),
+        )
+        checkpoint = last_complete(stage.folder.checkpoints, remove_others=stage.rank == 0)
+        stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        counts = verifier.counts
+
+    if trainer.state.global_step != settings.steps:
+        raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
+    stage.export(lambda folder: save_export(trainer, tokenizer, folder))
+    if stage.rank == 0:
+        verify_export(stage.folder.export)
+    last = next(row for row in reversed(trainer.state.log_history) if "loss" in row)
+    return {
+        "steps": settings.steps,
+        "rollouts": settings.steps * settings.prompts_per_step * settings.samples_per_prompt,
+        "reward": last["reward"],
+        "entropy": last["entropy"],
+        "length": last["completions/mean_length"],
+        "verifier_timeouts": counts.timeouts,
+        "verifier_errors": counts.errors,
+    }
+
+
+class Reward:
+    """1 for a verified response, else 0; the name is what TRL logs it under."""
+
+    __name__ = "correct"
+
+    def __init__(self, problems: list[Problem], verifier: Verifier) -> None:
+        self.problems = problems
+        self.verifier = verifier
+
+    def __call__(self, completions: list[str], problem: list[int], **_: Any) -> list[float]:
+        pairs = [(self.problems[index], text) for index, text in zip(problem, completions, strict=True)]
+        return [float(verdict.correct) for verdict in self.verifier.verify(pairs)]
+
+
+def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
+    launch, optimizer = settings.launch, settings.optimizer
+    batch = settings.prompts_per_step * settings.samples_per_prompt
+    accumulation = batch // (launch.processes * launch.micro_batch)
+    return GRPOConfig(
+        output_dir=str(stage.folder.checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=launch.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,  # one optimizer step per generation: on-policy, and resume is exact
+        num_generations=settings.samples_per_prompt,
+        temperature=settings.temperature,
+        top_p=1.0,
+        top_k=0,
+        max_completion_length=settings.max_response_tokens,
+        beta=0.0,
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        loss_type="dapo",  # token-level: every token of the batch counts the same
+        scale_rewards=settings.scale_rewards,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": optimizer.decay_steps, "decay_type": "linear", "min_lr_ratio": optimizer.final_ratio,
+        },
+        warmup_steps=optimizer.warmup_steps,
+        optim="adamw_torch",
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.clip_norm,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=launch.gradient_checkpointing,
+        deepspeed=deepspeed_config(launch, settings.dtype),
+        use_vllm=True,
+        vllm_mode="colocate",
+        vllm_gpu_memory_utilization=settings.gpu_memory_share,
+        vllm_max_model_length=_PROMPT_TOKENS + settings.max_response_tokens,
+        seed=seed,
+        save_strategy="steps",
+        save_steps=launch.save_steps,
+        save_total_limit=2,
+        logging_steps=launch.log_steps,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )  # fmt: skip

@@ -1,0 +1,55 @@
+"""What every task offers: text to learn from, problems to solve, and a verifier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Split = Literal["corpus", "heldout", "rl", "evaluate"]
+
+# Shares of the problem space. A problem's split depends on the problem alone, so splits cannot overlap whatever is drawn.
+_SPLITS: tuple[tuple[Split, float], ...] = (("corpus", 0.75), ("heldout", 0.05), ("rl", 0.12), ("evaluate", 0.08))
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    prompt: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`answer` is the extracted answer in canonical form (None: nothing could be read), used for majority votes."""
+
+    correct: bool
+    answer: str | None
+
+
+class Task(Protocol):
+    alphabet: str
+    """Every character that prompts and solutions use."""
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """`count` distinct problems of a split; raises `PriorlabError` if there are not so many."""
+        ...
+
+    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
+        """Worked solutions (prompt + response) of random problems of a split; problems may repeat."""
+        ...
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """Never raises, whatever the text, and costs at most milliseconds."""
+        ...
+
+
+def split_of(problem_id: str) -> Split:
+    """The split that owns a problem: a fixed hash of its identity, compared with the cumulated shares."""
+    position = int.from_bytes(hashlib.sha256(problem_id.encode()).digest()[:8], "big") / 2**64
+    for split, share in _SPLITS:
+        if position < share:
+            return split
+        position -= share
+    return _SPLITS[-1][0]
