@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import EvaluateStage
 from pipeline.errors import PriorlabError
 from pipeline.graph import CellPlan, Graph
 from pipeline.store import Home, read_json, write_text_atomically
@@ -60,7 +61,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
     for plan in graph.cells:
         for after, node in plan.evaluations.items():
             folder = node.folder(home)
-            if folder.record() is None:
+            if folder.record() is None or not isinstance(node.config, EvaluateStage):
                 continue
             details = read_json(folder.export / "problems.json")
             if details is None:
@@ -75,8 +76,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                     n=node.config.evaluate.samples,
                     problems=details["problems"],
                     metrics={
-                        name: {int(k): np.asarray(values) for k, values in by_k.items()}
-                        for name, by_k in details["metrics"].items()
+                        name: {int(k): np.asarray(values) for k, values in by_k.items()} for name, by_k in details["metrics"].items()
                     },
                     heldout={name: np.asarray(values) for name, values in details["heldout"].items()},
                 )
@@ -127,8 +127,8 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
         for metric in HELDOUT_METRICS:
             source = evaluation.heldout["cross_entropy" if metric == "perplexity" else metric]
             interval = perplexity(source) if metric == "perplexity" else bootstrap(source)
-            k = recipe.evaluate.head_k if metric in ("head_mass", "tail_mass") else ""
-            yield _row(common, metric, k, len(source), interval)
+            head_k = recipe.evaluate.head_k if metric in ("head_mass", "tail_mass") else ""
+            yield _row(common, metric, head_k, len(source), interval)
 
 
 def _row(common: dict[str, Any], metric: str, k: Any, n: int, interval: Interval) -> dict[str, Any]:

@@ -83,9 +83,7 @@ class Sweep:
             )
 
     def as_yaml(self) -> str:
-        return yaml.safe_dump(
-            {"description": self.description, "axes": self.axes, "recipe": self.recipe}, sort_keys=False, width=120
-        )
+        return yaml.safe_dump({"description": self.description, "axes": self.axes, "recipe": self.recipe}, sort_keys=False, width=120)
 
 
 def label(value: Any) -> Any:
@@ -226,10 +224,10 @@ def validate_recipe(tree: dict[str, Any], *, where: str) -> RecipeConfig:
     try:
         return RecipeConfig.model_validate(resolved)
     except ValidationError as error:
-        raise PriorlabError(f"{where}: " + "; ".join(_explain(detail, resolved) for detail in error.errors())) from None
+        raise PriorlabError(f"{where}: " + "; ".join(_explain(detail) for detail in error.errors())) from None
 
 
-def _explain(detail: Any, tree: dict[str, Any]) -> str:
+def _explain(detail: Any) -> str:
     location = [str(part) for part in detail["loc"]]
     path = ".".join(location)
     if detail["type"] == "extra_forbidden":

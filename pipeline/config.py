@@ -173,8 +173,7 @@ class PretrainConfig(Config):
             )
         if self.optimizer.warmup_steps + self.optimizer.decay_steps > self.steps:
             raise ValueError(
-                f"warmup_steps ({self.optimizer.warmup_steps}) + decay_steps ({self.optimizer.decay_steps}) "
-                f"exceed steps ({self.steps})"
+                f"warmup_steps ({self.optimizer.warmup_steps}) + decay_steps ({self.optimizer.decay_steps}) exceed steps ({self.steps})"
             )
         return self
 
@@ -259,9 +258,7 @@ class RecipeConfig(Config):
     @model_validator(mode="after")
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
-            raise ValueError(
-                f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})"
-            )
+            raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
         return self
 
 

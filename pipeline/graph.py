@@ -10,6 +10,7 @@ Equal means equal fingerprint: a corpus is shared by all priors, a pre-training 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -119,13 +120,8 @@ def build_graph(cells: Iterable[Cell]) -> Graph:
     stages: dict[str, StageNode] = {}
     plans = []
     for cell in cells:
-
-        def add(kind: str, slug: str, config: StageConfig, **parents: StageNode) -> StageNode:
-            recipe = cell.recipe
-            node = StageNode(kind, _slug(slug), config, parents, _labels(recipe, kind), recipe.tracking)
-            return stages.setdefault(node.fingerprint, node)
-
         recipe, prior, seed = cell.recipe, cell.recipe.prior.name, cell.recipe.seed
+        add = functools.partial(_merge, stages, recipe)
         corpus = add("corpus", recipe.task.name, CorpusStage(task=recipe.task, corpus=recipe.corpus))
         pretrain = add(
             "pretrain",
@@ -135,15 +131,21 @@ def build_graph(cells: Iterable[Cell]) -> Graph:
         )
         protocol = EvaluateStage(task=recipe.task, evaluate=recipe.evaluate)
         chain = {"corpus": corpus, "pretrain": pretrain}
-        evaluations = {
-            "pretrain": add("evaluate", f"{prior}-s{seed}-pretrain", protocol, checkpoint=pretrain, corpus=corpus)
-        }
+        evaluations = {"pretrain": add("evaluate", f"{prior}-s{seed}-pretrain", protocol, checkpoint=pretrain, corpus=corpus)}
         if recipe.rl is not None:
             rl_config = RLStage(task=recipe.task, rl=recipe.rl, seed=seed)
             chain["rl"] = add("rl", f"{prior}-s{seed}", rl_config, checkpoint=pretrain)
             evaluations["rl"] = add("evaluate", f"{prior}-s{seed}-rl", protocol, checkpoint=chain["rl"], corpus=corpus)
         plans.append(CellPlan(cell, chain, evaluations))
     return Graph(plans, stages)
+
+
+def _merge(
+    stages: dict[str, StageNode], recipe: RecipeConfig, kind: str, slug: str, config: StageConfig, **parents: StageNode
+) -> StageNode:
+    """The stage with this identity: the one already planned, or a new one."""
+    node = StageNode(kind, _slug(slug), config, parents, _labels(recipe, kind), recipe.tracking)
+    return stages.setdefault(node.fingerprint, node)
 
 
 def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:

@@ -71,9 +71,7 @@ def read_json(path: Path) -> Any | None:
 
 def manifest_of(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:

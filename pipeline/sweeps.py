@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.compare import load_evaluations, summary_rows
 from pipeline.compose import Sweep
+from pipeline.config import CorpusStage
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import drift
 from pipeline.graph import Graph, StageNode, build_graph, graph_from_specs
@@ -76,8 +77,10 @@ def _work(node: StageNode) -> str:
     if node.kind == "corpus":
         return f"{settings.documents:,} documents"
     if node.kind == "pretrain":
-        block = getattr(node.parents["corpus"].config, "corpus").block_size
-        return f"{settings.steps:,} steps, {settings.steps * settings.global_batch * block:,} tokens"
+        corpus = node.parents["corpus"].config
+        assert isinstance(corpus, CorpusStage)
+        tokens = settings.steps * settings.global_batch * corpus.corpus.block_size
+        return f"{settings.steps:,} steps, {tokens:,} tokens"
     if node.kind == "rl":
         rollouts = settings.steps * settings.prompts_per_step * settings.samples_per_prompt
         return f"{settings.steps:,} steps, {rollouts:,} rollouts"
@@ -171,7 +174,8 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
     spec = read_json(folder.spec)
     if spec is None:
         raise PriorlabError(f"{folder.path} has no spec.json; start its sweep instead")
-    graph = graph_from_specs([read_json(stage.spec) for stage in home.stages()], spec["fingerprint"])
+    specs = [found for stage in home.stages() if (found := read_json(stage.spec)) is not None]
+    graph = graph_from_specs(specs, spec["fingerprint"])
     target = graph.stages[spec["fingerprint"]]
     wanted = {target.fingerprint}
     if not alone:

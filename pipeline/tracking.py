@@ -9,20 +9,22 @@ from __future__ import annotations
 import netrc
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.config import TrackingConfig
 
 if TYPE_CHECKING:
     from pipeline.compare import Evaluation  # numpy, which stages' runs do not need here
 
+Mode = Literal["online", "offline", "disabled"]
 _HOST = "api.wandb.ai"
 
 
-def resolve_mode(tracking: TrackingConfig) -> str:
+def resolve_mode(tracking: TrackingConfig) -> Mode:
     """`online`, `offline` or `disabled`; WANDB_MODE wins over the config."""
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]
+    for mode in get_args(Mode):
+        if os.environ.get("WANDB_MODE") == mode:
+            return mode
     if tracking.mode != "auto":
         return tracking.mode
     return "online" if _logged_in() else "offline"

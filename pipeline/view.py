@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -39,7 +40,7 @@ class Pace:
         return (progress["total"] - step) * (now - first_time) / (step - first_step)
 
 
-def describe(progress: dict) -> str:
+def describe(progress: dict[str, Any]) -> str:
     """`240/500 steps  loss 1.02  entropy 0.98`"""
     if not progress.get("unit"):
         return ""

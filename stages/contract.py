@@ -48,6 +48,12 @@ class Stage:
         self._last_status = 0.0
         self._run: StageRun | None = None
 
+    def config_as(self, kind: type[ConfigT]) -> ConfigT:
+        """The config, narrowed to the type this stage expects."""
+        if not isinstance(self.config, kind):
+            raise PriorlabError(f"{self.folder.spec} is a spec of the stage {self.spec['kind']!r}, not for this one")
+        return self.config
+
     def parent(self, role: str) -> Path:
         """The export folder of a parent, verified against the sha256s in its record."""
         folder = StageFolder(Path(self.spec["parents"][role]["folder"]))

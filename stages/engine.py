@@ -34,9 +34,7 @@ def engine_arguments(dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
     return arguments
 
 
-def build_engine(
-    checkpoint: Path, *, dtype: Dtype, seed: int, max_length: int, kv_cache_gib: int, gpu_memory_share: float
-) -> LLM:
+def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_length: int, kv_cache_gib: int, gpu_memory_share: float) -> LLM:
     """An engine for a HF folder; `max_length` in tokens, prompt and response together."""
     from vllm import LLM
 

@@ -38,9 +38,7 @@ _NOTE = (
 )
 
 
-def _html(
-    name: str, description: str, graph: Graph, evaluations: list[Evaluation], rows: list[dict[str, Any]], home: Home
-) -> str:
+def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluation], rows: list[dict[str, Any]], home: Home) -> str:
     compared = arms(evaluations)
     ks = shown_ks(evaluations)
     figures = []
@@ -95,7 +93,5 @@ def _sources(graph: Graph, home: Home) -> list[dict[str, str]]:
             continue
         origin = record["provenance"]
         versions = ", ".join(f"{package} {version}" for package, version in origin["packages"].items())
-        found.append(
-            {"stage": node.name, "commit": origin["commit"], "seconds": json.dumps(origin["seconds"]), "versions": versions}
-        )
+        found.append({"stage": node.name, "commit": origin["commit"], "seconds": json.dumps(origin["seconds"]), "versions": versions})
     return found

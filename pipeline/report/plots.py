@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -17,7 +18,7 @@ from pipeline.compare import Arm, stage_rows
 from pipeline.store import Home
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -90,9 +91,7 @@ def training_curves(
 ) -> str:
     """One panel per (metric, title) of a stage's metrics.jsonl, one line per arm (mean over seeds where steps agree)."""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.3 * len(panels), 2.7), squeeze=False, layout="constrained"
-        )
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 2.7), squeeze=False, layout="constrained")
         for index, arm in enumerate(arms):
             colour = _COLOURS[index % len(_COLOURS)]
             for evaluation in arm.before:

@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import CorpusStage
 from stages.contract import Stage, main
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from stages.tasks import Split
 
 
 def build(stage: Stage) -> dict[str, Any]:
@@ -16,16 +19,18 @@ def build(stage: Stage) -> dict[str, Any]:
     from stages.corpus.tokenizer import character_tokenizer
     from stages.tasks import build_task
 
-    task, corpus = build_task(stage.config.task), stage.config.corpus
+    config = stage.config_as(CorpusStage)
+    task, corpus = build_task(config.task), config.corpus
     tokenizer = character_tokenizer(task.alphabet)
     metrics: dict[str, Any] = {"vocabulary": len(tokenizer), "block_size": corpus.block_size}
 
     def write(folder: "Path") -> None:
         tokenizer.save_pretrained(folder / "tokenizer")
-        for name, split, count in (
+        wanted: list[tuple[str, Split, int]] = [
             ("train", "corpus", corpus.documents),
             ("heldout", "heldout", corpus.heldout_documents),
-        ):
+        ]
+        for name, split, count in wanted:
             stage.progress(0, count, "documents")
             blocks = packed_blocks(task.documents(split, count, corpus.seed), tokenizer, corpus.block_size)
             metrics[f"{name}_blocks"] = save_blocks(blocks, corpus.block_size, folder / name)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.config import EvaluateStage
 from stages.contract import Stage, main
 
 
@@ -9,7 +10,7 @@ def run(stage: Stage) -> dict[str, Any]:
     from stages import engine, processes
 
     processes.quiet()
-    engine.prepare(stage.config.evaluate.threads)
+    engine.prepare(stage.config_as(EvaluateStage).evaluate.threads)
     from stages.evaluate.run import evaluate
 
     return evaluate(stage)

@@ -18,7 +18,7 @@ def pass_at_k(correct: NDArray[np.integer], n: int, k: int) -> NDArray[np.float6
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs at least {k} samples per problem and k >= 1; there are {n}")
     correct = np.asarray(correct, dtype=np.int64)
-    if correct.size and not (0 <= correct.min() and correct.max() <= n):
+    if correct.size and not (correct.min() >= 0 and correct.max() <= n):
         raise ValueError(f"counts of correct samples must lie between 0 and n = {n}")
     # C(n-c, k) / C(n, k) = prod over i in 0..k-1 of (n-c-i) / (n-i); a factor of 0 ends it when fewer than k are wrong.
     draws = np.arange(k)

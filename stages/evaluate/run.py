@@ -28,8 +28,7 @@ _PROMPT_TOKENS = 64
 
 def evaluate(stage: Stage) -> dict[str, Any]:
     """Writes export/{samples.parquet, problems.json} and returns the means for the record."""
-    config = stage.config
-    assert isinstance(config, EvaluateStage)
+    config = stage.config_as(EvaluateStage)
     protocol = config.evaluate
     checkpoint, corpus = stage.parent("checkpoint"), stage.parent("corpus")
     heldout = heldout_statistics(

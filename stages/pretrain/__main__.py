@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from pipeline.config import PretrainStage
 from stages.contract import Stage, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
     from stages.processes import prepare
 
-    prepare(stage.config.pretrain.launch.threads)
+    prepare(stage.config_as(PretrainStage).pretrain.launch.threads)
     from stages.pretrain.train import train
 
     return train(stage)

@@ -34,9 +34,7 @@ class ShapedHead(nn.Linear):
         self.ignore_index = ignore_index
         self._sums: Tensor | None = None
 
-    def forward(  # type: ignore[override]
-        self, hidden: Float[Tensor, "batch time width"], labels: Int[Tensor, "batch time"] | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Float[Tensor, "batch time width"], labels: Int[Tensor, "batch time"] | None = None) -> Tensor:
         """Logits without labels; with labels (already shifted to the next token) the summed loss in nats."""
         logits = super().forward(hidden)
         if labels is None:
@@ -51,7 +49,7 @@ class ShapedHead(nn.Linear):
         sums = torch.stack([counted.sum().float(), *(statistics[name].sum() for name in STATISTICS)])
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def take_statistics(self) -> Float[Tensor, "statistics"] | None:
+    def take_statistics(self) -> Float[Tensor, " statistics"] | None:
         """Token count followed by the sums of `STATISTICS` since the last call; None if no token was seen."""
         sums, self._sums = self._sums, None
         return sums

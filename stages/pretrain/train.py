@@ -27,7 +27,7 @@ from stages.pretrain.model import build_model
 from stages.processes import deepspeed_config
 
 
-class OrderedBlocks(torch.utils.data.Dataset):
+class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
     """`steps x global_batch` blocks: whole passes over the corpus, each in a fresh random order."""
 
     def __init__(self, blocks: Blocks, count: int, seed: int) -> None:
@@ -39,7 +39,7 @@ class OrderedBlocks(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, index: int) -> Int[Tensor, "block"]:
+    def __getitem__(self, index: int) -> Int[Tensor, " block"]:
         return self._blocks.rows(self._order[index : index + 1])[0]
 
     def __getitems__(self, indices: list[int]) -> Int[Tensor, "rows block"]:
@@ -91,8 +91,7 @@ class PretrainTrainer(Trainer):
 
 def train(stage: Stage) -> dict[str, Any]:
     """Run or resume the stage; exports a checkpoint and returns the record's metrics."""
-    config = stage.config
-    assert isinstance(config, PretrainStage)
+    config = stage.config_as(PretrainStage)
     settings, launch = config.pretrain, config.pretrain.launch
     corpus = stage.parent("corpus")
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
@@ -163,8 +162,6 @@ def _arguments(stage: Stage, config: PretrainStage) -> TrainingArguments:
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
-
-
 
 
 def _parameter_count(model: PreTrainedModel) -> int:

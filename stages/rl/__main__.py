@@ -2,14 +2,16 @@
 
 from typing import Any
 
+from pipeline.config import RLStage
 from stages.contract import Stage, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
     from stages import engine, processes
 
-    engine.prepare(stage.config.rl.launch.threads)
-    processes.prepare(stage.config.rl.launch.threads)
+    threads = stage.config_as(RLStage).rl.launch.threads
+    engine.prepare(threads)
+    processes.prepare(threads)
     from stages.rl.train import train
 
     return train(stage)

@@ -24,8 +24,7 @@ _VERIFY_SECONDS = 5.0
 
 def train(stage: Stage) -> dict[str, Any]:
     """Run or resume the stage; exports the policy and returns the record's metrics."""
-    config = stage.config
-    assert isinstance(config, RLStage)
+    config = stage.config_as(RLStage)
     settings = config.rl
     base = stage.parent("checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -46,7 +46,8 @@ class RLTrainer(GRPOTrainer):
         if "loss" not in logs:
             return
         step = self.state.global_step
-        row = {"loss": logs["loss"], "grad_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], **averages}
+        # At ZeRO stage 0 DeepSpeed clips without telling the norm.
+        row = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs} | averages
         self.stage.log(step, **row)
         self.stage.progress(
             step, self.state.max_steps, "steps",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from pipeline.config import CountdownTask
 from pipeline.errors import PriorlabError
-from stages.tasks.expression import Node, NotAnExpression, canonical, combine, parse, render
+from stages.tasks.expression import Node, NotAnExpressionError, canonical, combine, parse, render
 from stages.tasks.protocol import Problem, Split, Verdict, split_of
 
 # Draws without a new problem after which a split counts as exhausted.
@@ -63,7 +63,7 @@ class Countdown:
     def verify(self, problem: Problem, response: str) -> Verdict:
         try:
             node = parse(response)
-        except NotAnExpression:
+        except NotAnExpressionError:
             return Verdict(correct=False, answer=None)
         uses_numbers = Counter(node.numbers()) == Counter(problem.data["numbers"])
         return Verdict(correct=uses_numbers and node.value == problem.data["target"], answer=canonical(node))

@@ -13,7 +13,7 @@ MAX_CHARACTERS = 256
 _TOKEN = re.compile(r"[0-9]{1,6}|[-+*()]")
 
 
-class NotAnExpression(ValueError):
+class NotAnExpressionError(ValueError):
     """The text is outside the grammar."""
 
 
@@ -41,23 +41,23 @@ def combine(operator: str, left: Node, right: Node) -> Node:
     elif operator == "*":
         value = left.value * right.value
     else:
-        raise NotAnExpression(f"unknown operator {operator!r}")
+        raise NotAnExpressionError(f"unknown operator {operator!r}")
     return Node(value, operator, left, right)
 
 
 def parse(text: str) -> Node:
-    """Raises `NotAnExpression` for anything outside the grammar or longer than MAX_CHARACTERS.
+    """Raises `NotAnExpressionError` for anything outside the grammar or longer than MAX_CHARACTERS.
 
     Values stay small: at most 64 numbers of six digits fit into the length.
     """
     if len(text) > MAX_CHARACTERS:
-        raise NotAnExpression(f"{len(text)} characters")
+        raise NotAnExpressionError(f"{len(text)} characters")
     tokens = _TOKEN.findall(text)
     if "".join(tokens) != text:
-        raise NotAnExpression("characters outside the grammar")
+        raise NotAnExpressionError("characters outside the grammar")
     node, rest = _sum(tokens, 0)
     if rest != len(tokens):
-        raise NotAnExpression(f"unexpected {tokens[rest]!r}")
+        raise NotAnExpressionError(f"unexpected {tokens[rest]!r}")
     return node
 
 
@@ -79,17 +79,17 @@ def _product(tokens: list[str], at: int) -> tuple[Node, int]:
 
 def _atom(tokens: list[str], at: int) -> tuple[Node, int]:
     if at >= len(tokens):
-        raise NotAnExpression("ends too early")
+        raise NotAnExpressionError("ends too early")
     token = tokens[at]
     if token == "(":
         node, at = _sum(tokens, at + 1)
         if at >= len(tokens) or tokens[at] != ")":
-            raise NotAnExpression("bracket not closed")
+            raise NotAnExpressionError("bracket not closed")
         return node, at + 1
     if not token.isdigit():
-        raise NotAnExpression(f"unexpected {token!r}")
+        raise NotAnExpressionError(f"unexpected {token!r}")
     if len(token) > 1 and token[0] == "0":
-        raise NotAnExpression(f"leading zero in {token!r}")
+        raise NotAnExpressionError(f"leading zero in {token!r}")
     return Node(int(token)), at + 1
 
 
