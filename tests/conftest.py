@@ -1,0 +1,85 @@
+"""Shared set-up: one small sweep, run once per session with the real command, that many tests look at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.compose import load_sweep
+from pipeline.graph import Graph, StageNode, build_graph
+from pipeline.store import Home, StageFolder
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A PRIORLAB_HOME of its own and the real command line on it."""
+
+    home: Home
+
+    def environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_API", "PRIORLAB_LOCK"))}
+        return inherited | {"PRIORLAB_HOME": str(self.home.path), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "pipeline.cli", *arguments]
+
+    def call(self, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), env=self.environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments),
+            env=self.environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def folder(self, node: StageNode) -> StageFolder:
+        return node.folder(self.home)
+
+    def borrow(self, other: Lab, *nodes: StageNode) -> None:
+        """Copies of finished stages of another lab."""
+        for node in nodes:
+            shutil.copytree(other.folder(node).path, self.folder(node).path, ignore=shutil.ignore_patterns("wandb"))
+
+
+def smoke_graph(*overrides: str) -> Graph:
+    return build_graph(load_sweep("smoke", overrides).cells())
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(Home(tmp_path / "home"))
+
+
+@dataclass(frozen=True)
+class FinishedSweep:
+    lab: Lab
+    graph: Graph
+    printed: str
+
+    def node(self, role: str, cell: int = 0) -> StageNode:
+        """`corpus`, `pretrain`, `rl`, `evaluate@pretrain` or `evaluate@rl` of a cell."""
+        plan = self.graph.cells[cell]
+        kind, at, after = role.partition("@")
+        return plan.evaluations[after] if at else plan.chain[kind]
+
+    def folder(self, role: str, cell: int = 0) -> StageFolder:
+        return self.lab.folder(self.node(role, cell))
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> FinishedSweep:
+    """`priorlab sweep smoke`, all of it: two priors, five kinds of work, real DeepSpeed, TRL, vLLM and W&B files."""
+    lab = Lab(Home(tmp_path_factory.mktemp("smoke")))
+    done = lab.call("sweep", "smoke", timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return FinishedSweep(lab, smoke_graph(), done.stdout)

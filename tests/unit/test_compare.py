@@ -1,0 +1,101 @@
+"""Intervals and gains: paired, reproducible, honest about what is missing."""
+
+import numpy as np
+import pytest
+
+from pipeline.compare import COLUMNS, Evaluation, arms, bootstrap, perplexity, result_rows, shown_ks, summary_rows
+from pipeline.compose import load_sweep
+from pipeline.errors import PriorlabError
+from pipeline.graph import CellPlan, build_graph
+
+PROBLEMS = 40
+
+
+def plans(*overrides: str) -> list[CellPlan]:
+    return build_graph(load_sweep("quickstart", overrides).cells()).cells
+
+
+def evaluation(plan: CellPlan, after: str, rate: float, seed: int = 0, problems: int = PROBLEMS) -> Evaluation:
+    values = np.random.default_rng(seed).random(problems) * rate
+    return Evaluation(
+        plan=plan,
+        after=after,
+        step=1,
+        n=8,
+        problems=[f"p{i}" for i in range(problems)],
+        metrics={"pass@k": {1: values, 8: np.minimum(1, 3 * values)}, "greedy": {1: np.round(values)}},
+        heldout={name: np.full(10, 0.5) for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")},
+    )
+
+
+def test_interval_covers_the_mean_of_the_population_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = [bool((found := bootstrap(rng.beta(2, 5, 150))).low <= 2 / 7 <= found.high) for _ in range(300)]
+    assert 0.91 <= np.mean(covered) <= 0.98
+
+
+def test_the_same_values_give_the_same_interval() -> None:
+    values = np.random.default_rng(1).random(50)
+    assert bootstrap(values) == bootstrap(values)
+
+
+def test_seeds_widen_an_interval_when_they_disagree() -> None:
+    noise = np.random.default_rng(2).normal(0, 0.01, (3, 100))
+    agreeing, disagreeing = bootstrap(0.5 + noise), bootstrap(0.5 + noise + np.array([[-0.1], [0.0], [0.1]]))
+    assert disagreeing.high - disagreeing.low > 5 * (agreeing.high - agreeing.low)
+
+
+def test_perplexity_is_the_exponential_of_the_mean() -> None:
+    found = perplexity(np.array([0.0, np.log(4.0)]))
+    assert found.value == pytest.approx(2.0)
+    assert found.low <= found.value <= found.high
+
+
+def test_a_gain_is_paired_per_problem() -> None:
+    (plan,) = plans("axes.prior=[ce]")
+    before = evaluation(plan, "pretrain", 0.5)
+    after = Evaluation(**{**before.__dict__, "after": "rl", "metrics": {"pass@k": {1: before.metrics["pass@k"][1] + 0.1}}})
+    (arm,) = arms([before, after])
+    gain = arm.gain_at("pass@k", 1)
+    assert gain is not None
+    # The same .1 on every problem: however unequal the problems, a paired gain has no spread.
+    assert (gain.value, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_a_gain_over_other_problems_is_refused() -> None:
+    (plan,) = plans("axes.prior=[ce]")
+    (arm,) = arms([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5, problems=30)])
+    with pytest.raises(PriorlabError, match="other problems after RL than before"):
+        arm.gain_at("pass@k", 1)
+
+
+def test_seeds_of_a_prior_form_one_arm_and_other_axes_do_not() -> None:
+    found = arms([evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[ce,tail]", "axes.seed=[0,1]")])
+    assert [(arm.name, arm.seeds) for arm in found] == [("ce", [0, 1]), ("tail", [0, 1])]
+    found = arms([evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[ce]", "axes.rl.steps=[1,2]")])
+    assert [arm.name for arm in found] == ["ce rl.steps=1", "ce rl.steps=2"]
+
+
+def test_an_arm_without_rl_has_no_gain() -> None:
+    (plan,) = plans("axes.prior=[ce]")
+    (row,) = summary_rows([evaluation(plan, "pretrain", 0.5)])
+    assert row["pass@1"]["after"] is None
+    assert row["pass@1"]["gain"] is None
+    assert row["pass@1"]["before"]["value"] > 0
+
+
+def test_rows_of_results_have_the_documented_columns() -> None:
+    (plan,) = plans("axes.prior=[tail]")
+    rows = list(result_rows("mine", [evaluation(plan, "pretrain", 0.5)]))
+    assert all(tuple(row) == COLUMNS for row in rows)
+    metrics = {(row["metric"], row["k"]) for row in rows}
+    assert {("pass@k", 1), ("pass@k", 8), ("greedy", 1), ("perplexity", ""), ("tail_mass", 5)} <= metrics
+    assert {row["lambda_tail"] for row in rows} == {-0.1}
+    for row in rows:
+        assert float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"])
+
+
+def test_shown_columns_are_one_eight_and_the_number_of_samples() -> None:
+    (plan,) = plans("axes.prior=[ce]")
+    assert shown_ks([evaluation(plan, "pretrain", 0.5)]) == [1, 8]
+    assert shown_ks([]) == []

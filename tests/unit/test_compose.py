@@ -1,0 +1,140 @@
+"""Configs: names, overrides, axes, and errors that say what to do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.compose import GROUPS, available, config_folders, load_recipe, load_sweep, parse_override
+from pipeline.config import RecipeConfig
+from pipeline.errors import PriorlabError
+from pipeline.graph import build_graph
+
+
+def only_recipe(*overrides: str) -> RecipeConfig:
+    (cell,) = load_recipe("quickstart", overrides).cells()
+    return cell.recipe
+
+
+@pytest.mark.parametrize("name", available("sweep"))
+def test_every_shipped_sweep_plans(name: str) -> None:
+    graph = build_graph(load_sweep(name).cells())
+    assert graph.cells
+    assert graph.stages
+
+
+@pytest.mark.parametrize("name", available("recipe"))
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert list(load_recipe(name).cells())
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in available(group)])
+def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
+    overrides = [f"{group}={name}"]
+    if group == "prior":
+        overrides.append("prior.k=5")
+    recipe = only_recipe(*overrides)
+    assert getattr(recipe, group).name == name
+
+
+def test_the_priors_are_the_papers() -> None:
+    found = {name: only_recipe(f"prior={name}", "prior.k=100").prior for name in available("prior")}
+    settings = {name: (p.beta, p.lambda_head, p.lambda_tail) for name, p in found.items()}
+    assert settings == {
+        "ce": (0, 0, 0), "precision": (-0.25, 0, 0), "diversity": (0.5, 0, 0), "tail": (0, 0, -0.1), "head": (0, 0.1, 0)
+    }  # fmt: skip
+
+
+def test_an_override_sets_one_value_and_keeps_its_neighbours() -> None:
+    recipe = only_recipe("rl.optimizer.learning_rate=1e-4", "rl.steps=7")
+    assert recipe.rl is not None
+    assert (recipe.rl.optimizer.learning_rate, recipe.rl.steps, recipe.rl.samples_per_prompt) == (1e-4, 7, 16)
+
+
+def test_another_name_keeps_the_keys_beside_the_old_one() -> None:
+    prior = only_recipe("prior=tail").prior
+    assert (prior.name, prior.lambda_tail, prior.k) == ("tail", -0.1, 5)
+
+
+def test_no_rl_is_a_recipe_of_pretraining_alone() -> None:
+    (plan,) = build_graph(load_recipe("quickstart", ["rl=null"]).cells()).cells
+    assert list(plan.chain) == ["corpus", "pretrain"]
+    assert list(plan.evaluations) == ["pretrain"]
+
+
+def test_axes_multiply_and_equal_stages_are_shared() -> None:
+    sweep = load_sweep("quickstart", ["axes.prior=[ce,tail]", "axes.seed=[0,1]", "axes.rl.steps=[5,10]"])
+    graph = build_graph(sweep.cells())
+    assert len(graph.cells) == 8
+    kinds = [node.kind for node in graph.stages.values()]
+    # One corpus; a pre-training and its evaluation per prior and seed; RL and its evaluation per cell.
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"corpus": 1, "pretrain": 4, "rl": 8, "evaluate": 4 + 8}
+    assert len({plan.cell.id for plan in graph.cells}) == 8
+
+
+def test_parents_come_before_children() -> None:
+    seen: set[str] = set()
+    for fingerprint, node in build_graph(load_sweep("quickstart").cells()).stages.items():
+        assert {parent.fingerprint for parent in node.parents.values()} <= seen
+        seen.add(fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prior.bta=1"], "prior has no key 'bta'; did you mean 'beta'?"),
+        (["preturain.steps=1"], "recipe has no key 'preturain'; did you mean 'pretrain'?"),
+        (["rl.steps=many"], "rl.steps is 'many': input should be a valid integer"),
+        (["prior={beta: x}"], "prior.beta is 'x': input should be a valid number"),
+        (["prior.beta=-2"], "prior.beta is -2: input should be greater than or equal to -1"),
+        (["axes.prior=[tail]", "prior.k=0"], "k is 0, but lambda_head=0 and lambda_tail=-0.1 reward tokens by rank"),
+        (["axes.prior=[presicion]"], "there is no prior 'presicion'; did you mean 'precision'?"),
+        (["axes.seed=[]"], "axes.seed of sweep 'quickstart' is empty"),
+        (["axes.seed=3"], "an axis is a list, e.g. axes.seed=[3]"),
+        (["axes.seed=[1,1]"], "axes.seed of sweep 'quickstart' lists 1 twice"),
+        (["rl.steps"], "'rl.steps' is no override; write key=value"),
+        (["rl.steps=[1"], "is no YAML"),
+        (["seed.inner=1"], "cannot set seed.inner: seed is 0, not a mapping"),
+        (["pretrain.launch.micro_batch=7"], "global_batch is 16; it must be a multiple of processes x micro_batch = 1 x 7 = 7"),
+        (["model.heads=5", "model.kv_heads=2"], "heads (5) must be a multiple of kv_heads (2)"),
+        (["corpus.block_size=100000"], "corpus.block_size (100000) exceeds model.max_positions (256)"),
+        (["model=../../secret"], "is no name of a model"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_with_the_way_out(overrides: list[str], message: str) -> None:
+    with pytest.raises(PriorlabError) as error:
+        list(load_sweep("quickstart", overrides).cells())
+    assert message in str(error.value)
+
+
+def test_an_unknown_sweep_suggests_the_nearest() -> None:
+    with pytest.raises(PriorlabError, match=r"no sweep 'quickstrat'; did you mean 'quickstart'\?"):
+        load_sweep("quickstrat")
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b", "a: 1\na: 2"])
+def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(PriorlabError, match=r"broken\.yaml"):
+        load_sweep(str(path))
+
+
+def test_a_sweep_of_ones_own_may_live_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"recipe": {"use": "quickstart", "rl": {"steps": 3}}, "axes": {"prior": ["ce", {"beta": -0.1}]}}))
+    cells = list(load_sweep(str(path)).cells())
+    assert [cell.recipe.prior.beta for cell in cells] == [0, -0.1]
+    assert [cell.id for cell in cells] == ["ce", "beta=-0.1"]
+
+
+def test_configs_of_the_current_folder_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs" / "prior").mkdir(parents=True)
+    (tmp_path / "configs" / "prior" / "mild.yaml").write_text("beta: -0.05\n")
+    monkeypatch.chdir(tmp_path)
+    assert config_folders()[0] == tmp_path / "configs"
+    assert only_recipe("prior=mild").prior.beta == -0.05
+
+
+def test_scientific_notation_is_a_number() -> None:
+    assert parse_override("a.b=1e-4") == (["a", "b"], 1e-4)

@@ -1,0 +1,113 @@
+"""Identity: what enters a fingerprint, what must not, and that a default cannot change silently."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.compose import load_recipe
+from pipeline.config import STAGE_CONFIGS, Prior
+from pipeline.fingerprint import canonical_json, drift, fingerprint
+from pipeline.graph import Graph, build_graph
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def quickstart(*overrides: str) -> Graph:
+    return build_graph(load_recipe("quickstart", overrides).cells())
+
+
+def by_role(graph: Graph) -> dict[str, str]:
+    plan = graph.cells[0]
+    return {role: node.fingerprint for role, node in plan.chain.items()} | {
+        f"evaluate@{role}": node.fingerprint for role, node in plan.evaluations.items()
+    }
+
+
+def test_golden_fingerprints_of_the_quickstart() -> None:
+    """Fails when a default or a config file changes identity: then raise RECIPE_VERSIONS or accept that results are made anew."""
+    assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
+        "corpus": "GOLDEN",
+        "pretrain": "GOLDEN",
+        "rl": "GOLDEN",
+        "evaluate@pretrain": "GOLDEN",
+        "evaluate@rl": "GOLDEN",
+    }
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "pretrain.launch.processes=2", "pretrain.launch.micro_batch=8", "pretrain.launch.zero_stage=2",
+        "pretrain.launch.save_steps=7", "pretrain.launch.log_steps=3", "pretrain.head_k=9", "rl.launch.micro_batch=64",
+        "rl.kv_cache_gib=2", "evaluate.verify_workers=2", "tracking.mode=disabled", "tracking.project=other",
+        "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power",
+    ],
+)  # fmt: skip
+def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override: str) -> None:
+    assert by_role(quickstart(override)) == by_role(quickstart())
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("evaluate.samples=8", {"evaluate@pretrain", "evaluate@rl"}),
+        ("rl.steps=3", {"rl", "evaluate@rl"}),
+        ("prior.beta=0.1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
+        ("seed=1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
+        ("corpus.seed=1", {"corpus", "pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
+    ],
+)
+def test_a_change_reaches_the_stage_and_what_depends_on_it(override: str, changed: set[str]) -> None:
+    before, after = by_role(quickstart()), by_role(quickstart(override))
+    assert {role for role in before if before[role] != after[role]} == changed
+
+
+def test_k_and_form_count_once_they_matter() -> None:
+    assert Prior(lambda_tail=-0.1, k=5).identity() != Prior(lambda_tail=-0.1, k=6).identity()
+    assert Prior(beta=0.5).identity() != Prior(beta=0.5, form="power").identity()
+
+
+def test_every_field_is_identity_or_execution_and_kinds_have_versions() -> None:
+    from pipeline.config import RECIPE_VERSIONS
+
+    assert RECIPE_VERSIONS.keys() == STAGE_CONFIGS.keys()
+
+
+@given(json_values)
+def test_canonical_form_does_not_depend_on_key_order(value: object) -> None:
+    def reversed_keys(item: object) -> object:
+        if isinstance(item, dict):
+            return {key: reversed_keys(item[key]) for key in reversed(item)}
+        return [reversed_keys(inner) for inner in item] if isinstance(item, list) else item
+
+    assert canonical_json(value) == canonical_json(reversed_keys(value))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), math.nan, math.inf, {1: 2}, b"bytes"], ids=str)
+def test_what_has_no_stable_text_is_refused_with_its_place(value: object) -> None:
+    with pytest.raises(TypeError, match=r"\$\.outer\[0\]"):
+        canonical_json({"outer": [value]})
+
+
+def test_integers_floats_and_booleans_differ_but_negative_zero_does_not() -> None:
+    assert len({canonical_json(value) for value in (1, 1.0, True, "1")}) == 4
+    assert canonical_json(-0.0) == canonical_json(0.0)
+
+
+def test_kind_version_and_parents_are_part_of_identity() -> None:
+    base = fingerprint("rl", 1, {"a": 1}, {"checkpoint": "x"})
+    assert base != fingerprint("evaluate", 1, {"a": 1}, {"checkpoint": "x"})
+    assert base != fingerprint("rl", 2, {"a": 1}, {"checkpoint": "x"})
+    assert base != fingerprint("rl", 1, {"a": 1}, {"checkpoint": "y"})
+
+
+def test_drift_names_every_changed_field() -> None:
+    before = {"optimizer": {"learning_rate": 0.002, "clip": 1.0}, "steps": 5}
+    after = {"optimizer": {"learning_rate": 0.001, "clip": 1.0}, "seed": 1}
+    assert list(drift(before, after)) == ["optimizer.learning_rate: 0.002 -> 0.001", "seed: absent -> 1", "steps: 5 -> absent"]

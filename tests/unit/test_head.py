@@ -1,0 +1,106 @@
+"""The loss inside the head: the same numbers as outside, for any split of a batch, tied or not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+
+from pipeline.config import Prior
+from stages.pretrain.head import STATISTICS, attach
+from stages.pretrain.objective import shaped_loss
+
+VOCAB = 13
+
+
+def tiny_model(*, tied: bool = True) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        Qwen3Config(
+            vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8, max_position_embeddings=32, tie_word_embeddings=tied,
+        )
+    )  # fmt: skip
+
+
+def batch(rows: int = 4, time: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, VOCAB, (rows, time), generator=generator)
+    labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.3, -100)
+    return ids, labels
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loss_and_gradients_equal_those_computed_from_logits(tied: bool) -> None:
+    prior = Prior(beta=-0.25, lambda_tail=-0.1, k=3)
+    ids, labels = batch()
+    plain, shaped = tiny_model(tied=tied), tiny_model(tied=tied)
+    attach(shaped, prior, head_k=3)
+    logits = plain(input_ids=ids).logits
+    expected = shaped_loss(logits[:, :-1].reshape(-1, VOCAB), labels[:, 1:].reshape(-1), prior)
+    found = shaped(input_ids=ids, labels=labels).loss
+    torch.testing.assert_close(found, expected)
+    expected.backward()
+    found.backward()
+    for (name, ours), theirs in zip(shaped.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+def test_the_tied_weight_stays_one_parameter() -> None:
+    model = tiny_model(tied=True)
+    count = len(list(model.parameters()))
+    head = attach(model, Prior(), head_k=3)
+    assert head.weight is model.get_input_embeddings().weight
+    assert len(list(model.parameters())) == count
+
+
+def test_without_labels_the_head_gives_logits() -> None:
+    model = tiny_model()
+    head = attach(model, Prior(beta=0.5), head_k=3)
+    hidden = torch.randn(2, 3, 16)
+    torch.testing.assert_close(head(hidden), F.linear(hidden, head.weight))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(8)), st.sampled_from([1, 2, 4, 8]))
+def test_gradients_do_not_depend_on_how_a_batch_with_uneven_masks_is_split(order: list[int], parts: int) -> None:
+    ids, labels = batch(rows=8)
+    labels[0] = -100  # a whole sequence without targets
+    count = (labels[:, 1:] != -100).sum()
+
+    def gradients(pieces: list[list[int]]) -> list[torch.Tensor]:
+        model = tiny_model()
+        attach(model, Prior(beta=-0.25), head_k=3)
+        for piece in pieces:
+            model(input_ids=ids[piece], labels=labels[piece], num_items_in_batch=count).loss.backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    whole = gradients([list(range(8))])
+    split = gradients([order[start :: parts] for start in range(parts)])
+    for one, other in zip(whole, split, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_are_sums_over_counted_tokens_since_the_last_read() -> None:
+    model = tiny_model()
+    head = attach(model, Prior(beta=0.5), head_k=3)
+    ids, labels = batch()
+    model.train()
+    model(input_ids=ids[:2], labels=labels[:2])
+    model(input_ids=ids[2:], labels=labels[2:])
+    sums = head.take_statistics()
+    assert sums is not None
+    count, *totals = sums.tolist()
+    logits = tiny_model()(input_ids=ids).logits[:, :-1]
+    expected = F.cross_entropy(logits.reshape(-1, VOCAB), labels[:, 1:].reshape(-1), reduction="sum").item()
+    assert count == (labels[:, 1:] != -100).sum()
+    assert dict(zip(STATISTICS, totals, strict=True))["cross_entropy"] == pytest.approx(expected, rel=1e-5)
+    assert head.take_statistics() is None
+
+
+def test_evaluation_mode_observes_nothing() -> None:
+    model = tiny_model().eval()
+    head = attach(model, Prior(), head_k=3)
+    model(input_ids=batch()[0], labels=batch()[1])
+    assert head.take_statistics() is None

@@ -1,0 +1,47 @@
+"""The two halves: `pipeline` starts fast and without torch; `stages` never reach into the runner."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = {"torch", "transformers", "deepspeed", "trl", "vllm", "datasets", "accelerate"}
+OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store", "pipeline.tracking"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda path: path.name)
+def test_pipeline_imports_neither_stages_nor_heavy_libraries(path: Path) -> None:
+    tops = {name.partition(".")[0] for name in imported_modules(path)}
+    assert not tops & (HEAVY | {"stages"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stages").rglob("*.py")), ids=lambda path: path.name)
+def test_stages_import_only_the_shared_part_of_pipeline(path: Path) -> None:
+    used = {name for name in imported_modules(path) if name.partition(".")[0] == "pipeline"}
+    assert used <= OPEN_TO_STAGES
+
+
+def test_the_command_line_imports_in_under_a_second_without_heavy_libraries() -> None:
+    code = "import sys; import pipeline.cli; print(*sys.modules)"
+    took = []
+    for _ in range(2):  # the first start may compile bytecode
+        started = time.perf_counter()
+        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+        took.append(time.perf_counter() - started)
+    assert not HEAVY & set(loaded)
+    assert not {"wandb", "matplotlib", "pyarrow"} & set(loaded)
+    assert min(took) < 3.0  # 0.5 s on an idle machine; CI cores are busy
