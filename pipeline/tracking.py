@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -45,15 +46,19 @@ def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
     import wandb  # 0.7 s to import, and only stages and finished sweeps need it
 
     folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(
-        project=tracking.project,
-        entity=tracking.entity,
-        dir=str(folder),
-        mode=resolve_mode(tracking),
-        resume="allow",
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False),
-        **run,
-    )
+    arguments = run | {
+        "project": tracking.project,
+        "entity": tracking.entity,
+        "dir": str(folder),
+        "resume": "allow",
+        "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False),
+    }
+    try:
+        return wandb.init(mode=resolve_mode(tracking), **arguments)
+    except wandb.Error as error:
+        # Hours of computing must not end because a server does not answer.
+        print(f"warning: W&B is not available ({error}); this run is kept offline below {folder}", file=sys.stderr)
+        return wandb.init(mode="offline", **arguments)
 
 
 class StageRun:

@@ -80,9 +80,7 @@ class Stage:
             return
         with self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._run is None:
-            self._run = StageRun(self.spec, self.folder.path, TrackingConfig.model_validate(self.spec["tracking"]))
-        self._run.log({"step": step, **values})
+        self._tracked().log({"step": step, **values})
 
     def rewind_metrics(self, step: int) -> None:
         """Drop rows after `step`: the resumed run logs them again."""
@@ -111,8 +109,6 @@ class Stage:
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write the record, which makes the stage done."""
-        if self._run is not None:
-            self._run.finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
         record = {
             "kind": self.spec["kind"],
             "fingerprint": self.spec["fingerprint"],
@@ -126,6 +122,14 @@ class Stage:
         self._write_status("done")
         write_json_atomically(self.folder.record_file, record)
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+        # Last: whatever W&B's server does, the stage is done.
+        self._tracked().finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
+
+    def _tracked(self) -> StageRun:
+        """The W&B run, opened when there is something to say: it takes two seconds to start."""
+        if self._run is None:
+            self._run = StageRun(self.spec, self.folder.path, TrackingConfig.model_validate(self.spec["tracking"]))
+        return self._run
 
     def fail(self, message: str) -> None:
         if self.rank == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,18 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         count=protocol.heldout_blocks, head_k=protocol.head_k, dtype="float32",
     )  # fmt: skip
     problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
-    # The verifier's workers start first: spawning them later would copy nothing, but wait for their imports.
-    with Verifier(config.task, workers=protocol.verify_workers, seconds=protocol.verify_seconds) as verifier:
-        engine = build_engine(
-            checkpoint,
-            dtype="float32",
-            seed=protocol.seed,
-            max_length=_PROMPT_TOKENS + protocol.max_response_tokens,
-            kv_cache_gib=protocol.kv_cache_gib,
-            gpu_memory_share=protocol.gpu_memory_share,
-        )
-        samples = sample(engine, problems, protocol, stage)
+    stage.progress(0, 0, "starting the engine")
+    engine = build_engine(
+        checkpoint,
+        dtype="float32",
+        seed=protocol.seed,
+        max_length=_PROMPT_TOKENS + protocol.max_response_tokens,
+        kv_cache_gib=protocol.kv_cache_gib,
+        gpu_memory_share=protocol.gpu_memory_share,
+    )
+    samples = sample(engine, problems, protocol, stage)
+    stage.progress(0, 0, "verifying")
+    with Verifier(partial(build_task, config.task), workers=protocol.verify_workers, seconds=protocol.verify_seconds) as verifier:
         verdicts = verifier.verify((sample.problem, sample.text) for sample in samples)
         counts = verifier.counts
     if counts.errors + counts.timeouts > 0.01 * counts.verified:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from types import TracebackType
 
 from pebble import ProcessExpired, ProcessPool
 
-from pipeline.config import Task as TaskConfig
-from stages.tasks import Problem, Verdict, build_task
-from stages.tasks.protocol import Task
+from stages.tasks import Problem, Task, Verdict
 
 # Responses handed to a worker at once. Small enough that the time limit, which covers the chunk, stays tight.
 _CHUNK = 64
@@ -21,9 +19,9 @@ _WRONG = Verdict(correct=False, answer=None)
 _task: Task | None = None
 
 
-def _start_worker(config: TaskConfig) -> None:
+def _start_worker(build: Callable[[], Task]) -> None:
     global _task
-    _task = build_task(config)
+    _task = build()
 
 
 def _verify_chunk(chunk: list[tuple[Problem, str]]) -> list[Verdict]:
@@ -41,19 +39,19 @@ class VerifyCounts:
 
 
 class Verifier:
-    """A pool of workers for one task; use as a context manager.
+    """A pool of workers, each with the task that `build` makes there; use as a context manager.
 
     A response that exceeds `seconds`, kills its worker or makes the verifier raise scores 0 and is counted.
     """
 
-    def __init__(self, task: TaskConfig, *, workers: int, seconds: float) -> None:
+    def __init__(self, build: Callable[[], Task], *, workers: int, seconds: float) -> None:
         self.seconds = seconds
         self.counts = VerifyCounts()
         # Spawned, not forked: the parent holds an inference engine with threads and devices.
         self._pool = ProcessPool(
             max_workers=workers,
             initializer=_start_worker,
-            initargs=(task,),
+            initargs=(build,),
             context=multiprocessing.get_context("spawn"),
         )
 

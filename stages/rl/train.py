@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import datasets
@@ -31,7 +32,7 @@ def train(stage: Stage) -> dict[str, Any]:
     problems = build_task(config.task).problems("rl", settings.problems, config.seed)
     arguments = _arguments(stage, settings, config.seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with Verifier(config.task, workers=1, seconds=_VERIFY_SECONDS) as verifier:
+    with Verifier(partial(build_task, config.task), workers=1, seconds=_VERIFY_SECONDS) as verifier:
         trainer = RLTrainer(
             stage=stage,
             engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib),

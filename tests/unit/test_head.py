@@ -77,7 +77,7 @@ def test_gradients_do_not_depend_on_how_a_batch_with_uneven_masks_is_split(order
         return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
     whole = gradients([list(range(8))])
-    split = gradients([order[start :: parts] for start in range(parts)])
+    split = gradients([order[start::parts] for start in range(parts)])
     for one, other in zip(whole, split, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

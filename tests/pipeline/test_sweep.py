@@ -1,0 +1,245 @@
+"""The real command on a small sweep: results, no-op, resume after kills, one stage again, bad surroundings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from pipeline.compare import COLUMNS
+from pipeline.store import Home, StageFolder
+from tests.conftest import FinishedSweep, Lab, smoke_graph
+
+
+def sweep_folder(smoke: FinishedSweep) -> Path:
+    return smoke.lab.home.sweep("smoke")
+
+
+def test_the_end_is_a_table_and_the_path_of_the_report(smoke: FinishedSweep) -> None:
+    lines = smoke.printed.splitlines()
+    heading = next(i for i, line in enumerate(lines) if line.startswith("prior "))
+    assert "entropy" in lines[heading]
+    assert "pass@8 before" in lines[heading]
+    assert [line.split()[0] for line in lines[heading + 1 : heading + 3]] == ["ce", "tail"]
+    assert re.search(r"[+-]\.\d{3} \[[+-]\.\d{3}, [+-]\.\d{3}\]", lines[heading + 1])
+    report = Path(lines[-1].removeprefix("report: "))
+    assert report.is_file()
+    assert "Traceback" not in smoke.printed
+
+
+def test_shared_stages_ran_once(smoke: FinishedSweep) -> None:
+    kinds = [folder.path.parent.name for folder in smoke.lab.home.stages()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"corpus": 1, "pretrain": 2, "rl": 2, "evaluate": 4}
+    assert all(len(list(folder.path.glob("attempts/*"))) == 1 for folder in smoke.lab.home.stages())
+
+
+def test_results_have_one_row_per_cell_checkpoint_metric_and_k(smoke: FinishedSweep) -> None:
+    with (sweep_folder(smoke) / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    keys = [(row["cell"], row["after"], row["metric"], row["k"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert {row["metric"] for row in rows} == {
+        "pass@k", "avg@n", "cons@n", "greedy", "length", "perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass"
+    }  # fmt: skip
+    assert {row["k"] for row in rows if row["metric"] == "pass@k"} == {"1", "2", "4", "8"}
+    assert {(row["after"], row["step"]) for row in rows} == {("pretrain", "30"), ("rl", "3")}
+    record = smoke.folder("evaluate@rl").record()
+    assert record is not None
+    (row,) = [r for r in rows if (r["cell"], r["after"], r["metric"], r["k"]) == ("ce", "rl", "pass@k", "4")]
+    assert float(row["value"]) == pytest.approx(record["metrics"]["pass@k/4"], rel=1e-4)
+
+
+def test_samples_of_the_whole_sweep_are_one_table(smoke: FinishedSweep) -> None:
+    table = pq.read_table(sweep_folder(smoke) / "samples.parquet")
+    assert table.column_names == ["cell", "after", "problem_id", "sample", "text", "answer", "correct", "length", "truncated"]
+    assert len(table) == 2 * 2 * 12 * (8 + 1)
+
+
+def test_the_report_is_one_self_contained_file(smoke: FinishedSweep) -> None:
+    text = (sweep_folder(smoke) / "report.html").read_text()
+    assert text.count("<svg") == 4
+    assert not re.search(r"""(src|href)=["'](?!#)""", text)  # nothing is loaded from elsewhere
+    assert "<script" not in text
+    for heading in ("Comparison", "pass@k before and after RL", "Gain in pass@1", "RL dynamics", "Pre-training", "Sources"):
+        assert f"<h2>{heading}</h2>" in text
+    assert (sweep_folder(smoke) / "report.md").read_text().count("\n| ") == 3
+
+
+def test_the_same_command_again_does_nothing_in_under_three_seconds(smoke: FinishedSweep) -> None:
+    before = {path: path.stat().st_mtime_ns for path in smoke.lab.home.path.rglob("*") if path.is_file() and path.name != "lock"}
+    started = time.perf_counter()
+    again = smoke.lab.call("sweep", "smoke")
+    assert time.perf_counter() - started < 3
+    assert again.returncode == 0
+    assert again.stdout.split("\nsweep smoke")[-1] == smoke.printed.split("\nsweep smoke")[-1]
+    after = {path: path.stat().st_mtime_ns for path in smoke.lab.home.path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert before == after
+
+
+def test_plan_and_status_speak_json(smoke: FinishedSweep) -> None:
+    plan = json.loads(smoke.lab.call("plan", "smoke", "--json").stdout)
+    assert {entry["state"] for entry in plan} == {"done"}
+    more = json.loads(smoke.lab.call("plan", "smoke", "axes.seed=[0,1]", "--json").stdout)
+    assert sorted(entry["state"] for entry in more) == ["done"] * 9 + ["new"] * 8
+    status = json.loads(smoke.lab.call("status", "--json").stdout)
+    assert {entry["state"] for entry in status} == {"done"}
+    rows = json.loads(smoke.lab.call("report", "smoke", "--json").stdout)
+    assert [row["arm"] for row in rows] == ["ce", "tail"]
+
+
+@pytest.fixture(scope="module")
+def killed(smoke: FinishedSweep, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, list[int], str]:
+    """A sweep of its own, whose driver gets SIGKILL in the middle of pre-training; and what the same command then prints."""
+    lab = Lab(Home(tmp_path_factory.mktemp("killed")))
+    lab.borrow(smoke.lab, smoke.node("corpus"))
+    command = ("sweep", "smoke", "axes.prior=[ce]", "rl=null")
+    (plan,) = smoke_graph("axes.prior=[ce]", "rl=null").cells
+    folder = lab.folder(plan.chain["pretrain"])
+    driver = lab.start(*command)
+    _wait_for(folder.checkpoints / "checkpoint-10" / "complete", driver)
+    second = lab.call(*command)
+    assert second.returncode == 2
+    assert f"sweep 'smoke' is already run by process {driver.pid}" in second.stderr
+    stage = json.loads(folder.status.read_text())["pid"]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    return lab, [stage], lab.call(*command).stdout
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.time() + 200
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_driver_takes_its_stages_with_it(killed: tuple[Lab, list[int], str]) -> None:
+    for pid in killed[1]:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_after_a_kill_the_same_command_ends_with_the_same_weights(smoke: FinishedSweep, killed: tuple[Lab, list[int], str]) -> None:
+    lab, _, printed = killed
+    assert "report: " in printed
+    (plan,) = smoke_graph("axes.prior=[ce]", "rl=null").cells
+    folder = lab.folder(plan.chain["pretrain"])
+    assert len(list(folder.path.glob("attempts/*"))) == 2
+    found = load_file(folder.export / "model.safetensors")
+    expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert found[name].equal(expected[name]), name
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [5, 10, 15, 20, 25, 30]
+
+
+def test_one_stage_forced_again_takes_what_depends_on_it_along(killed: tuple[Lab, list[int], str]) -> None:
+    lab, _, _ = killed
+    (plan,) = smoke_graph("axes.prior=[ce]", "rl=null").cells
+    pretrain, evaluate = lab.folder(plan.chain["pretrain"]), lab.folder(plan.evaluations["pretrain"])
+    before = pretrain.record(), evaluate.record()
+    done = lab.call("stage", plan.chain["pretrain"].fingerprint[:8], "--force")
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = pretrain.record(), evaluate.record()
+    for old, new in zip(before, after, strict=True):
+        assert old is not None
+        assert new is not None
+        assert new["provenance"]["started"] > old["provenance"]["started"]
+        assert new["manifest"] == old["manifest"] or new["kind"] == "evaluate"  # training repeats itself exactly
+
+
+def test_a_checkpoint_with_a_flipped_byte_is_refused_by_name(smoke: FinishedSweep, lab: Lab) -> None:
+    lab.borrow(smoke.lab, smoke.node("corpus"), smoke.node("pretrain"))
+    model = lab.folder(smoke.node("pretrain")).export / "model.safetensors"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    done = lab.call("sweep", "smoke", "axes.prior=[ce]", "rl=null")
+    assert done.returncode == 1
+    assert "model.safetensors has sha256" in done.stderr
+    assert "priorlab stage" in done.stderr
+    assert "--force" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_missing_parent_folder_is_rebuilt(smoke: FinishedSweep, lab: Lab) -> None:
+    lab.borrow(smoke.lab, smoke.node("corpus"), smoke.node("pretrain"), smoke.node("evaluate@pretrain"))
+    shutil.rmtree(lab.folder(smoke.node("corpus")).path)
+    plan = json.loads(lab.call("plan", "smoke", "axes.prior=[ce]", "rl=null", "--json").stdout)
+    assert [entry["state"] for entry in plan] == ["new", "done", "done"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_ends_with_a_message_and_leaves_no_record(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
+    try:
+        lab = Lab(Home(place))
+        done = lab.call("sweep", "smoke", "axes.prior=[ce]", "rl=null", "tracking.mode=disabled")
+        assert done.returncode == 1, done.stdout
+        assert "no space left on the disk" in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        assert all(StageFolder(folder.path).record() is None for folder in lab.home.stages())
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("not a folder")
+    done = Lab(Home(occupied / "home")).call("sweep", "smoke")
+    assert done.returncode == 2
+    assert "error: Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sweep", "smok"), "did you mean 'smoke'?"),
+        (("sweep", "smoke", "prior.bta=1"), "did you mean 'beta'?"),
+        (("resume", "nothing"), "no stage 'nothing'"),
+        (("stage", "ffff"), "no stage 'ffff'"),
+        (("report", "nothing"), "no sweep 'nothing'"),
+        (("sweep", "smoke", "--name", "../escape"), "is no name for a sweep"),
+    ],
+)
+def test_bad_commands_get_one_clear_line(lab: Lab, arguments: tuple[str, ...], message: str) -> None:
+    done = lab.call(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not lab.home.path.exists()
+
+
+def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(smoke: FinishedSweep, lab: Lab) -> None:
+    lab.borrow(smoke.lab, smoke.node("corpus"))
+    driver = lab.start("sweep", "smoke", "axes.prior=[ce]", "rl=null")
+    folder = lab.folder(smoke.node("pretrain"))
+    _wait_for(folder.status, driver)
+    time.sleep(1)
+    driver.send_signal(signal.SIGINT)
+    printed, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "`priorlab sweep smoke` goes on where it stopped" in printed
+    lock = folder.lock()
+    assert lock is not None  # nobody holds it: no orphan
+    os.close(lock)
+    state = json.loads(lab.call("status", "smoke", "--json").stdout)
+    assert [entry["state"] for entry in state] == ["done", "unfinished", "new"]

@@ -1,0 +1,189 @@
+"""Pre-training on real DeepSpeed: the same run however it is spread or interrupted, and an export that vLLM agrees with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.graph import StageNode
+from pipeline.runner import command, environment
+from pipeline.store import Home, write_json_atomically
+from stages.corpus.pack import Blocks
+from tests.conftest import FinishedSweep, Lab, smoke_graph
+
+
+def pretraining(lab: Lab, smoke: FinishedSweep, *overrides: str) -> StageNode:
+    """A pre-training stage ready to run in its own home, on the corpus of the shared sweep."""
+    node = smoke_graph("axes.prior=[ce]", *overrides).cells[0].chain["pretrain"]
+    lab.borrow(smoke.lab, node.parents["corpus"])
+    folder = lab.folder(node)
+    folder.path.mkdir(parents=True)
+    write_json_atomically(folder.spec, node.spec(lab.home, "test"))
+    return node
+
+
+def start(lab: Lab, node: StageNode) -> subprocess.Popen[bytes]:
+    folder = lab.folder(node)
+    lock = folder.lock()
+    assert lock is not None
+    try:
+        with (folder.path / "out.log").open("ab") as log:
+            return subprocess.Popen(
+                command(node, folder), env=environment(node, lock, "test") | {"WANDB_MODE": "disabled"},
+                stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True,
+            )  # fmt: skip
+    finally:
+        os.close(lock)
+
+
+def finish(lab: Lab, node: StageNode, process: subprocess.Popen[bytes]) -> list[dict[str, float]]:
+    """Wait for success; the rows of metrics.jsonl."""
+    assert process.wait(timeout=300) == 0, (lab.folder(node).path / "out.log").read_text()
+    return rows(lab, node)
+
+
+def rows(lab: Lab, node: StageNode) -> list[dict[str, float]]:
+    return [json.loads(line) for line in lab.folder(node).metrics.read_text().splitlines()]
+
+
+def weights(lab: Lab, node: StageNode) -> dict[str, torch.Tensor]:
+    return load_file(lab.folder(node).export / "model.safetensors")
+
+
+def test_losses_are_the_same_for_every_zero_stage_and_number_of_processes(smoke: FinishedSweep, tmp_path: Path) -> None:
+    """Eight sequences a step as 1 x 4 x 2, 1 x 8, 2 x 4 and 2 x 2 x 2 (processes x micro-batch x accumulation)."""
+    arrangements = {
+        "zero2": ["pretrain.launch.zero_stage=2", "pretrain.launch.micro_batch=8"],
+        "zero1 x 2": ["pretrain.launch.zero_stage=1", "pretrain.launch.processes=2"],
+        "zero3 x 2": ["pretrain.launch.zero_stage=3", "pretrain.launch.processes=2", "pretrain.launch.micro_batch=2"],
+    }
+    reference = [json.loads(line) for line in smoke.folder("pretrain").metrics.read_text().splitlines()]
+    expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
+    for name, overrides in arrangements.items():
+        lab = Lab(Home(tmp_path / name))
+        node = pretraining(lab, smoke, *overrides)
+        assert node.fingerprint == smoke.node("pretrain").fingerprint  # how it runs is no part of what it is
+        found = finish(lab, node, start(lab, node))
+        assert [row["step"] for row in found] == [row["step"] for row in reference], name
+        for ours, theirs in zip(found, reference, strict=True):
+            for metric in ("loss", "cross_entropy", "entropy", "head_mass", "tail_mass", "perplexity", "tokens", "learning_rate"):
+                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3), (name, metric, ours["step"])
+        for parameter, value in weights(lab, node).items():
+            torch.testing.assert_close(value, expected[parameter], rtol=0, atol=5e-3, msg=f"{name}: {parameter}")
+
+
+def test_bfloat16_trains_to_about_the_same_loss(smoke: FinishedSweep, lab: Lab) -> None:
+    node = pretraining(lab, smoke, "pretrain.dtype=bfloat16", "pretrain.launch.zero_stage=1")
+    found = finish(lab, node, start(lab, node))
+    reference = smoke.folder("pretrain").record()
+    assert reference is not None
+    assert found[-1]["loss"] == pytest.approx(reference["metrics"]["loss"], rel=0.03)
+    assert {tensor.dtype for tensor in weights(lab, node).values()} == {torch.bfloat16}
+
+
+def test_a_run_killed_between_and_during_checkpoints_ends_with_the_same_weights(smoke: FinishedSweep, lab: Lab) -> None:
+    node = pretraining(lab, smoke)
+    folder = lab.folder(node)
+    process = start(lab, node)
+    deadline = time.time() + 200
+    while not (folder.checkpoints / "checkpoint-10" / "complete").exists():
+        assert process.poll() is None
+        assert time.time() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert folder.record() is None
+    # What a kill in the middle of writing the next step checkpoint leaves behind.
+    torn = folder.checkpoints / "checkpoint-20"
+    if not torn.exists():
+        shutil.copytree(folder.checkpoints / "checkpoint-10", torn)
+    (torn / "complete").unlink(missing_ok=True)
+    (torn / "model.safetensors").write_bytes(b"half")
+
+    found = finish(lab, node, start(lab, node))
+    steps = [row["step"] for row in found]
+    assert steps == [5, 10, 15, 20, 25, 30]  # no row twice, none missing
+    expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
+    for name, value in weights(lab, node).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_logged_values_fit_together(smoke: FinishedSweep) -> None:
+    found = rows(smoke.lab, smoke.node("pretrain"))
+    assert [row["tokens"] for row in found] == [step * 8 * 32 for step in (5, 10, 15, 20, 25, 30)]
+    for row in found:
+        assert row["perplexity"] == pytest.approx(math.exp(row["cross_entropy"]))
+        assert row["loss"] == pytest.approx(row["cross_entropy"], rel=1e-4)  # this cell is cross-entropy
+        assert 0 < row["head_mass"] + row["tail_mass"] < 1
+        assert row["tokens_per_s"] > 0
+    # Warm-up, stable, linear decay to a tenth.
+    assert found[0]["learning_rate"] == pytest.approx(1e-2, rel=0.2)
+    assert [row["learning_rate"] for row in found[1:4]] == [1e-2] * 3
+    assert found[-1]["learning_rate"] < 0.3e-2
+
+
+def test_another_prior_trains_another_model_from_the_same_start(smoke: FinishedSweep) -> None:
+    ce, tail = (rows(smoke.lab, smoke.node("pretrain", cell)) for cell in (0, 1))
+    assert ce[0]["cross_entropy"] == pytest.approx(tail[0]["cross_entropy"], rel=0.05)
+    assert ce[-1]["tail_mass"] > tail[-1]["tail_mass"]
+
+
+def test_the_export_is_a_checkpoint_that_vllm_agrees_with(smoke: FinishedSweep) -> None:
+    from stages import engine as engines
+
+    engines.prepare(threads=1)
+    from vllm import SamplingParams, TokensPrompt
+
+    export = smoke.folder("pretrain").export
+    assert not list(export.glob("*.bin"))  # no pickles
+    assert len(AutoTokenizer.from_pretrained(export)) == AutoModelForCausalLM.from_pretrained(export).config.vocab_size
+    engine = engines.build_engine(export, dtype="float32", seed=0, max_length=40, kv_cache_gib=1, gpu_memory_share=0.5)
+    ids = Blocks(smoke.folder("corpus").export / "heldout").rows([0, 1, 2])
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    results = engine.generate([TokensPrompt(prompt_token_ids=row.tolist()) for row in ids], sampling, use_tqdm=False)
+    model = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    for row, result, log_probs in zip(ids, results, expected, strict=True):
+        found = [entry[int(token)].logprob for token, entry in zip(row[1:], result.prompt_logprobs[1:], strict=True)]
+        torch.testing.assert_close(torch.tensor(found), log_probs, rtol=0, atol=1e-4)
+
+
+def test_a_corrupt_corpus_is_named_and_nothing_is_overwritten(smoke: FinishedSweep, lab: Lab) -> None:
+    node = pretraining(lab, smoke)
+    corpus = lab.folder(node.parents["corpus"])
+    data = next((corpus.export / "train").glob("*.arrow"))
+    data.write_bytes(data.read_bytes()[:-1] + b"\xff")
+    process = start(lab, node)
+    assert process.wait(timeout=120) == 2
+    printed = (lab.folder(node).path / "out.log").read_text()
+    assert f"train/{data.name} has sha256" in printed
+    assert "Traceback" not in printed
+    assert lab.folder(node).record() is None
+
+
+def test_a_stage_runs_by_hand_from_its_spec(smoke: FinishedSweep, lab: Lab) -> None:
+    node = smoke_graph("corpus.documents=50", "corpus.heldout_documents=20").cells[0].chain["corpus"]
+    folder = lab.folder(node)
+    folder.path.mkdir(parents=True)
+    write_json_atomically(folder.spec, node.spec(lab.home, "test"))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.corpus", "--spec", str(folder.spec)], env=lab.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    record = folder.record()
+    assert record is not None
+    assert record["fingerprint"] == node.fingerprint
+    assert record["metrics"]["train_blocks"] > 0
