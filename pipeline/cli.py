@@ -40,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(highlight=False)
+_SHOWN_CHANGES = 5
 errors = Console(stderr=True, highlight=False)
 
 Overrides = Annotated[
@@ -199,8 +200,11 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _run(chosen: Sweep, jobs: int | None) -> None:
     home = _home()
-    for change in redefinition(chosen, home):
-        errors.print(Text(f"sweep {chosen.name} is started with another definition than before: {change}"), soft_wrap=True)
+    changes = redefinition(chosen, home)
+    if changes:
+        more = f" (and {len(changes) - _SHOWN_CHANGES} more)" if len(changes) > _SHOWN_CHANGES else ""
+        listed = "; ".join(changes[:_SHOWN_CHANGES]) + more
+        errors.print(Text(f"note: sweep {chosen.name} is not what it was when last started: {listed}"), soft_wrap=True)
     with choose_view(console) as view:
         graph, outcome = run_sweep(chosen, home, jobs=jobs or default_jobs(), view=view)
     shown = _show_comparison(chosen, graph, home)
@@ -225,10 +229,11 @@ def _exit_by(outcome: Outcome, again: str) -> None:
     if outcome.complete:
         return
     for failed in outcome.failed:
-        errors.print(Text(f"error: {failed.node.name} failed: {failed.reason}\n       log: {failed.log}"), soft_wrap=True)
+        log = f"\n       log: {failed.log}" if failed.log else ""
+        errors.print(Text(f"error: {failed.node.name} failed: {failed.reason}{log}"), soft_wrap=True)
     blocked = sum(state.state == "blocked" for state in outcome.states)
     if blocked:
-        errors.print(f"       {blocked} more stages wait for what failed; everything else is done", soft_wrap=True)
+        errors.print(f"       {blocked} more waited for what failed; everything else is done", soft_wrap=True)
     raise typer.Exit(1)
 
 

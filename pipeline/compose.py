@@ -67,9 +67,14 @@ class Sweep:
     axes: dict[str, list[Any]]
     recipe: dict[str, Any]
     description: str = ""
+    saved_cells: tuple[Cell, ...] | None = None
+    """Cells of a sweep read back from its folder: what it ran with, whatever the config files say now."""
 
     def cells(self) -> Iterator[Cell]:
         """The product of all axes, last axis fastest."""
+        if self.saved_cells is not None:
+            yield from self.saved_cells
+            return
         for values in itertools.product(*self.axes.values()):
             coordinates = dict(zip(self.axes, values, strict=True))
             tree = copy.deepcopy(self.recipe)

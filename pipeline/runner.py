@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from pipeline.errors import PriorlabError
+from pipeline.errors import NO_SPACE_EXIT, PriorlabError
 from pipeline.graph import Graph, StageNode
 from pipeline.store import Home, StageFolder, read_json, write_json_atomically
 
@@ -41,6 +41,7 @@ class StageState:
     ended: float = 0.0
     progress: dict[str, Any] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    devices: list[str] = field(default_factory=list)
     log: Path | None = None
 
 
@@ -92,6 +93,8 @@ class _LocalRunner:
         self.view = view
         self.stopping = False
         self.commit = _git_commit()
+        self.free_devices = visible_devices()
+        self.has_devices = bool(self.free_devices)
 
     def loop(self) -> None:
         while not self._finished():
@@ -116,13 +119,19 @@ class _LocalRunner:
                 self._enter(state, "blocked", f"needs {lost[0].node.name}, which {lost[0].state}")
             elif all(p.state in ("reused", "done") for p in parents):
                 state.state = "ready"
-        running = sum(state.state == "running" for state in self.states.values())
         # Later stages first: a cell that has come far is finished before the next is begun, so that first results show early.
         ready = [state for state in self.states.values() if state.state == "ready"]
-        for state in sorted(ready, key=lambda s: -_depth(s.node))[: max(0, self.jobs - running)]:
-            self._start(state)
+        for state in sorted(ready, key=lambda s: -_depth(s.node)):
+            if sum(other.state == "running" for other in self.states.values()) >= self.jobs:
+                break
+            wanted = needed_devices(state.node) if self.has_devices else 0
+            if wanted <= len(self.free_devices):
+                self._start(state, [self.free_devices.pop(0) for _ in range(wanted)])
+            elif not any(other.devices for other in self.states.values()):
+                self._enter(state, "failed", f"needs {wanted} GPUs, but this machine shows {len(self.free_devices)}")
 
-    def _start(self, state: StageState) -> None:
+    def _start(self, state: StageState, devices: list[str]) -> None:
+        state.devices = devices
         lock = state.folder.lock()
         if lock is None:
             self._enter(state, "elsewhere", "run by another process")
@@ -135,15 +144,17 @@ class _LocalRunner:
             state.folder.status.unlink(missing_ok=True)
             attempt = state.folder.new_attempt()
             state.log = attempt / "stdout.log"
+            start = command(state.node, state.folder)
+            write_json_atomically(attempt / "attempt.json", {"command": start, "devices": devices, "commit": self.commit})
             with state.log.open("wb") as log:
                 state.process = subprocess.Popen(
-                    command(state.node, state.folder),
+                    start,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                     pass_fds=[lock],
-                    env=environment(state.node, lock, self.commit),
+                    env=environment(state.node, lock, self.commit, devices),
                 )
         except OSError as error:
             self._enter(state, "failed", f"could not start: {error.strerror or error} ({error.filename or state.folder.path})")
@@ -184,6 +195,9 @@ class _LocalRunner:
 
     def _enter(self, state: StageState, name: State, reason: str = "") -> None:
         state.state, state.reason = name, reason
+        if name != "running":
+            self.free_devices += state.devices
+            state.devices = []
         self.view.changed(state, list(self.states.values()))
 
     def stop(self) -> None:
@@ -208,10 +222,13 @@ def command(node: StageNode, folder: StageFolder) -> list[str]:
     return [sys.executable, "-m", "pipeline.tether", str(os.getpid()), *start]
 
 
-def environment(node: StageNode, lock: int, commit: str) -> dict[str, str]:
+def environment(node: StageNode, lock: int, commit: str, devices: list[str] | None = None) -> dict[str, str]:
+    """What the stage's process sees; `devices` are its GPUs, and no others."""
     threads = _threads(node)
     inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
+    if devices:
+        inherited["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     return inherited | {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
@@ -221,6 +238,19 @@ def environment(node: StageNode, lock: int, commit: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])),
     }
+
+
+def visible_devices() -> list[str]:
+    """GPUs that stages may use: those of CUDA_VISIBLE_DEVICES, else all that the NVIDIA driver lists."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device.strip() for device in chosen.split(",") if device.strip()]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def needed_devices(node: StageNode) -> int:
+    """One GPU per process of a stage; building a corpus needs none."""
+    return 0 if node.kind == "corpus" else _processes(node)
 
 
 def _processes(node: StageNode) -> int:
@@ -251,6 +281,8 @@ def _failure(state: StageState, code: int) -> str:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
+    if code == NO_SPACE_EXIT:
+        return f"no space left on the disk of {state.folder.path}; free some and run the same command again"
     message = state.progress.get("message")
     return str(message) if message else f"ended with exit code {code}" if code else "ended without writing its record"
 

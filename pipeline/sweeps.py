@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 
 from pipeline.compare import load_evaluations, summary_rows
-from pipeline.compose import Sweep
-from pipeline.config import CorpusStage
+from pipeline.compose import Cell, Sweep
+from pipeline.config import CorpusStage, RecipeConfig
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import drift
-from pipeline.graph import Graph, StageNode, build_graph, graph_from_specs
-from pipeline.runner import Outcome, View, run
+from pipeline.graph import CellPlan, Graph, StageNode, build_graph, graph_from_specs
+from pipeline.runner import Outcome, View, run, visible_devices
 from pipeline.store import Home, StageFolder, read_json, write_json_atomically, write_text_atomically
 
 
@@ -31,9 +31,7 @@ class Comparison:
 
 def default_jobs() -> int:
     """One stage per core on CPU (a stage uses one thread), one per GPU otherwise."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = len([d for d in visible.split(",") if d]) if visible is not None else len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return gpus or max(1, len(os.sched_getaffinity(0)))
+    return len(visible_devices()) or max(1, len(os.sched_getaffinity(0)))
 
 
 def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
@@ -101,33 +99,55 @@ def _save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
     text = sweep.as_yaml()
     if not definition.exists() or definition.read_text(encoding="utf-8") != text:
         write_text_atomically(definition, text)
-    cells = "".join(
-        json.dumps({"cell": plan.cell.id, **plan.cell.coordinates, "stages": [node.name for node in plan.stages()]}) + "\n"
-        for plan in graph.cells
-    )
+    cells = "".join(json.dumps(_cell_row(plan)) + "\n" for plan in graph.cells)
     listed = folder / "cells.jsonl"
     if not listed.exists() or listed.read_text(encoding="utf-8") != cells:
         write_text_atomically(listed, cells)
 
 
+def _cell_row(plan: CellPlan) -> dict[str, Any]:
+    return {
+        "cell": plan.cell.id,
+        "coordinates": plan.cell.coordinates,
+        "stages": [node.name for node in plan.stages()],
+        "recipe": plan.cell.recipe.model_dump(mode="json"),
+    }
+
+
 def saved_sweep(name: str, home: Home) -> Sweep | None:
-    """A sweep as it was last started, or None."""
-    path = home.sweep(name) / "sweep.yaml"
-    if not path.exists():
+    """A sweep as it was last started, with the recipes its cells had then; None if it never was."""
+    folder = home.sweep(name)
+    definition, listed = folder / "sweep.yaml", folder / "cells.jsonl"
+    if not definition.exists() or not listed.exists():
         return None
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Sweep(name, tree["axes"], tree["recipe"], tree["description"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise PriorlabError(f"{path} is damaged ({error}); start the sweep again with `priorlab sweep {name}`") from error
+        tree = yaml.safe_load(definition.read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+        cells = tuple(Cell(row["cell"], row["coordinates"], RecipeConfig.model_validate(row["recipe"])) for row in rows)
+        return Sweep(name, tree["axes"], tree["recipe"], tree["description"], cells)
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise PriorlabError(
+            f"{folder} is damaged, or of another version of priorlab ({error}); start the sweep again with `priorlab sweep {name}`"
+        ) from error
 
 
 def redefinition(sweep: Sweep, home: Home) -> list[str]:
     """How a sweep differs from what its folder was last started with; empty if it is new or the same."""
-    before = saved_sweep(sweep.name, home)
-    if before is None:
+    try:
+        saved = saved_sweep(sweep.name, home)
+    except PriorlabError as error:
+        return [str(error)]
+    if saved is None:
         return []
-    return list(drift({"axes": before.axes, "recipe": before.recipe}, {"axes": sweep.axes, "recipe": sweep.recipe}))
+    before = {cell.id: cell.recipe for cell in saved.cells()}
+    after = {cell.id: cell.recipe for cell in sweep.cells()}
+    changes = [f"cell {name} is new" for name in after.keys() - before.keys()]
+    changes += [f"cell {name} is no longer part of it" for name in before.keys() - after.keys()]
+    fields: dict[str, None] = {}  # ordered, each change once however many cells share it
+    for name in after.keys() & before.keys():
+        if before[name] != after[name]:
+            fields |= dict.fromkeys(drift(before[name].model_dump(mode="json"), after[name].model_dump(mode="json")))
+    return sorted(changes) + list(fields)
 
 
 def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
@@ -155,7 +175,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
 
 def _digest(sweep: Sweep, graph: Graph, home: Home) -> str:
     """Changes when a record of the sweep does, or its description."""
-    digest = hashlib.sha256((sweep.name + sweep.as_yaml()).encode())
+    digest = hashlib.sha256(json.dumps([sweep.name, sweep.description, [plan.cell.id for plan in graph.cells]]).encode())
     for node in graph.stages.values():
         record = node.folder(home).record_file
         try:
@@ -176,6 +196,7 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
         raise PriorlabError(f"{folder.path} has no spec.json; start its sweep instead")
     specs = [found for stage in home.stages() if (found := read_json(stage.spec)) is not None]
     graph = graph_from_specs(specs, spec["fingerprint"])
+    _add_dependents_never_started(graph, spec["fingerprint"], home)
     target = graph.stages[spec["fingerprint"]]
     wanted = {target.fingerprint}
     if not alone:
@@ -190,6 +211,19 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
     else:
         wanted |= {node.fingerprint for node in graph.ancestors(target) if node.folder(home).record() is None}
     return run(graph, home, sweep=spec["sweep"], jobs=jobs, view=view, only=wanted)
+
+
+def _add_dependents_never_started(graph: Graph, target: str, home: Home) -> None:
+    """Stages without a spec on disk yet are known from the sweeps that plan them."""
+    for path in sorted(home.path.glob("sweeps/*/sweep.yaml")):
+        try:
+            saved = saved_sweep(path.parent.name, home)
+            planned = build_graph(saved.cells()).stages if saved is not None else {}
+        except PriorlabError:  # a config that the sweep names has changed since; its own command will say so
+            continue
+        if target in planned:
+            for fingerprint, node in planned.items():
+                graph.stages.setdefault(fingerprint, node)
 
 
 def _clear(folder: StageFolder) -> None:

@@ -27,17 +27,18 @@ class Pace:
     def __init__(self) -> None:
         self._first: tuple[str, float, float] | None = None
 
-    def seconds_left(self, state: StageState) -> float | None:
-        progress = state.progress
+    def describe(self, progress: dict[str, Any]) -> tuple[str, str]:
+        """(`12 steps/s`, `1m05s left`), or empty texts while nothing can be said."""
         if progress.get("state") != "running" or not progress.get("total"):
-            return None
+            return "", ""
         unit, step, now = progress["unit"], float(progress["step"]), float(progress["time"])
         if self._first is None or self._first[0] != unit or step < self._first[1]:
             self._first = (unit, step, now)
         _, first_step, first_time = self._first
         if step <= first_step or now <= first_time:
-            return None
-        return (progress["total"] - step) * (now - first_time) / (step - first_step)
+            return "", ""
+        rate = (step - first_step) / (now - first_time)
+        return f"{_number(rate)} {unit}/s", f"{duration((progress['total'] - step) / rate)} left"
 
 
 def describe(progress: dict[str, Any]) -> str:
@@ -90,9 +91,8 @@ class PlainView:
         self._last = time.time()
         for state in states:
             if state.state == "running" and state.progress:
-                left = self._paces.setdefault(state.node.name, Pace()).seconds_left(state)
-                rest = f"  {duration(left)} left" if left is not None else ""
-                self._print(f"      {state.node.name}: {describe(state.progress)}{rest}")
+                pace = self._paces.setdefault(state.node.name, Pace()).describe(state.progress)
+                self._print("  ".join(filter(None, [f"      {state.node.name}: {describe(state.progress)}", *pace])))
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -131,17 +131,18 @@ class LiveView:
         summary = ", ".join(f"{number} {name}" for name, number in counts.items())
         header = Text(f"{finished}/{len(states)} stages  ({summary})  {duration(time.time() - self._started)}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for title in ("stage", "", "progress", "left"):
+        for title in ("stage", "", "progress", "rate", "left"):
             table.add_column(title, style="none", header_style="dim", no_wrap=True)
         for state in [s for s in states if s.state in ("running", "elsewhere", "failed")][:_SHOWN_ROWS]:
-            left = self._paces.setdefault(state.node.name, Pace()).seconds_left(state)
+            rate, left = self._paces.setdefault(state.node.name, Pace()).describe(state.progress)
             total = state.progress.get("total") or 0
             bar = ProgressBar(total=total, completed=state.progress.get("step", 0), width=16) if total else Text("")
             table.add_row(
                 Text(state.node.name, style=_STYLES.get(state.state, "")),
                 bar,
                 Text(state.reason or describe(state.progress)),
-                Text("" if left is None else duration(left)),
+                Text(rate),
+                Text(left.removesuffix(" left")),
             )
         return Group(header, table)
 

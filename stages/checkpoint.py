@@ -53,7 +53,9 @@ def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pa
 def verify_export(folder: Path) -> None:
     """Raises `PriorlabError` unless config, weights and tokenizer belong together: names, shapes, tied weights, vocabulary."""
     import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # under ZeRO-3 from_config would partition, which all ranks must do together
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

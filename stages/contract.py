@@ -7,6 +7,7 @@ into a temporary folder that is renamed when complete, and writes record.json la
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.config import STAGE_CONFIGS, StageConfig, TrackingConfig
-from pipeline.errors import PriorlabError
+from pipeline.errors import NO_SPACE_EXIT, PriorlabError
 from pipeline.store import StageFolder, manifest_of, read_json, verify_manifest, write_json_atomically
 from pipeline.tracking import StageRun
 
@@ -99,8 +100,11 @@ class Stage:
         temporary.replace(self.folder.metrics)
 
     def export(self, write: Callable[[Path], None]) -> None:
-        """Fill the export folder through `write`, all or nothing."""
+        """Fill the export folder through `write`, all or nothing. Ranks other than 0 take part in `write` and touch no folder."""
         building = self.folder.path / "export.part"
+        if self.rank != 0:
+            write(building)
+            return
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write(building)
@@ -157,7 +161,7 @@ def provenance() -> dict[str, Any]:
 
 
 def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
-    """Entry point of `python -m stages.KIND`: exit 0 with a record, 2 for what the user can mend, 1 for a bug."""
+    """Entry point of `python -m stages.KIND`: exit 0 with a record, 2 or NO_SPACE_EXIT for what the user can mend, 1 for a bug."""
     parser = argparse.ArgumentParser(prog=f"python -m stages.{kind}", description=f"run one {kind} stage from its spec")
     parser.add_argument("--spec", type=Path, required=True, help="spec.json in the stage's folder")
     spec_path = parser.parse_args().spec
@@ -175,10 +179,11 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
         message, code = _explain(error)
         if stage is not None:
             _try_to_report(stage, message)
-        if code == 1:
-            traceback.print_exc()
-        print(f"error: {message}", file=sys.stderr)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # the log may lie on the full disk that ended the stage
+            if code == 1:
+                traceback.print_exc()
+            print(f"error: {message}", file=sys.stderr)
+            sys.stdout.flush()
         os._exit(code)  # engines' threads must not keep a failed stage alive
     sys.stdout.flush()
     sys.stderr.flush()
@@ -195,14 +200,24 @@ def _hold_lock(stage: Stage) -> None:
 def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, PriorlabError):
         return str(error), 2
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" at {error.filename}" if error.filename else ""
-        return f"no space left on the disk{place}; free some and run the same command again", 2
+    if _is_full_disk(error):
+        return "no space left on the disk; free some and run the same command again", NO_SPACE_EXIT
     return f"{type(error).__name__}: {error}", 1
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an exception: libraries wrap the OSError, some keep its text only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _try_to_report(stage: Stage, message: str) -> None:
     try:
         stage.fail(message)
-    except OSError as error:  # the disk is full or gone: stderr below still says why
-        print(f"could not write {stage.folder.status}: {error}", file=sys.stderr)
+    except OSError:  # the disk is full or gone: the exit code still says so
+        return

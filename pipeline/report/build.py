@@ -51,7 +51,7 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
             figures.append(("RL dynamics", curve, "Running means over a tenth of the run."))
         pretrain_panels = [("perplexity", "perplexity"), ("entropy", "entropy (nats)"), ("tail_mass", "tail mass")]
         curve = plots.training_curves(compared, home, "pretrain", pretrain_panels, x="tokens", x_label="tokens", smooth=False)
-        figures.append(("Pre-training", curve, "Measured on the training batches."))
+        figures.append(("Pre-training", curve, "Measured on the training batches; the first tenth is not drawn."))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,

@@ -33,6 +33,8 @@ _STYLE: Any = {
 }
 # RL metrics are averaged over this share of the run: single steps of a few prompts are noise.
 _SMOOTHING = 0.1
+# Share of pre-training that is not drawn.
+_SKIPPED = 0.1
 
 
 def pass_at_k_curves(arms: Sequence[Arm]) -> str:
@@ -60,8 +62,9 @@ def pass_at_k_curves(arms: Sequence[Arm]) -> str:
             axis.legend(loc="lower right")
         for axis in axes.flat[len(arms) :]:
             axis.set_visible(False)
-        for axis in axes[-1]:
+        for axis in axes.flat[max(0, len(arms) - columns) : len(arms)]:  # the lowest drawn panel of each column
             axis.set_xlabel("k (samples)")
+            axis.tick_params(labelbottom=True)
         for axis in axes[:, 0]:
             axis.set_ylabel("pass@k")
         return _svg(figure)
@@ -99,12 +102,9 @@ def training_curves(
                 for axis, (metric, _) in zip(axes[0], panels, strict=True):
                     first = evaluation is arm.before[0]
                     _line(axis, rows, x, metric, colour, arm.name if first else None, smooth)
-        for axis, (metric, title) in zip(axes[0], panels, strict=True):
+        for axis, (_, title) in zip(axes[0], panels, strict=True):
             axis.set_title(title)
             axis.set_xlabel(x_label)
-            if metric == "perplexity":
-                axis.set_yscale("log")
-                axis.minorticks_off()
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
         return _svg(figure)
@@ -112,6 +112,8 @@ def training_curves(
 
 def _line(axis: Axes, rows: list[dict[str, float]], x: str, metric: str, colour: str, label: str | None, smooth: bool) -> None:
     points = [(row[x], row[metric]) for row in rows if x in row and metric in row]
+    if x == "tokens":  # the fall from ln(vocabulary) would flatten everything after it
+        points = [point for point in points if point[0] >= _SKIPPED * points[-1][0]]
     if not points:
         return
     values = [value for _, value in points]

@@ -71,9 +71,7 @@ class PretrainTrainer(Trainer):
             logs |= self._statistics()
             step = self.state.global_step
             self.stage.log(step, **{name: value for name, value in logs.items() if name != "epoch"})
-            self.stage.progress(
-                step, self.state.max_steps, "steps", loss=logs["loss"], entropy=logs["entropy"], rate=logs["tokens_per_s"]
-            )
+            self.stage.progress(step, self.state.max_steps, "steps", loss=logs["loss"], entropy=logs["entropy"])
         super().log(logs, start_time)
 
     def _statistics(self) -> dict[str, float]:
@@ -96,7 +94,6 @@ def train(stage: Stage) -> dict[str, Any]:
     corpus = stage.parent("corpus")
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
     blocks = Blocks(corpus / "train")
-    arguments = _arguments(stage, config)  # before the model: DeepSpeed's context must exist when it is built
     model = build_model(config.model, tokenizer, config.seed)
     head = attach(model, config.prior, settings.head_k)
     trainer = PretrainTrainer(
@@ -104,7 +101,7 @@ def train(stage: Stage) -> dict[str, Any]:
         head=head,
         tokens_per_step=settings.global_batch * blocks.block_size,
         model=model,
-        args=arguments,
+        args=_arguments(stage, config),  # after the model: from then on transformers would build it under zero.Init
         train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, config.seed),
         data_collator=collate,
     )

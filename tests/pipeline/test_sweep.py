@@ -53,7 +53,7 @@ def test_results_have_one_row_per_cell_checkpoint_metric_and_k(smoke: FinishedSw
         "pass@k", "avg@n", "cons@n", "greedy", "length", "perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass"
     }  # fmt: skip
     assert {row["k"] for row in rows if row["metric"] == "pass@k"} == {"1", "2", "4", "8"}
-    assert {(row["after"], row["step"]) for row in rows} == {("pretrain", "30"), ("rl", "3")}
+    assert {(row["after"], row["step"]) for row in rows} == {("pretrain", "300"), ("rl", "3")}
     record = smoke.folder("evaluate@rl").record()
     assert record is not None
     (row,) = [r for r in rows if (r["cell"], r["after"], r["metric"], r["k"]) == ("ce", "rl", "pass@k", "4")]
@@ -107,7 +107,7 @@ def killed(smoke: FinishedSweep, tmp_path_factory: pytest.TempPathFactory) -> tu
     (plan,) = smoke_graph("axes.prior=[ce]", "rl=null").cells
     folder = lab.folder(plan.chain["pretrain"])
     driver = lab.start(*command)
-    _wait_for(folder.checkpoints / "checkpoint-10" / "complete", driver)
+    _wait_for(folder.checkpoints / "checkpoint-50" / "complete", driver)
     second = lab.call(*command)
     assert second.returncode == 2
     assert f"sweep 'smoke' is already run by process {driver.pid}" in second.stderr
@@ -142,7 +142,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_weights(smoke: Finishe
     assert found.keys() == expected.keys()
     for name in found:
         assert found[name].equal(expected[name]), name
-    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [5, 10, 15, 20, 25, 30]
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == list(range(20, 301, 20))
 
 
 def test_one_stage_forced_again_takes_what_depends_on_it_along(killed: tuple[Lab, list[int], str]) -> None:

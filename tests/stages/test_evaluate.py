@@ -41,7 +41,7 @@ def test_metrics_follow_from_the_kept_samples(smoke: FinishedSweep, role: str) -
 
 
 def test_samples_are_what_the_verifier_says(smoke: FinishedSweep) -> None:
-    task = build_task(CountdownTask(numbers=(2, 3), largest_number=12))
+    task = build_task(CountdownTask(numbers=(2,), largest_number=12))
     problems = {problem.id: problem for problem in task.problems("evaluate", 12, seed=0)}
     table = pq.read_table(smoke.folder("evaluate@pretrain").export / "samples.parquet").to_pylist()
     assert {row["problem_id"] for row in table} == set(problems)
@@ -50,7 +50,7 @@ def test_samples_are_what_the_verifier_says(smoke: FinishedSweep) -> None:
         verdict = task.verify(problems[row["problem_id"]], row["text"])
         assert (verdict.correct, verdict.answer) == (row["correct"], row["answer"])
         assert 1 <= row["length"] <= 16
-        assert row["truncated"] == (row["length"] == 16 and len(row["text"]) == 16)
+        assert row["length"] == 16 or not row["truncated"]
 
 
 def test_before_and_after_rl_are_measured_on_the_same_problems(smoke: FinishedSweep) -> None:

@@ -23,6 +23,9 @@ from pipeline.store import Home, write_json_atomically
 from stages.corpus.pack import Blocks
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 
+LOGGED = list(range(20, 301, 20))
+"""Steps that the smoke recipe logs."""
+
 
 def pretraining(lab: Lab, smoke: FinishedSweep, *overrides: str) -> StageNode:
     """A pre-training stage ready to run in its own home, on the corpus of the shared sweep."""
@@ -63,25 +66,35 @@ def weights(lab: Lab, node: StageNode) -> dict[str, torch.Tensor]:
 
 
 def test_losses_are_the_same_for_every_zero_stage_and_number_of_processes(smoke: FinishedSweep, tmp_path: Path) -> None:
-    """Eight sequences a step as 1 x 4 x 2, 1 x 8, 2 x 4 and 2 x 2 x 2 (processes x micro-batch x accumulation)."""
+    """Sixteen blocks a step as 1 x 8 x 2, 1 x 16, 2 x 8 and 2 x 4 x 2 (processes x micro-batch x accumulation).
+
+    A gentle learning rate: at a high one, rounding alone drives equal runs apart within a hundred steps.
+    """
+    gentle = ["pretrain.steps=60", "pretrain.optimizer.learning_rate=1e-3"]
     arrangements = {
-        "zero2": ["pretrain.launch.zero_stage=2", "pretrain.launch.micro_batch=8"],
+        "plain": [],
+        "zero2": ["pretrain.launch.zero_stage=2", "pretrain.launch.micro_batch=16"],
         "zero1 x 2": ["pretrain.launch.zero_stage=1", "pretrain.launch.processes=2"],
-        "zero3 x 2": ["pretrain.launch.zero_stage=3", "pretrain.launch.processes=2", "pretrain.launch.micro_batch=2"],
+        "zero3 x 2": ["pretrain.launch.zero_stage=3", "pretrain.launch.processes=2", "pretrain.launch.micro_batch=4"],
     }
-    reference = [json.loads(line) for line in smoke.folder("pretrain").metrics.read_text().splitlines()]
-    expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
+    found: dict[str, tuple[list[dict[str, float]], dict[str, torch.Tensor]]] = {}
+    fingerprints = set()
     for name, overrides in arrangements.items():
         lab = Lab(Home(tmp_path / name))
-        node = pretraining(lab, smoke, *overrides)
-        assert node.fingerprint == smoke.node("pretrain").fingerprint  # how it runs is no part of what it is
-        found = finish(lab, node, start(lab, node))
-        assert [row["step"] for row in found] == [row["step"] for row in reference], name
-        for ours, theirs in zip(found, reference, strict=True):
+        node = pretraining(lab, smoke, *gentle, *overrides)
+        fingerprints.add(node.fingerprint)
+        found[name] = finish(lab, node, start(lab, node)), weights(lab, node)
+    assert len(fingerprints) == 1  # how a stage runs is no part of what it is
+    expected_rows, expected_weights = found.pop("plain")
+    assert [row["step"] for row in expected_rows] == [20, 40, 60]
+    for name, (ours, our_weights) in found.items():
+        assert [row["step"] for row in ours] == [20, 40, 60], name
+        for row, expected in zip(ours, expected_rows, strict=True):
             for metric in ("loss", "cross_entropy", "entropy", "head_mass", "tail_mass", "perplexity", "tokens", "learning_rate"):
-                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3), (name, metric, ours["step"])
-        for parameter, value in weights(lab, node).items():
-            torch.testing.assert_close(value, expected[parameter], rtol=0, atol=5e-3, msg=f"{name}: {parameter}")
+                assert row[metric] == pytest.approx(expected[metric], rel=1e-4), (name, metric, row["step"])
+        assert our_weights.keys() == expected_weights.keys()
+        for parameter, value in our_weights.items():
+            torch.testing.assert_close(value, expected_weights[parameter], rtol=0, atol=1e-3, msg=f"{name}: {parameter}")
 
 
 def test_bfloat16_trains_to_about_the_same_loss(smoke: FinishedSweep, lab: Lab) -> None:
@@ -89,7 +102,7 @@ def test_bfloat16_trains_to_about_the_same_loss(smoke: FinishedSweep, lab: Lab) 
     found = finish(lab, node, start(lab, node))
     reference = smoke.folder("pretrain").record()
     assert reference is not None
-    assert found[-1]["loss"] == pytest.approx(reference["metrics"]["loss"], rel=0.03)
+    assert found[-1]["loss"] == pytest.approx(reference["metrics"]["loss"], rel=0.05)
     assert {tensor.dtype for tensor in weights(lab, node).values()} == {torch.bfloat16}
 
 
@@ -98,7 +111,7 @@ def test_a_run_killed_between_and_during_checkpoints_ends_with_the_same_weights(
     folder = lab.folder(node)
     process = start(lab, node)
     deadline = time.time() + 200
-    while not (folder.checkpoints / "checkpoint-10" / "complete").exists():
+    while not (folder.checkpoints / "checkpoint-50" / "complete").exists():
         assert process.poll() is None
         assert time.time() < deadline
         time.sleep(0.02)
@@ -106,15 +119,15 @@ def test_a_run_killed_between_and_during_checkpoints_ends_with_the_same_weights(
     process.wait()
     assert folder.record() is None
     # What a kill in the middle of writing the next step checkpoint leaves behind.
-    torn = folder.checkpoints / "checkpoint-20"
+    torn = folder.checkpoints / "checkpoint-100"
     if not torn.exists():
-        shutil.copytree(folder.checkpoints / "checkpoint-10", torn)
+        shutil.copytree(folder.checkpoints / "checkpoint-50", torn)
     (torn / "complete").unlink(missing_ok=True)
     (torn / "model.safetensors").write_bytes(b"half")
 
     found = finish(lab, node, start(lab, node))
     steps = [row["step"] for row in found]
-    assert steps == [5, 10, 15, 20, 25, 30]  # no row twice, none missing
+    assert steps == LOGGED  # no row twice, none missing
     expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
     for name, value in weights(lab, node).items():
         assert torch.equal(value, expected[name]), name
@@ -122,16 +135,16 @@ def test_a_run_killed_between_and_during_checkpoints_ends_with_the_same_weights(
 
 def test_logged_values_fit_together(smoke: FinishedSweep) -> None:
     found = rows(smoke.lab, smoke.node("pretrain"))
-    assert [row["tokens"] for row in found] == [step * 8 * 32 for step in (5, 10, 15, 20, 25, 30)]
+    assert [row["tokens"] for row in found] == [step * 16 * 32 for step in LOGGED]
     for row in found:
         assert row["perplexity"] == pytest.approx(math.exp(row["cross_entropy"]))
         assert row["loss"] == pytest.approx(row["cross_entropy"], rel=1e-4)  # this cell is cross-entropy
         assert 0 < row["head_mass"] + row["tail_mass"] < 1
         assert row["tokens_per_s"] > 0
     # Warm-up, stable, linear decay to a tenth.
-    assert found[0]["learning_rate"] == pytest.approx(1e-2, rel=0.2)
-    assert [row["learning_rate"] for row in found[1:4]] == [1e-2] * 3
-    assert found[-1]["learning_rate"] < 0.3e-2
+    assert found[0]["learning_rate"] == pytest.approx(5e-3, rel=0.1)
+    assert {row["learning_rate"] for row in found[1:13]} == {5e-3}
+    assert found[-1]["learning_rate"] == pytest.approx(5e-4, rel=0.3)
 
 
 def test_another_prior_trains_another_model_from_the_same_start(smoke: FinishedSweep) -> None:

@@ -40,7 +40,7 @@ def test_each_step_logs_what_a_user_needs(smoke: FinishedSweep) -> None:
 def test_the_record_counts_rollouts(smoke: FinishedSweep) -> None:
     record = smoke.folder("rl").record()
     assert record is not None
-    assert record["metrics"]["rollouts"] == 3 * 4 * 4
+    assert record["metrics"]["rollouts"] == 3 * 4 * 8
     assert record["metrics"]["verifier_errors"] == record["metrics"]["verifier_timeouts"] == 0
 
 
@@ -77,7 +77,7 @@ def test_what_depends_on_a_failed_stage_is_blocked_and_the_rest_is_reported(fail
     assert "blocked: needs rl/ce" in printed
     log = printed.split("log: ")[-1].splitlines()[0]
     assert Path(log).is_file()
-    assert "1 more stages wait" in printed or "1 more stage" in printed
+    assert "1 more waited for what failed" in printed
     (plan,) = smoke_graph("axes.prior=[ce]").cells
     assert lab.folder(plan.chain["rl"]).record() is None
     assert "pass@1 before" in printed  # what was measured is shown

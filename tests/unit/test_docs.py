@@ -1,0 +1,68 @@
+"""The README stays true: its commands parse, its configs load, its links point somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.compose import available, load_recipe, load_sweep
+from pipeline.config import Prior
+from pipeline.graph import build_graph
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    scripts/priorlab ")]
+
+
+def test_the_two_commands_are_there_and_executable() -> None:
+    for script in ("scripts/priorlab", "scripts/test"):
+        assert f"\n    {script}" in README
+        assert (ROOT / script).stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] in ("sweep", "plan", "run")])
+def test_commands_that_start_something_plan_a_valid_graph(command: str) -> None:
+    _, verb, name, *rest = shlex.split(command)
+    overrides = [word for word in rest if "=" in word]
+    sweep = load_recipe(name, overrides) if verb == "run" else load_sweep(name, overrides)
+    assert build_graph(sweep.cells()).stages
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_option_exists(command: str) -> None:
+    _, verb, *rest = shlex.split(command)
+    shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert shown.exit_code == 0
+    for option in (word for word in rest if word.startswith("--")):
+        assert option in shown.output
+
+
+@pytest.mark.parametrize("number", range(len(re.findall(r"```yaml\n", README))))
+def test_yaml_examples_are_valid_sweeps(number: int, tmp_path: Path) -> None:
+    example = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[number]
+    path = tmp_path / "example.yaml"
+    path.write_text(example)
+    assert len(build_graph(load_sweep(str(path)).cells()).cells) == 3 * 3 * 2
+
+
+def test_the_table_of_priors_is_the_configs() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (\S+) \| (\S+) \| (\d*) ?\|$", README, re.MULTILINE)
+    assert sorted(name for name, *_ in rows) == available("prior")
+    for name, *cells in rows:
+        prior = Prior.model_validate(yaml.safe_load((ROOT / "configs" / "prior" / f"{name}.yaml").read_text()))
+        assert [prior.beta, prior.lambda_head, prior.lambda_tail, prior.k] == [float(cell or 0) for cell in cells]
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_help_shows_every_command() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    for command in ("sweep", "run", "plan", "status", "report", "resume", "stage", "doctor"):
+        assert re.search(rf"│ {command} ", shown), command
