@@ -168,7 +168,9 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     folder.mkdir(parents=True, exist_ok=True)
     write_comparison(sweep.name, sweep.description, graph, evaluations, home)
     rows = summary_rows(evaluations)
-    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, rows, digest)
+    compared = [node.fingerprint for plan in graph.cells for node in plan.evaluations.values()]
+    identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
+    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, rows, identity)
     write_json_atomically(stamp, {"digest": digest, "rows": rows})
     return Comparison(rows, report)
 

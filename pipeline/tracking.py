@@ -93,15 +93,18 @@ def log_comparison(
     folder: Path,
     evaluations: list[Evaluation],
     rows: list[dict[str, Any]],
-    digest: str,
+    identity: str,
 ) -> None:
-    """The sweep's summary run: the gain table, the pass@k curves, and gains as summary values. Its id changes with the results."""
+    """The sweep's summary run: the gain table, the pass@k curves, and gains as summary values.
+
+    `identity` names what is compared: the same sweep, reported again when more has finished, updates the same run.
+    """
     if resolve_mode(tracking) == "disabled":
         return
     import wandb
 
     run = open_run(
-        tracking, folder, id=f"{sweep}-{digest[:16]}", name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"]
+        tracking, folder, id=f"{sweep}-{identity[:16]}", name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"]
     )
     table = wandb.Table(columns=["arm", "prior", "metric", "before", "after", "gain", "gain_low", "gain_high"])
     for row in rows:

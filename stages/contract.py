@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import shutil
@@ -76,7 +77,12 @@ class Stage:
         self._write_status("running", step=step, total=total, unit=unit, shown=shown)
 
     def log(self, step: int, **values: float) -> None:
-        """A row of metrics.jsonl, and of the stage's W&B run."""
+        """A row of metrics.jsonl, and of the stage's W&B run. Raises `PriorlabError` when the loss is no longer a number."""
+        if not math.isfinite(values.get("loss", 0.0)):
+            raise PriorlabError(
+                f"the loss is {values['loss']} at step {step}: training has diverged. Step checkpoints written before are kept in "
+                f"{self.folder.checkpoints}; lower the learning rate, or look at the data of this step"
+            )
         if self.rank != 0:
             return
         with self.folder.metrics.open("a", encoding="utf-8") as file:

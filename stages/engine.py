@@ -11,6 +11,9 @@ from pipeline.config import Dtype
 if TYPE_CHECKING:
     from vllm import LLM
 
+MAX_PROMPT_TOKENS = 64
+"""Room for a prompt beside the response; the engine refuses longer ones. The tasks' prompts have up to 30 tokens."""
+
 
 def prepare(threads: int) -> None:
     """Environment of the engine; call before vllm is imported."""
@@ -34,14 +37,16 @@ def engine_arguments(dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
     return arguments
 
 
-def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_length: int, kv_cache_gib: int, gpu_memory_share: float) -> LLM:
-    """An engine for a HF folder; `max_length` in tokens, prompt and response together."""
+def build_engine(
+    checkpoint: Path, *, dtype: Dtype, seed: int, max_response_tokens: int, kv_cache_gib: int, gpu_memory_share: float
+) -> LLM:
+    """An engine for a HF folder."""
     from vllm import LLM
 
     return LLM(
         model=str(checkpoint),
         seed=seed,
-        max_model_len=max_length,
+        max_model_len=MAX_PROMPT_TOKENS + max_response_tokens,
         gpu_memory_utilization=gpu_memory_share,
         disable_log_stats=True,
         **engine_arguments(dtype, kv_cache_gib),

@@ -42,7 +42,7 @@ install() {
     rm -rf "$venv"
     "$python" -m venv "$venv" || fail "could not make a virtual environment (on Debian: apt install python3.11-venv)"
     uv=$(command -v uv) || {
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$uv_version" || fail "could not install uv"
+        "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "uv==$uv_version" || fail "could not install uv"
         uv=$venv/bin/uv
     }
     local options=(--python "$venv/bin/python" --no-deps --quiet)

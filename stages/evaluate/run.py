@@ -23,9 +23,6 @@ from stages.evaluate.sample import GREEDY, Sample, sample
 from stages.evaluate.verify import Verifier
 from stages.tasks import Verdict, build_task
 
-# Longest prompt that fits beside a response; the engine refuses longer ones.
-_PROMPT_TOKENS = 64
-
 
 def evaluate(stage: Stage) -> dict[str, Any]:
     """Writes export/{samples.parquet, problems.json} and returns the means for the record."""
@@ -42,7 +39,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         checkpoint,
         dtype="float32",
         seed=protocol.seed,
-        max_length=_PROMPT_TOKENS + protocol.max_response_tokens,
+        max_response_tokens=protocol.max_response_tokens,
         kv_cache_gib=protocol.kv_cache_gib,
         gpu_memory_share=protocol.gpu_memory_share,
     )

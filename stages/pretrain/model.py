@@ -10,8 +10,8 @@ from pipeline.config import ModelConfig
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """Randomly initialised float32 weights that depend on the seed alone.
 
-    Built whole on every rank: under DeepSpeed's zero.Init a model starts from other weights than without, so ZeRO-3 would be another run.
-    The price is host memory for one float32 copy per rank until DeepSpeed partitions it.
+    Built whole on every rank: under DeepSpeed's zero.Init a model starts from other weights than without, and ZeRO-3 would be another
+    run. The price is host memory for one float32 copy per rank until DeepSpeed partitions it.
     """
     set_seed(seed)
     return AutoModelForCausalLM.from_config(

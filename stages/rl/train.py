@@ -13,13 +13,12 @@ from trl import GRPOConfig
 from pipeline.config import RLConfig, RLStage
 from stages.checkpoint import last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
-from stages.engine import engine_arguments
+from stages.engine import MAX_PROMPT_TOKENS, engine_arguments
 from stages.evaluate.verify import Verifier
 from stages.processes import deepspeed_config
 from stages.rl.trainer import RLTrainer
 from stages.tasks import Problem, build_task
 
-_PROMPT_TOKENS = 64
 _VERIFY_SECONDS = 5.0
 
 
@@ -116,7 +115,7 @@ def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
         use_vllm=True,
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=settings.gpu_memory_share,
-        vllm_max_model_length=_PROMPT_TOKENS + settings.max_response_tokens,
+        vllm_max_model_length=MAX_PROMPT_TOKENS + settings.max_response_tokens,
         seed=seed,
         save_strategy="steps",
         save_steps=launch.save_steps,

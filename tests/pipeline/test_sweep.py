@@ -243,3 +243,44 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(smoke: FinishedSweep
     os.close(lock)
     state = json.loads(lab.call("status", "smoke", "--json").stdout)
     assert [entry["state"] for entry in state] == ["done", "unfinished", "new"]
+    # Resuming the one stage takes its evaluation along, though that was never started.
+    resumed = lab.call("resume", folder.path.name)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    state = json.loads(lab.call("status", "smoke", "--json").stdout)
+    assert [entry["state"] for entry in state] == ["done", "done", "done"]
+
+
+def test_stages_side_by_side_get_gpus_of_their_own(smoke: FinishedSweep, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    lab.borrow(smoke.lab, smoke.node("corpus"))
+    driver = lab.start("sweep", "smoke", "rl=null")
+    folders = [lab.folder(smoke.node("pretrain", cell)) for cell in (0, 1)]
+    for folder in folders:
+        _wait_for(folder.status, driver)
+    seen = []
+    for folder in folders:
+        devices = json.loads((folder.path / "attempts" / "0001" / "attempt.json").read_text())["devices"]
+        process = json.loads(folder.status.read_text())["pid"]
+        assert f"\0CUDA_VISIBLE_DEVICES={','.join(devices)}\0" in f"\0{Path(f'/proc/{process}/environ').read_text()}"
+        seen += devices
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=60)
+    assert sorted(seen) == ["3", "5"]
+
+
+def test_a_stage_that_needs_more_gpus_than_there_are_says_so(smoke: FinishedSweep, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    lab.borrow(smoke.lab, smoke.node("corpus"))
+    done = lab.call("sweep", "smoke", "axes.prior=[ce]", "rl=null", "pretrain.launch.processes=2")
+    assert done.returncode == 1
+    assert "needs 2 GPUs, but this machine shows 1" in done.stderr
+
+
+def test_a_diverged_run_stops_with_the_step(smoke: FinishedSweep, lab: Lab) -> None:
+    lab.borrow(smoke.lab, smoke.node("corpus"))
+    done = lab.call(
+        "sweep", "smoke", "axes.prior=[ce]", "rl=null", "pretrain.optimizer.learning_rate=1e30",
+        "pretrain.optimizer.clip_norm=1e30", "pretrain.optimizer.warmup_steps=0",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.search(r"the loss is nan at step \d+: training has diverged", done.stderr)
