@@ -223,6 +223,7 @@ class EvaluateConfig(Config):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_response_tokens: int = Field(ge=1)
+    dtype: Dtype = "float32"
     heldout_blocks: int = Field(ge=1, description="blocks of held-out text for perplexity and entropy")
     head_k: int = Field(5, ge=1, description="size of the head whose mass is reported, the same for all priors")
     seed: int = 0

@@ -142,8 +142,8 @@ class Stage:
         return self._run
 
     def fail(self, message: str) -> None:
-        if self.rank == 0:
-            self._write_status("failed", message=message)
+        """Leave the reason where the orchestrator finds it; any rank may, since the others are ended once one has failed."""
+        self._write_status("failed", message=message if self.rank == 0 else f"rank {self.rank}: {message}")
 
     def _write_status(self, state: str, **more: Any) -> None:
         status = {"state": state, "pid": os.getpid(), "time": time.time(), "started": self.started, **more}

@@ -31,13 +31,13 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     checkpoint, corpus = stage.parent("checkpoint"), stage.parent("corpus")
     heldout = heldout_statistics(
         stage, checkpoint, Blocks(corpus / "heldout"),
-        count=protocol.heldout_blocks, head_k=protocol.head_k, dtype="float32",
+        count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
     )  # fmt: skip
     problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
     stage.progress(0, 0, "starting the engine")
     engine = build_engine(
         checkpoint,
-        dtype="float32",
+        dtype=protocol.dtype,
         seed=protocol.seed,
         max_response_tokens=protocol.max_response_tokens,
         kv_cache_gib=protocol.kv_cache_gib,
