@@ -35,8 +35,8 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "corpus": "c9975b39ea40",
         "pretrain": "9bb22e956121",
         "rl": "9e3bde25e246",
-        "evaluate@pretrain": "ebde4a277afe",
-        "evaluate@rl": "122c21fa8331",
+        "evaluate@pretrain": "1feb1735eeb7",
+        "evaluate@rl": "e393bd9510cd",
     }
 
 
