@@ -90,7 +90,7 @@ class PlainView:
             return
         self._last = time.time()
         for state in states:
-            if state.state == "running" and state.progress:
+            if state.state == "running" and describe(state.progress):
                 pace = self._paces.setdefault(state.node.name, Pace()).describe(state.progress)
                 self._print("  ".join(filter(None, [f"      {state.node.name}: {describe(state.progress)}", *pace])))
 

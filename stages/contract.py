@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import gc
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -164,6 +165,16 @@ def provenance() -> dict[str, Any]:
         "machine": f"{platform.machine()} {platform.system()}",
         "commit": os.environ.get("PRIORLAB_COMMIT", "unknown"),
     }
+
+
+@contextlib.contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Import libraries without garbage collection: nothing of a module dies, and looking costs 2 of GRPOTrainer's 14 seconds."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:

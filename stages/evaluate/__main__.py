@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.config import EvaluateStage
-from stages.contract import Stage, main
+from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -11,7 +11,10 @@ def run(stage: Stage) -> dict[str, Any]:
 
     processes.quiet()
     engine.prepare(stage.config_as(EvaluateStage).evaluate.threads)
-    from stages.evaluate.run import evaluate
+    with heavy_imports():
+        import vllm  # noqa: F401 (what the engine is made of; here its import is cheaper)
+
+        from stages.evaluate.run import evaluate
 
     return evaluate(stage)
 

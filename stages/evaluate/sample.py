@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import EvaluateConfig
 from stages.contract import Stage
@@ -31,13 +31,15 @@ def sample(engine: LLM, problems: list[Problem], protocol: EvaluateConfig, stage
     """All samples, problem by problem, each problem's greedy response first. `length` counts tokens, end-of-text included."""
     from vllm import SamplingParams
 
+    tokenizer = engine.get_tokenizer()
     drawn = SamplingParams(
         n=protocol.samples,
         temperature=protocol.temperature,
         top_p=protocol.top_p,
         max_tokens=protocol.max_response_tokens,
+        detokenize=False,  # the engine would decode token by token, a quarter of its time for small models
     )
-    greedy = SamplingParams(temperature=0.0, max_tokens=protocol.max_response_tokens)
+    greedy = SamplingParams(temperature=0.0, max_tokens=protocol.max_response_tokens, detokenize=False)
     samples: list[Sample] = []
     for start in range(0, len(problems), _PROBLEMS_PER_CALL):
         stage.progress(start, len(problems), "problems")
@@ -45,12 +47,13 @@ def sample(engine: LLM, problems: list[Problem], protocol: EvaluateConfig, stage
         prompts = [problem.prompt for problem in batch]
         results = engine.generate(prompts * 2, [greedy] * len(batch) + [drawn] * len(batch), use_tqdm=False)
         for problem, best, random in zip(batch, results[: len(batch)], results[len(batch) :], strict=True):
-            samples += _samples_of(problem, best, first=GREEDY) + _samples_of(problem, random, first=0)
+            samples += _samples_of(problem, best, tokenizer, first=GREEDY) + _samples_of(problem, random, tokenizer, first=0)
     return samples
 
 
-def _samples_of(problem: Problem, result: RequestOutput, first: int) -> list[Sample]:
+def _samples_of(problem: Problem, result: RequestOutput, tokenizer: Any, first: int) -> list[Sample]:
+    texts = tokenizer.batch_decode([output.token_ids for output in result.outputs], skip_special_tokens=True)
     return [
-        Sample(problem, first + i, output.text, len(output.token_ids), output.finish_reason == "length")
-        for i, output in enumerate(result.outputs)
+        Sample(problem, first + i, text, len(output.token_ids), output.finish_reason == "length")
+        for i, (text, output) in enumerate(zip(texts, result.outputs, strict=True))
     ]

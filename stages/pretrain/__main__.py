@@ -3,14 +3,15 @@
 from typing import Any
 
 from pipeline.config import PretrainStage
-from stages.contract import Stage, main
+from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
     from stages.processes import prepare
 
     prepare(stage.config_as(PretrainStage).pretrain.launch.threads)
-    from stages.pretrain.train import train
+    with heavy_imports():
+        from stages.pretrain.train import train
 
     return train(stage)
 

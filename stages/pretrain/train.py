@@ -22,7 +22,8 @@ from pipeline.config import PretrainStage
 from stages.checkpoint import MarkComplete, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.pretrain.head import STATISTICS, ShapedHead, attach
+from stages.pretrain.fused import STATISTICS
+from stages.pretrain.head import ShapedHead, attach
 from stages.pretrain.model import build_model
 from stages.processes import deepspeed_config
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.config import RLStage
-from stages.contract import Stage, main
+from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -12,7 +12,8 @@ def run(stage: Stage) -> dict[str, Any]:
     threads = stage.config_as(RLStage).rl.launch.threads
     engine.prepare(threads)
     processes.prepare(threads)
-    from stages.rl.train import train
+    with heavy_imports():
+        from stages.rl.train import train
 
     return train(stage)
 

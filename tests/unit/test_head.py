@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from pipeline.config import Prior
-from stages.pretrain.head import STATISTICS, attach
+from stages.pretrain.fused import STATISTICS
+from stages.pretrain.head import attach
 from stages.pretrain.objective import shaped_loss
 
 VOCAB = 13

@@ -1,0 +1,162 @@
+"""The fused loss equals the reference in value, gradients and statistics, whatever the shapes, and never holds all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipeline.config import Prior
+from stages.pretrain import fused
+from stages.pretrain.fused import STATISTICS, fused_linear_shaped_loss, fused_loss_and_statistics
+from stages.pretrain.objective import distribution_statistics, shaped_loss
+from tests.unit.test_objective import CE, PRIORS, priors
+
+
+def batch(
+    tokens: int, vocab: int, width: int, *, seed: int = 0, masked: float = 0.25, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocab, width, generator=generator, dtype=torch.float64) * 1.5 / width**0.5
+    targets = torch.randint(0, vocab, (tokens,), generator=generator)
+    targets[torch.rand(tokens, generator=generator) < masked] = -100
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
+
+
+def reference(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior) -> tuple[Tensor, ...]:
+    loss = shaped_loss(hidden @ weight.T, targets, prior)
+    return loss, *torch.autograd.grad(loss, (hidden, weight))
+
+
+def ours(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior, chunk: int | None = None) -> tuple[Tensor, ...]:
+    loss = fused_linear_shaped_loss(hidden, weight, targets, prior, chunk_tokens=chunk)
+    return loss, *torch.autograd.grad(loss, (hidden, weight))
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return ((found.double() - exact).norm() / exact.norm().clamp(min=1e-30)).item()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    prior=st.one_of(st.sampled_from([CE, *PRIORS]), priors),
+    tokens=st.integers(1, 40),
+    vocab=st.integers(2, 60),
+    width=st.integers(1, 12),
+    chunk=st.one_of(st.none(), st.integers(1, 50)),
+    masked=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_it_equals_the_reference_for_any_shape_prior_mask_and_chunk(
+    prior: Prior, tokens: int, vocab: int, width: int, chunk: int | None, masked: float, seed: int
+) -> None:
+    exact = batch(tokens, vocab, width, seed=seed, masked=masked, dtype=torch.float64)
+    for found, expected in zip(ours(*exact, prior, chunk), reference(*exact, prior), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("prior", [CE, *PRIORS], ids=repr)
+def test_float32_agrees_to_a_hundred_thousandth(prior: Prior) -> None:
+    single = batch(64, 500, 32)
+    exact = reference(*batch(64, 500, 32, dtype=torch.float64), prior)
+    for found, expected in zip(ours(*single, prior, chunk=10), exact, strict=True):
+        assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("prior", [CE, *PRIORS], ids=repr)
+def test_bfloat16_is_no_worse_than_the_plain_loss_in_bfloat16(prior: Prior) -> None:
+    """With several chunks the weight's gradient is a float32 sum of products that were rounded each, then rounded once more."""
+    half = batch(256, 300, 64, dtype=torch.bfloat16)
+    hidden, weight = (tensor.detach().double().requires_grad_() for tensor in half[:2])
+    exact = reference(hidden, weight, half[2], prior)
+    plain, found, chunked = reference(*half, prior), ours(*half, prior), ours(*half, prior, chunk=100)
+    for name, theirs, our, split, expected in zip(("loss", "hidden", "weight"), plain, found, chunked, exact, strict=True):
+        assert relative_error(our, expected) <= 1.02 * relative_error(theirs, expected) + 1e-6, name
+        assert relative_error(split, expected) <= 1.25 * relative_error(theirs, expected) + 1e-6, name
+
+
+@pytest.mark.parametrize("prior", [CE, PRIORS[0], PRIORS[4]], ids=repr)
+@pytest.mark.parametrize("head_k", [3, 7])
+def test_statistics_are_those_of_the_reference(prior: Prior, head_k: int) -> None:
+    hidden, weight, targets = batch(50, 40, 8)
+    _, sums = fused_loss_and_statistics(hidden, weight, targets, prior, head_k=head_k, chunk_tokens=9)
+    counted = targets != -100
+    expected = distribution_statistics((hidden @ weight.T)[counted], targets[counted], head_k)
+    assert sums[0] == counted.sum()
+    for name, value in zip(STATISTICS, sums[1:], strict=True):
+        torch.testing.assert_close(value, expected[name].sum(), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_gradient_scales_with_what_comes_from_above() -> None:
+    hidden, weight, targets = batch(20, 30, 8)
+    once = torch.autograd.grad(fused_linear_shaped_loss(hidden, weight, targets, PRIORS[0]), (hidden, weight))
+    thrice = torch.autograd.grad(3 * fused_linear_shaped_loss(hidden, weight, targets, PRIORS[0]), (hidden, weight))
+    for one, three in zip(once, thrice, strict=True):
+        torch.testing.assert_close(three, 3 * one)
+
+
+def test_only_the_gradients_that_are_wanted_are_computed() -> None:
+    hidden, weight, targets = batch(20, 30, 8)
+    loss = fused_linear_shaped_loss(hidden, weight.detach(), targets, PRIORS[6])
+    expected = reference(hidden, weight, targets, PRIORS[6])
+    torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], expected[1])
+    with torch.no_grad():
+        torch.testing.assert_close(fused_linear_shaped_loss(hidden, weight, targets, PRIORS[6]), expected[0])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))])
+        return result
+
+
+def test_logits_are_never_whole_in_memory() -> None:
+    tokens, vocab, width = 512, 1000, 4
+    hidden, weight, targets = batch(tokens, vocab, width)
+    with LargestTensor() as fused_largest:
+        fused_linear_shaped_loss(hidden, weight, targets, PRIORS[6], chunk_tokens=16).backward()
+    with LargestTensor() as plain_largest:
+        shaped_loss(hidden @ weight.T, targets, PRIORS[6]).backward()
+    assert fused_largest.elements == 16 * vocab
+    assert plain_largest.elements == tokens * vocab
+
+
+def test_the_compiled_step_equals_the_eager_one() -> None:
+    vocab = fused._COMPILE_FROM_VOCAB
+    hidden, weight, targets = batch(24, vocab, 8)
+    prior = Prior(beta=-0.25, lambda_tail=-0.1, k=20)
+    for found, expected in zip(ours(hidden, weight, targets, prior), reference(hidden, weight, targets, prior), strict=True):
+        assert relative_error(found, expected.double()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chunk_tokens": 0}, "chunk_tokens is 0"),
+        ({"reduction": "none"}, "expected 'mean' or 'sum'"),
+        ({"targets": torch.zeros(3, dtype=torch.long)}, r"got \(5, 2\), \(4, 2\) and \(3,\)"),
+    ],
+)
+def test_bad_arguments_say_what_was_expected(arguments: dict[str, Any], message: str) -> None:
+    call: dict[str, Any] = {
+        "hidden": torch.zeros(5, 2),
+        "weight": torch.zeros(4, 2),
+        "targets": torch.zeros(5, dtype=torch.long),
+        "prior": CE,
+    }
+    with pytest.raises(ValueError, match=message):
+        fused_linear_shaped_loss(**(call | arguments))
