@@ -18,7 +18,7 @@ from pipeline.compose import Sweep, available, load_recipe, load_sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, build_graph
 from pipeline.runner import Outcome
-from pipeline.store import Home, read_json
+from pipeline.store import Home, status_of
 from pipeline.sweeps import (
     compare_sweep,
     default_jobs,
@@ -115,7 +115,7 @@ def status(
         folders = [node.folder(home) for node in graph.stages.values()]
     entries: list[dict[str, Any]] = []
     for folder in folders:
-        progress = read_json(folder.status) or {}
+        progress = status_of(folder)
         state = stage_state(folder)
         log = folder.last_log()
         shown = "" if state in ("done", "new") else progress.get("message") or describe(progress)
@@ -210,7 +210,7 @@ def _run(chosen: Sweep, jobs: int | None) -> None:
     shown = _show_comparison(chosen, graph, home)
     if not shown and outcome.complete:
         console.print("all stages are done")
-    _exit_by(outcome, f"priorlab sweep {chosen.name}")
+    _exit_by(outcome, f"priorlab resume {chosen.name}")
 
 
 def _rerun(name: str, home: Home, *, force: bool, alone: bool, jobs: int | None) -> None:
@@ -244,10 +244,16 @@ def _show_comparison(chosen: Sweep, graph: Graph, home: Home, *, as_json: bool =
     if as_json:
         _print_json(comparison.rows)
         return True
-    from pipeline.report.tables import terminal_table
+    from pipeline.report.tables import pass_keys, terminal_table
 
-    console.print()
-    _print_wide(terminal_table(comparison.rows, f"sweep {chosen.name}"))
+    whole = terminal_table(comparison.rows, f"sweep {chosen.name}")
+    if not console.is_terminal or console.measure(whole).maximum <= console.width:
+        tables = [whole]
+    else:  # too narrow for one line per prior: one table per k
+        tables = [terminal_table(comparison.rows, f"sweep {chosen.name}, {key}", [key]) for key in pass_keys(comparison.rows)]
+    for table in tables:
+        console.print()
+        _print_wide(table)
     console.print()
     console.print(Text(f"report: {_short(comparison.report)}"), soft_wrap=True)
     return True

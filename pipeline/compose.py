@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from pipeline.config import RecipeConfig
 from pipeline.errors import PriorlabError
 
 GROUPS = ("task", "corpus", "model", "prior", "rl", "evaluate")
+# Keys that make a prior another one; k is set beside a name to fit a vocabulary.
+_SHAPING = ("beta", "lambda_head", "lambda_tail")
 _SWEEP_KEYS = {"recipe", "axes", "description"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -32,7 +33,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 with two repairs: `1e-4` is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
@@ -48,7 +49,7 @@ _Loader.add_implicit_resolver(
 
 def config_folders() -> list[Path]:
     """Where names are looked up: `configs` of the current folder first, then the ones shipped with the project."""
-    shipped = Path(os.environ.get("PRIORLAB_CONFIGS", Path(__file__).resolve().parent.parent / "configs"))
+    shipped = Path(__file__).resolve().parent.parent / "configs"
     return list(dict.fromkeys([Path.cwd() / "configs", shipped]))
 
 
@@ -75,14 +76,19 @@ class Sweep:
         if self.saved_cells is not None:
             yield from self.saved_cells
             return
+        seen: set[str] = set()
         for values in itertools.product(*self.axes.values()):
             coordinates = dict(zip(self.axes, values, strict=True))
             tree = copy.deepcopy(self.recipe)
             for path, value in coordinates.items():
                 assign(tree, path.split("."), value)
             where = ", ".join(f"{path}={label(value)}" for path, value in coordinates.items())
+            name = "-".join(_cell_word(path, value) for path, value in coordinates.items()) or "cell"
+            if name in seen:
+                raise PriorlabError(f"two cells of sweep {self.name!r} are called {name!r} ({where}); give their configs other names")
+            seen.add(name)
             yield Cell(
-                id="-".join(_cell_word(path, value) for path, value in coordinates.items()) or "cell",
+                id=name,
                 coordinates={path: label(value) for path, value in coordinates.items()},
                 recipe=validate_recipe(tree, where=f"cell {where}" if where else "recipe"),
             )
@@ -92,10 +98,13 @@ class Sweep:
 
 
 def label(value: Any) -> Any:
-    """An axis value as one word or number: a config given in full is called by its name or its keys."""
-    if isinstance(value, dict):
-        return str(value.get("name") or value.get("use") or ",".join(f"{key}={inner}" for key, inner in value.items()))
-    return value
+    """An axis value as one word or number: a config with changes is called by its name, or its base and its changes."""
+    if not isinstance(value, dict):
+        return value
+    if "name" in value:
+        return str(value["name"])
+    changes = ",".join(f"{key}={inner}" for key, inner in value.items() if key != "use")
+    return ",".join(filter(None, [str(value.get("use", "")), changes]))
 
 
 def _cell_word(path: str, value: Any) -> str:
@@ -112,6 +121,7 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
         raise PriorlabError(_unknown_key(f"sweep {name}", unknown.pop(), _SWEEP_KEYS))
     axes = _flatten_axes(tree.get("axes") or {}, name)
     recipe = _recipe_tree(tree.get("recipe", {}))
+    set_by_hand: list[str] = []
     for override in overrides:
         path, value = parse_override(override)
         if path[0] == "axes" and len(path) > 1:
@@ -120,6 +130,12 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
             recipe = _recipe_tree(value)
         else:
             assign(recipe, path, value)
+            set_by_hand.append(".".join(path).removesuffix(".use"))
+    for key in set_by_hand:
+        if key in axes:
+            raise PriorlabError(
+                f"{key} is an axis of sweep {name!r}, so {key}=... would change nothing; narrow the axis instead, e.g. axes.{key}=[...]"
+            )
     for axis, values in axes.items():
         if not isinstance(values, list):
             raise PriorlabError(f"axes.{axis} of sweep {name!r} is {values!r}; an axis is a list, e.g. axes.{axis}=[{values}]")
@@ -156,7 +172,7 @@ def _flatten_axes(tree: dict[str, Any], sweep: str, prefix: str = "") -> dict[st
     return flat
 
 
-def _recipe_tree(node: Any) -> dict[str, Any]:
+def _recipe_tree(node: Any, used: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe by name, or `{use: NAME, ...}`, or in full; bases are merged, groups stay references."""
     if isinstance(node, str):
         node = {"use": node}
@@ -166,7 +182,9 @@ def _recipe_tree(node: Any) -> dict[str, Any]:
     base: dict[str, Any] = {}
     if "use" in node:
         name = node.pop("use")
-        base = _recipe_tree(_read("recipe", name))
+        if name in used:
+            raise PriorlabError(f"recipe {name!r} uses itself, by way of {' -> '.join([*used, str(name)])}")
+        base = _recipe_tree(_read("recipe", name), (*used, name))
         base["name"] = Path(name).stem
     for key, value in node.items():
         assign(base, [key], value)
@@ -181,7 +199,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise PriorlabError(f"{text!r} is no override; write key=value, e.g. rl.steps=50 or axes.seed=[0,1,2]")
     try:
         return path, yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PriorlabError(f"the value of {text!r} is no YAML: {error}") from error
 
 
@@ -223,6 +241,9 @@ def validate_recipe(tree: dict[str, Any], *, where: str) -> RecipeConfig:
             node = dict(node)
             name = node.pop("use")
             merged = _read(group, name) | {"name": Path(str(name)).stem}
+            shaping = {key: value for key, value in node.items() if key in _SHAPING}
+            if group == "prior" and shaping:  # not the prior of that name any more
+                merged["name"] = label({"use": merged["name"], **shaping})
             for key, value in node.items():
                 assign(merged, [key], value)
             resolved[group] = merged
@@ -278,12 +299,12 @@ def _read(group: str, name: Any) -> dict[str, Any]:
         if path.is_file():
             try:
                 tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
                 raise PriorlabError(f"{path} is no valid YAML: {error}") from error
             if tree is None:
                 tree = {}
-            if not isinstance(tree, dict):
-                raise PriorlabError(f"{path} holds a {type(tree).__name__}; a config is a mapping of keys to values")
+            if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+                raise PriorlabError(f"{path} holds no mapping of names to values, as a config is")
             return tree
     known = available(group)
     near = difflib.get_close_matches(name, known, n=1)

@@ -7,11 +7,14 @@ Torch-free: the stages import these types, and the planner must start in well un
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16"]
+
+MAX_PROMPT_TOKENS = 64
+"""Room for a prompt beside the response; the rollout engine refuses longer ones. The tasks' prompts have up to 30 tokens."""
 
 
 def execution(default: Any, **constraints: Any) -> Any:
@@ -22,7 +25,7 @@ def execution(default: Any, **constraints: Any) -> Any:
 class Config(BaseModel):
     """Base of all configs: unknown keys are errors, instances are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide results, as plain JSON types."""
@@ -141,6 +144,21 @@ class Launch(Config):
     def identity(self) -> dict[str, Any]:
         return {}
 
+    @model_validator(mode="after")
+    def _saves_fall_on_logs(self) -> Launch:
+        if self.save_steps % self.log_steps:
+            raise ValueError(
+                f"save_steps is {self.save_steps}; it must be a multiple of log_steps ({self.log_steps}), so that a resumed run logs "
+                "the same averages as an uninterrupted one"
+            )
+        return self
+
+    def check_dtype(self, dtype: Dtype) -> None:
+        if dtype == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "dtype bfloat16 needs launch.zero_stage >= 1: at stage 0 there are no float32 weights to sum small updates in"
+            )
+
 
 class AdamWConfig(Config):
     learning_rate: float = Field(gt=0)
@@ -171,6 +189,7 @@ class PretrainConfig(Config):
                 f"global_batch is {self.global_batch}; it must be a multiple of processes x micro_batch = "
                 f"{self.launch.processes} x {self.launch.micro_batch} = {one_pass}"
             )
+        self.launch.check_dtype(self.dtype)
         if self.optimizer.warmup_steps + self.optimizer.decay_steps > self.steps:
             raise ValueError(
                 f"warmup_steps ({self.optimizer.warmup_steps}) + decay_steps ({self.optimizer.decay_steps}) exceed steps ({self.steps})"
@@ -209,6 +228,7 @@ class RLConfig(Config):
                 f"prompts_per_step x samples_per_prompt is {batch}; it must be a multiple of processes x micro_batch = "
                 f"{self.launch.processes} x {self.launch.micro_batch} = {one_pass}"
             )
+        self.launch.check_dtype(self.dtype)
         if self.problems < self.prompts_per_step:
             raise ValueError(f"problems ({self.problems}) must be at least prompts_per_step ({self.prompts_per_step})")
         return self
@@ -246,20 +266,26 @@ class RecipeConfig(Config):
     """The whole pipeline of one cell."""
 
     name: str = execution("recipe")
-    task: Annotated[Task, Field()]
+    task: Task
     corpus: CorpusConfig
     model: ModelConfig
     prior: Prior
     pretrain: PretrainConfig
     rl: RLConfig | None = None
     evaluate: EvaluateConfig
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
+        for name, settings in (("rl", self.rl), ("evaluate", self.evaluate)):
+            if settings is not None and MAX_PROMPT_TOKENS + settings.max_response_tokens > self.model.max_positions:
+                raise ValueError(
+                    f"{name}.max_response_tokens ({settings.max_response_tokens}) and {MAX_PROMPT_TOKENS} tokens for the prompt exceed "
+                    f"model.max_positions ({self.model.max_positions})"
+                )
         return self
 
 

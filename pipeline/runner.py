@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import NO_SPACE_EXIT, PriorlabError
 from pipeline.graph import Graph, StageNode
-from pipeline.store import Home, StageFolder, read_json, write_json_atomically
+from pipeline.store import Home, StageFolder, status_of, write_json_atomically
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
@@ -92,6 +92,7 @@ class _LocalRunner:
         self.states = states
         self.view = view
         self.stopping = False
+        self.stopped_at = 0.0
         self.commit = _git_commit()
         self.free_devices = visible_devices()
         self.has_devices = bool(self.free_devices)
@@ -122,6 +123,8 @@ class _LocalRunner:
         # Later stages first: a cell that has come far is finished before the next is begun, so that first results show early.
         ready = [state for state in self.states.values() if state.state == "ready"]
         for state in sorted(ready, key=lambda s: -_depth(s.node)):
+            if self.stopping:  # Ctrl-C came while an earlier one was started
+                break
             if sum(other.state == "running" for other in self.states.values()) >= self.jobs:
                 break
             wanted = needed_devices(state.node) if self.has_devices else 0
@@ -159,10 +162,15 @@ class _LocalRunner:
         except OSError as error:
             self._enter(state, "failed", f"could not start: {error.strerror or error} ({error.filename or state.folder.path})")
             return
+        except PriorlabError as error:
+            self._enter(state, "failed", str(error))
+            return
         finally:
             os.close(lock)  # the stage process holds it now
         state.started = time.time()
         self._enter(state, "running")
+        if self.stopping:
+            _kill_session(state.process, signal.SIGTERM)
 
     def _poll(self) -> None:
         for state in self.states.values():
@@ -171,12 +179,14 @@ class _LocalRunner:
             if state.state != "running" or state.process is None:
                 continue
             code = state.process.poll()
-            state.progress = _status_of(state.folder)
+            state.progress = status_of(state.folder)
             if code is None:
+                if self.stopping and time.time() > self.stopped_at + _GRACE_SECONDS:
+                    _kill_session(state.process, signal.SIGKILL)
                 continue
             _kill_session(state.process, signal.SIGKILL)  # workers that outlived their parent
             state.ended = time.time()
-            if code == 0 and state.folder.record() is not None:
+            if state.folder.record_file.exists():  # whatever came after it
                 self._enter(state, "done")
             elif self.stopping:
                 self._enter(state, "waiting", "interrupted")
@@ -184,11 +194,11 @@ class _LocalRunner:
                 self._enter(state, "failed", _failure(state, code))
 
     def _poll_elsewhere(self, state: StageState) -> None:
-        state.progress = _status_of(state.folder)
+        state.progress = status_of(state.folder)
         lock = state.folder.lock()
         if lock is not None:
             os.close(lock)
-            if state.folder.record() is not None:
+            if state.folder.record_file.exists():
                 self._enter(state, "reused")
             else:  # whoever ran it is gone without finishing: our turn
                 state.state = "ready"
@@ -203,6 +213,7 @@ class _LocalRunner:
     def stop(self) -> None:
         """First call: ask the stages to end and wait for them. Second call: kill them."""
         first, self.stopping = not self.stopping, True
+        self.stopped_at = time.time()
         for state in self.states.values():
             if state.process is not None and state.state == "running":
                 _kill_session(state.process, signal.SIGTERM if first else signal.SIGKILL)
@@ -244,7 +255,7 @@ def visible_devices() -> list[str]:
     """GPUs that stages may use: those of CUDA_VISIBLE_DEVICES, else all that the NVIDIA driver lists."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [device.strip() for device in chosen.split(",") if device.strip()]
+        return [device.strip() for device in chosen.split(",") if device.strip() not in ("", "-1")]
     return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
@@ -267,13 +278,6 @@ def _threads(node: StageNode) -> int:
 
 def _depth(node: StageNode) -> int:
     return 1 + max((_depth(parent) for parent in node.parents.values()), default=0)
-
-
-def _status_of(folder: StageFolder) -> dict[str, Any]:
-    try:
-        return read_json(folder.status) or {}
-    except PriorlabError:  # being replaced on a file system without atomic rename; the next poll reads it
-        return {}
 
 
 def _failure(state: StageState, code: int) -> str:

@@ -130,7 +130,7 @@ class StageFolder:
     def record(self) -> dict[str, Any] | None:
         """What the finished stage wrote, or None while it is not done."""
         record = read_json(self.record_file)
-        if record is not None and not isinstance(record, dict):
+        if record is not None and not (isinstance(record, dict) and {"fingerprint", "manifest", "provenance"} <= record.keys()):
             raise PriorlabError(f"{self.record_file} holds no record. Remove the file to have its stage run again.")
         return record
 
@@ -162,6 +162,15 @@ class StageFolder:
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.metrics, self.status):
             file.unlink(missing_ok=True)
+
+
+def status_of(folder: StageFolder) -> dict[str, Any]:
+    """What the stage last said of its progress; empty if nothing, or nothing readable: it is for people, and nothing depends on it."""
+    try:
+        status = read_json(folder.status)
+    except PriorlabError:
+        return {}
+    return status if isinstance(status, dict) else {}
 
 
 def take_lock(path: Path) -> int | None:

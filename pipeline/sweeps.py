@@ -13,12 +13,12 @@ import yaml
 
 from pipeline.compare import load_evaluations, summary_rows
 from pipeline.compose import Cell, Sweep
-from pipeline.config import CorpusStage, RecipeConfig
+from pipeline.config import STAGE_CONFIGS, CorpusStage, RecipeConfig
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import drift
 from pipeline.graph import CellPlan, Graph, StageNode, build_graph, graph_from_specs
 from pipeline.runner import Outcome, View, run, visible_devices
-from pipeline.store import Home, StageFolder, read_json, write_json_atomically, write_text_atomically
+from pipeline.store import Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ def stage_state(folder: StageFolder) -> str:
     if lock is None:
         return "running"
     os.close(lock)
-    status = read_json(folder.status) or {}
-    return "failed" if status.get("state") == "failed" else "unfinished"
+    return "failed" if status_of(folder).get("state") == "failed" else "unfinished"
 
 
 def _work(node: StageNode) -> str:
@@ -127,7 +126,7 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
         return Sweep(name, tree["axes"], tree["recipe"], tree["description"], cells)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise PriorlabError(
-            f"{folder} is damaged, or of another version of priorlab ({error}); start the sweep again with `priorlab sweep {name}`"
+            f"{folder} is damaged, or of another version of priorlab ({error}); start the sweep again with its `priorlab sweep` command"
         ) from error
 
 
@@ -156,8 +155,8 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     report = folder / "report.html"
     digest = _digest(sweep, graph, home)
     stamp = folder / "comparison.json"
-    kept = read_json(stamp)
-    if kept is not None and kept.get("digest") == digest and report.exists() and (folder / "results.csv").exists():
+    kept = _kept_comparison(stamp)
+    if kept.get("digest") == digest and report.exists() and (folder / "results.csv").exists():
         return Comparison(kept["rows"], report)
     evaluations = load_evaluations(graph, home)
     if not evaluations:
@@ -173,6 +172,15 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, rows, identity)
     write_json_atomically(stamp, {"digest": digest, "rows": rows})
     return Comparison(rows, report)
+
+
+def _kept_comparison(stamp: Path) -> dict[str, Any]:
+    """The comparison as last written, or {} if there is none to rely on: it is derived, and made again at little cost."""
+    try:
+        kept = read_json(stamp)
+    except PriorlabError:
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def _digest(sweep: Sweep, graph: Graph, home: Home) -> str:
@@ -193,10 +201,10 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
 
     `force` forgets the stage's results, and those of everything computed from them, first. `alone` leaves dependents out.
     """
-    spec = read_json(folder.spec)
+    spec = _readable_spec(folder)
     if spec is None:
-        raise PriorlabError(f"{folder.path} has no spec.json; start its sweep instead")
-    specs = [found for stage in home.stages() if (found := read_json(stage.spec)) is not None]
+        raise PriorlabError(f"{folder.spec} is damaged; start its sweep instead, which writes it anew")
+    specs = [found for stage in home.stages() if (found := _readable_spec(stage)) is not None]
     graph = graph_from_specs(specs, spec["fingerprint"])
     _add_dependents_never_started(graph, spec["fingerprint"], home)
     target = graph.stages[spec["fingerprint"]]
@@ -213,6 +221,16 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
     else:
         wanted |= {node.fingerprint for node in graph.ancestors(target) if node.folder(home).record() is None}
     return run(graph, home, sweep=spec["sweep"], jobs=jobs, view=view, only=wanted)
+
+
+def _readable_spec(folder: StageFolder) -> dict[str, Any] | None:
+    """A spec with all its parts; a damaged one must not stand in the way of other stages."""
+    try:
+        spec = _readable_spec(folder)
+    except PriorlabError:
+        return None
+    needed = {"kind", "slug", "fingerprint", "config", "parents", "labels", "sweep", "tracking"}
+    return spec if isinstance(spec, dict) and needed <= spec.keys() and spec["kind"] in STAGE_CONFIGS else None
 
 
 def _add_dependents_never_started(graph: Graph, target: str, home: Home) -> None:

@@ -12,12 +12,17 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
-    parent, *command = sys.argv[1:]
+def die_with(parent: int) -> None:
+    """Have the kernel send this process SIGTERM when its parent, which must be `parent`, dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != int(parent):  # it died before the setting took effect
+        if os.getppid() != parent:  # it died before the setting took effect
             sys.exit(1)
+
+
+def main() -> None:
+    parent, *command = sys.argv[1:]
+    die_with(int(parent))
     os.execv(command[0], command)  # noqa: S606 (that is what this module is for)
 
 

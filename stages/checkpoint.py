@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,28 +11,62 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from pipeline.config import Launch
 from pipeline.errors import PriorlabError
+from pipeline.store import read_json, write_json_atomically
 
 _COMPLETE = "complete"
+_STEP = re.compile(r"checkpoint-(\d+)")
 
 
 class MarkComplete(TrainerCallback):
-    """Marks a step checkpoint once all of it is written: Trainer saves file by file, and a kill may fall in between."""
+    """Marks a step checkpoint once all of it is written: Trainer saves file by file, and a kill may fall in between.
+
+    The mark says how many processes and which ZeRO stage wrote it. It also makes Trainer log the last step, whatever log_steps is.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.layout = _layout(launch)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if state.global_step == state.max_steps:
+            control.should_log = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            write_json_atomically(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE, self.layout)
 
 
-def last_complete(folder: Path, *, remove_others: bool) -> Path | None:
-    """The newest complete step checkpoint. `remove_others` deletes what a kill left half-written."""
-    steps = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if path.is_dir()}
+def last_complete(folder: Path, launch: Launch, *, remove_others: bool) -> Path | None:
+    """The newest complete step checkpoint. `remove_others` deletes what a kill left half-written.
+
+    Raises `PriorlabError` if it was written by another number of processes or ZeRO stage: its optimizer state is split accordingly.
+    """
+    found = {path: _STEP.fullmatch(path.name) for path in folder.glob("checkpoint-*") if path.is_dir()}
+    steps = {int(match[1]): path for path, match in found.items() if match}
     for step in sorted(steps, reverse=True):
-        if (steps[step] / _COMPLETE).exists():
-            return steps[step]
-        if remove_others:
-            shutil.rmtree(steps[step])
+        written_by = read_json(steps[step] / _COMPLETE)
+        if written_by is None:
+            if remove_others:
+                shutil.rmtree(steps[step])
+            continue
+        if written_by != _layout(launch):
+            raise PriorlabError(
+                f"{steps[step]} was written with {written_by}, this run has {_layout(launch)}; continue with those values of "
+                f"launch, or start over with `priorlab stage {folder.parent.name} --force`"
+            )
+        return steps[step]
     return None
+
+
+def _layout(launch: Launch) -> dict[str, int]:
+    return {"processes": launch.processes, "zero_stage": launch.zero_stage}
+
+
+def export_finished(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Export from the last step's checkpoint: a run that was killed after it and before its record has nothing left to train."""
+    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -26,6 +26,7 @@ from typing import Any, NoReturn, TypeVar
 from pipeline.config import STAGE_CONFIGS, StageConfig, TrackingConfig
 from pipeline.errors import NO_SPACE_EXIT, PriorlabError
 from pipeline.store import StageFolder, manifest_of, read_json, verify_manifest, write_json_atomically
+from pipeline.tether import die_with
 from pipeline.tracking import StageRun
 
 _REPORTED_PACKAGES = (
@@ -42,7 +43,7 @@ class Stage:
     def __init__(self, spec_path: Path) -> None:
         spec = read_json(spec_path)
         if not isinstance(spec, dict) or spec.get("kind") not in STAGE_CONFIGS:
-            raise PriorlabError(f"{spec_path} is no stage spec; `priorlab plan` writes them")
+            raise PriorlabError(f"{spec_path} is no stage spec; the command that starts a stage writes one")
         self.spec: dict[str, Any] = spec
         self.config: StageConfig = STAGE_CONFIGS[spec["kind"]].model_validate(spec["config"])
         self.folder = StageFolder(spec_path.parent.absolute())
@@ -89,6 +90,11 @@ class Stage:
         with self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self._tracked().log({"step": step, **values})
+
+    def last_row(self) -> dict[str, float]:
+        """The last row of metrics.jsonl: what training ended with."""
+        lines = self.folder.metrics.read_text(encoding="utf-8").splitlines() if self.folder.metrics.exists() else []
+        return json.loads(lines[-1]) if lines else {}
 
     def rewind_metrics(self, step: int) -> None:
         """Drop rows after `step`: the resumed run logs them again."""
@@ -183,18 +189,23 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
     parser.add_argument("--spec", type=Path, required=True, help="spec.json in the stage's folder")
     spec_path = parser.parse_args().spec
     stage: Stage | None = None
+    holds_lock = False
     try:
         stage = Stage(spec_path)
         if stage.spec["kind"] != kind:
             raise PriorlabError(f"{spec_path} is a spec of the stage {stage.spec['kind']!r}, not {kind!r}")
+        die_with(os.getppid())  # a worker of torchrun has a session of its own, and must not survive it
         _hold_lock(stage)
+        holds_lock = True
+        if stage.folder.record() is not None:
+            raise PriorlabError(f"{stage.folder.path} is done; `priorlab stage {stage.folder.path.name} --force` runs it again")
         stage.progress(0, 0, "starting")
         metrics = work(stage)
         if stage.rank == 0:
             stage.finish(metrics)
     except Exception as error:
         message, code = _explain(error)
-        if stage is not None:
+        if stage is not None and holds_lock and stage.folder.record() is None:  # else the folder is somebody else's, or done
             _try_to_report(stage, message)
         with contextlib.suppress(OSError):  # the log may lie on the full disk that ended the stage
             if code == 1:

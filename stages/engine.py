@@ -6,13 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Dtype
+from pipeline.config import MAX_PROMPT_TOKENS, Dtype
 
 if TYPE_CHECKING:
     from vllm import LLM
-
-MAX_PROMPT_TOKENS = 64
-"""Room for a prompt beside the response; the engine refuses longer ones. The tasks' prompts have up to 30 tokens."""
 
 
 def prepare(threads: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from pipeline.compose import load_sweep
 from pipeline.graph import Graph, StageNode, build_graph
+from pipeline.runner import command, environment
 from pipeline.store import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,30 @@ def smoke_graph(*overrides: str) -> Graph:
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
     return Lab(Home(tmp_path / "home"))
+
+
+def start(lab: Lab, node: StageNode) -> subprocess.Popen[bytes]:
+    folder = lab.folder(node)
+    lock = folder.lock()
+    assert lock is not None
+    try:
+        with (folder.path / "out.log").open("ab") as log:
+            return subprocess.Popen(
+                command(node, folder), env=environment(node, lock, "test") | {"WANDB_MODE": "disabled"},
+                stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True,
+            )  # fmt: skip
+    finally:
+        os.close(lock)
+
+
+def finish(lab: Lab, node: StageNode, process: subprocess.Popen[bytes]) -> list[dict[str, float]]:
+    """Wait for success; the rows of metrics.jsonl."""
+    assert process.wait(timeout=300) == 0, (lab.folder(node).path / "out.log").read_text()
+    return rows(lab, node)
+
+
+def rows(lab: Lab, node: StageNode) -> list[dict[str, float]]:
+    return [json.loads(line) for line in lab.folder(node).metrics.read_text().splitlines()]
 
 
 @dataclass(frozen=True)

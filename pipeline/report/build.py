@@ -57,7 +57,7 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
         name=name,
         description=description,
         note=_NOTE,
-        headings=tables.headings(rows),
+        headings=tables.headings(tables.pass_keys(rows)),
         rows=[tables.cells(row, tables.pass_keys(rows)) for row in rows],
         figures=figures,
         examples=_examples(graph, home),

@@ -92,7 +92,7 @@ def gains(arms: Sequence[Arm], k: int) -> str:
 def training_curves(
     arms: Sequence[Arm], home: Home, kind: str, panels: Sequence[tuple[str, str]], *, x: str, x_label: str, smooth: bool
 ) -> str:
-    """One panel per (metric, title) of a stage's metrics.jsonl, one line per arm (mean over seeds where steps agree)."""
+    """One panel per (metric, title) of a stage's metrics.jsonl, one line per cell in its arm's colour."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 2.7), squeeze=False, layout="constrained")
         for index, arm in enumerate(arms):

@@ -32,8 +32,8 @@ def _fraction(value: float) -> str:
     return f"{value:.3f}".removeprefix("0") if value < 0.9995 else "1.00"
 
 
-def headings(rows: list[dict[str, Any]]) -> list[str]:
-    pairs = [[f"{key} before", "after", "gain [95%]"] for key in pass_keys(rows)]
+def headings(keys: list[str]) -> list[str]:
+    pairs = [[f"{key} before", "after", "gain [95%]"] for key in keys]
     return ["prior", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
 
 
@@ -45,17 +45,19 @@ def cells(row: dict[str, Any], keys: list[str]) -> list[str]:
     return shown
 
 
-def terminal_table(rows: list[dict[str, Any]], title: str) -> Table:
+def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | None = None) -> Table:
+    """All of the comparison, or its columns for some `keys` (pass@1, ...) only."""
+    keys = pass_keys(rows) if keys is None else keys
     table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for position, heading in enumerate(headings(rows)):
+    for position, heading in enumerate(headings(keys)):
         table.add_column(heading, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*cells(row, pass_keys(rows)))
+        table.add_row(*cells(row, keys))
     return table
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    titles = headings(rows)
+    titles = headings(pass_keys(rows))
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row, pass_keys(rows))) + " |" for row in rows]
     return "\n".join(lines) + "\n"

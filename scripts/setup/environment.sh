@@ -1,4 +1,4 @@
-# Sourced by scripts/priorlab and scripts/test: makes or updates .venv, then leaves $PYTHON set. Costs some 20 ms when nothing changed.
+# Sourced by scripts/priorlab and scripts/test: makes .venv, anew when its lock file changed, then leaves $PYTHON set. Costs some 20 ms when nothing changed.
 #
 # The environment is exactly the lock file of the device (cpu.txt or gpu.txt, compiled from pyproject.toml; CONTRIBUTING.md says how).
 # PRIORLAB_DEVICE=cpu|gpu overrides what is found.
@@ -48,7 +48,7 @@ install() {
     local options=(--python "$venv/bin/python" --no-deps --quiet)
     if [ "$device" = gpu ]; then
         options+=(--torch-backend=auto)
-    elif [ -n "${PIP_FIND_LINKS:-}" ]; then
+    elif compgen -G "${PIP_FIND_LINKS:-/nowhere}/torch-*+cpu*.whl" >/dev/null; then
         options+=(--find-links "$PIP_FIND_LINKS")
     else
         options+=(--torch-backend=cpu)

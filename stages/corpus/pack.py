@@ -35,6 +35,11 @@ def packed_blocks(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, 
 def save_blocks(blocks: Iterable[list[int]], block_size: int, folder: Path) -> int:
     """Write blocks as a HF dataset with one fixed-size column, `input_ids`; returns how many."""
     array = np.fromiter(itertools.chain.from_iterable(blocks), dtype=np.int32).reshape(-1, block_size)
+    if len(array) == 0:
+        raise PriorlabError(
+            f"the documents for {folder.name} do not fill one block of {block_size} tokens; raise corpus.documents or "
+            "corpus.heldout_documents, or lower corpus.block_size"
+        )
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"), length=block_size)})
     datasets.Dataset.from_dict({"input_ids": array}, features=features).save_to_disk(str(folder))
     return len(array)
@@ -46,7 +51,7 @@ class Blocks:
     def __init__(self, folder: Path) -> None:
         try:
             dataset = datasets.load_from_disk(str(folder))
-        except (FileNotFoundError, OSError) as error:
+        except OSError as error:
             raise PriorlabError(f"{folder} holds no packed blocks ({error}); run the corpus stage again") from error
         column = dataset.data.column("input_ids").combine_chunks()
         self.block_size: int = column.type.list_size

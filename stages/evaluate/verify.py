@@ -8,7 +8,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from types import TracebackType
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessPool
 
 from stages.tasks import Problem, Task, Verdict
 
@@ -81,8 +81,6 @@ class Verifier:
             return self._pool.schedule(_verify_chunk, args=[[pair]], timeout=self.seconds).result()[0]
         except FutureTimeout:
             self.counts.timeouts += 1
-        except ProcessExpired:
-            self.counts.errors += 1
-        except Exception:
+        except Exception:  # raised by the verifier, or its process ended (pebble.ProcessExpired)
             self.counts.errors += 1
         return _WRONG

@@ -18,8 +18,8 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline.config import PretrainStage
-from stages.checkpoint import MarkComplete, last_complete, save_export, step_of, verify_export
+from pipeline.config import Launch, PretrainStage
+from stages.checkpoint import MarkComplete, export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.pretrain.fused import STATISTICS
@@ -55,13 +55,13 @@ def collate(rows: Int[Tensor, "rows block"] | list[Tensor]) -> dict[str, Tensor]
 class PretrainTrainer(Trainer):
     """Trainer that reads blocks in order and logs the head's statistics to the stage."""
 
-    def __init__(self, *, stage: Stage, head: ShapedHead, tokens_per_step: int, **trainer: Any) -> None:
+    def __init__(self, *, stage: Stage, head: ShapedHead, tokens_per_step: int, launch: Launch, **trainer: Any) -> None:
         super().__init__(**trainer)
         self.stage = stage
         self.head = head
         self.tokens_per_step = tokens_per_step
         self.remove_callback(PrinterCallback)
-        self.add_callback(MarkComplete())
+        self.add_callback(MarkComplete(launch))
         self._last_log = (time.perf_counter(), self.state.global_step)
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
@@ -95,27 +95,31 @@ def train(stage: Stage) -> dict[str, Any]:
     corpus = stage.parent("corpus")
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
     blocks = Blocks(corpus / "train")
+    checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0)
     model = build_model(config.model, tokenizer, config.seed)
     head = attach(model, config.prior, settings.head_k)
-    trainer = PretrainTrainer(
-        stage=stage,
-        head=head,
-        tokens_per_step=settings.global_batch * blocks.block_size,
-        model=model,
-        args=_arguments(stage, config),  # after the model: from then on transformers would build it under zero.Init
-        train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, config.seed),
-        data_collator=collate,
-    )
-    checkpoint = last_complete(stage.folder.checkpoints, remove_others=stage.rank == 0)
-    stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
-    if trainer.state.global_step != settings.steps:
-        raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
-    stage.export(lambda folder: save_export(trainer, tokenizer, folder))
+    if checkpoint is not None and step_of(checkpoint) == settings.steps:
+        if stage.rank == 0:
+            stage.export(lambda folder: export_finished(checkpoint, tokenizer, folder))
+    else:
+        trainer = PretrainTrainer(
+            stage=stage,
+            head=head,
+            tokens_per_step=settings.global_batch * blocks.block_size,
+            launch=launch,
+            model=model,
+            args=_arguments(stage, config),  # after the model: from then on transformers would build it under zero.Init
+            train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, config.seed),
+            data_collator=collate,
+        )
+        stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if trainer.state.global_step != settings.steps:
+            raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
+        stage.export(lambda folder: save_export(trainer, tokenizer, folder))
     if stage.rank == 0:
         verify_export(stage.folder.export)
-    last = next(row for row in reversed(trainer.state.log_history) if "loss" in row)
+    last = stage.last_row()
     tokens = settings.steps * settings.global_batch * blocks.block_size
     return {
         "parameters": _parameter_count(model),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from pipeline.config import RLConfig, RLStage
-from stages.checkpoint import last_complete, save_export, step_of, verify_export
+from pipeline.config import MAX_PROMPT_TOKENS, RLConfig, RLStage
+from pipeline.errors import PriorlabError
+from stages.checkpoint import export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
-from stages.engine import MAX_PROMPT_TOKENS, engine_arguments
+from stages.engine import engine_arguments
 from stages.evaluate.verify import Verifier
 from stages.processes import deepspeed_config
 from stages.rl.trainer import RLTrainer
@@ -29,6 +31,28 @@ def train(stage: Stage) -> dict[str, Any]:
     base = stage.parent("checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(base)
     problems = build_task(config.task).problems("rl", settings.problems, config.seed)
+    checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
+    if checkpoint is not None and step_of(checkpoint) == settings.steps:
+        if stage.rank == 0:
+            stage.export(lambda folder: export_finished(checkpoint, tokenizer, folder))
+    else:
+        _train(stage, config, base, tokenizer, problems, checkpoint)
+    if stage.rank == 0:
+        verify_export(stage.folder.export)
+    last = stage.last_row()
+    return {
+        "steps": settings.steps,
+        "rollouts": settings.steps * settings.prompts_per_step * settings.samples_per_prompt,
+        "reward": last["reward"],
+        "entropy": last["entropy"],
+        "length": last["completions/mean_length"],
+    }
+
+
+def _train(
+    stage: Stage, config: RLStage, base: Path, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], checkpoint: Path | None
+) -> None:
+    settings = config.rl
     arguments = _arguments(stage, settings, config.seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with Verifier(partial(build_task, config.task), workers=1, seconds=_VERIFY_SECONDS) as verifier:
@@ -36,32 +60,25 @@ def train(stage: Stage) -> dict[str, Any]:
             stage=stage,
             engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib),
             max_mismatch=settings.max_logprob_mismatch,
+            launch=settings.launch,
             model=model,
             args=arguments,
             processing_class=tokenizer,
             reward_funcs=Reward(problems, verifier),
             train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "problem": i} for i, p in enumerate(problems)]),
         )
-        checkpoint = last_complete(stage.folder.checkpoints, remove_others=stage.rank == 0)
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         counts = verifier.counts
 
+    failures = counts.timeouts + counts.errors
+    if failures > 0.01 * counts.verified:
+        raise PriorlabError(
+            f"the verifier failed on {failures} of {counts.verified} responses, which then were paid 0; mend the task's verifier"
+        )
     if trainer.state.global_step != settings.steps:
         raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
     stage.export(lambda folder: save_export(trainer, tokenizer, folder))
-    if stage.rank == 0:
-        verify_export(stage.folder.export)
-    last = next(row for row in reversed(trainer.state.log_history) if "loss" in row)
-    return {
-        "steps": settings.steps,
-        "rollouts": settings.steps * settings.prompts_per_step * settings.samples_per_prompt,
-        "reward": last["reward"],
-        "entropy": last["entropy"],
-        "length": last["completions/mean_length"],
-        "verifier_timeouts": counts.timeouts,
-        "verifier_errors": counts.errors,
-    }
 
 
 class Reward:

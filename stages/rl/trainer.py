@@ -8,6 +8,7 @@ from accelerate.utils import set_seed
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
+from pipeline.config import Launch
 from pipeline.errors import PriorlabError
 from stages.checkpoint import MarkComplete
 from stages.contract import Stage
@@ -19,7 +20,7 @@ _MISMATCH = "sampling/sampling_logp_difference/max"
 class RLTrainer(GRPOTrainer):
     """GRPOTrainer that samples with `RolloutEngine`, stops on a rollout/trainer mismatch, and logs to the stage."""
 
-    def __init__(self, *, stage: Stage, engine_arguments: dict[str, Any], max_mismatch: float, **trainer: Any) -> None:
+    def __init__(self, *, stage: Stage, engine_arguments: dict[str, Any], max_mismatch: float, launch: Launch, **trainer: Any) -> None:
         with rollouts_by(engine_arguments):
             super().__init__(**trainer)
         # The engine's start has reseeded the global generators with the process index, which would make all seeds equal.
@@ -27,7 +28,7 @@ class RLTrainer(GRPOTrainer):
         self.stage = stage
         self.max_mismatch = max_mismatch
         self.remove_callback(PrinterCallback)
-        self.add_callback(MarkComplete())
+        self.add_callback(MarkComplete(launch))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)

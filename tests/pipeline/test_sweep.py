@@ -62,7 +62,7 @@ def test_results_have_one_row_per_cell_checkpoint_metric_and_k(smoke: FinishedSw
 
 def test_samples_of_the_whole_sweep_are_one_table(smoke: FinishedSweep) -> None:
     table = pq.read_table(sweep_folder(smoke) / "samples.parquet")
-    assert table.column_names == ["cell", "after", "problem_id", "sample", "text", "answer", "correct", "length", "truncated"]
+    assert table.column_names == ["cell", "after", "step", "problem_id", "sample", "text", "answer", "correct", "length", "truncated"]
     assert len(table) == 2 * 2 * 12 * (8 + 1)
 
 
@@ -142,7 +142,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_weights(smoke: Finishe
     assert found.keys() == expected.keys()
     for name in found:
         assert found[name].equal(expected[name]), name
-    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == list(range(20, 301, 20))
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == list(range(25, 301, 25))
 
 
 def test_one_stage_forced_again_takes_what_depends_on_it_along(killed: tuple[Lab, list[int], str]) -> None:
@@ -237,7 +237,7 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(smoke: FinishedSweep
     driver.send_signal(signal.SIGINT)
     printed, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert "`priorlab sweep smoke` goes on where it stopped" in printed
+    assert "`priorlab resume smoke` goes on where it stopped" in printed
     lock = folder.lock()
     assert lock is not None  # nobody holds it: no orphan
     os.close(lock)

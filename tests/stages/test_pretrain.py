@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -18,12 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.graph import StageNode
-from pipeline.runner import command, environment
 from pipeline.store import Home, write_json_atomically
 from stages.corpus.pack import Blocks
-from tests.conftest import FinishedSweep, Lab, smoke_graph
+from tests.conftest import FinishedSweep, Lab, finish, rows, smoke_graph, start
 
-LOGGED = list(range(20, 301, 20))
+LOGGED = list(range(25, 301, 25))
 """Steps that the smoke recipe logs."""
 
 
@@ -37,30 +35,6 @@ def pretraining(lab: Lab, smoke: FinishedSweep, *overrides: str) -> StageNode:
     return node
 
 
-def start(lab: Lab, node: StageNode) -> subprocess.Popen[bytes]:
-    folder = lab.folder(node)
-    lock = folder.lock()
-    assert lock is not None
-    try:
-        with (folder.path / "out.log").open("ab") as log:
-            return subprocess.Popen(
-                command(node, folder), env=environment(node, lock, "test") | {"WANDB_MODE": "disabled"},
-                stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True,
-            )  # fmt: skip
-    finally:
-        os.close(lock)
-
-
-def finish(lab: Lab, node: StageNode, process: subprocess.Popen[bytes]) -> list[dict[str, float]]:
-    """Wait for success; the rows of metrics.jsonl."""
-    assert process.wait(timeout=300) == 0, (lab.folder(node).path / "out.log").read_text()
-    return rows(lab, node)
-
-
-def rows(lab: Lab, node: StageNode) -> list[dict[str, float]]:
-    return [json.loads(line) for line in lab.folder(node).metrics.read_text().splitlines()]
-
-
 def weights(lab: Lab, node: StageNode) -> dict[str, torch.Tensor]:
     return load_file(lab.folder(node).export / "model.safetensors")
 
@@ -70,7 +44,7 @@ def test_losses_are_the_same_for_every_zero_stage_and_number_of_processes(smoke:
 
     A gentle learning rate: at a high one, rounding alone drives equal runs apart within a hundred steps.
     """
-    gentle = ["pretrain.steps=60", "pretrain.optimizer.learning_rate=1e-3"]
+    gentle = ["pretrain.steps=75", "pretrain.optimizer.learning_rate=1e-3"]
     arrangements = {
         "plain": [],
         "zero2": ["pretrain.launch.zero_stage=2", "pretrain.launch.micro_batch=16"],
@@ -86,9 +60,9 @@ def test_losses_are_the_same_for_every_zero_stage_and_number_of_processes(smoke:
         found[name] = finish(lab, node, start(lab, node)), weights(lab, node)
     assert len(fingerprints) == 1  # how a stage runs is no part of what it is
     expected_rows, expected_weights = found.pop("plain")
-    assert [row["step"] for row in expected_rows] == [20, 40, 60]
+    assert [row["step"] for row in expected_rows] == [25, 50, 75]
     for name, (ours, our_weights) in found.items():
-        assert [row["step"] for row in ours] == [20, 40, 60], name
+        assert [row["step"] for row in ours] == [25, 50, 75], name
         for row, expected in zip(ours, expected_rows, strict=True):
             for metric in ("loss", "cross_entropy", "entropy", "head_mass", "tail_mass", "perplexity", "tokens", "learning_rate"):
                 assert row[metric] == pytest.approx(expected[metric], rel=1e-4), (name, metric, row["step"])
@@ -143,8 +117,8 @@ def test_logged_values_fit_together(smoke: FinishedSweep) -> None:
         assert row["tokens_per_s"] > 0
     # Warm-up, stable, linear decay to a tenth.
     assert found[0]["learning_rate"] == pytest.approx(5e-3, rel=0.1)
-    assert {row["learning_rate"] for row in found[1:13]} == {5e-3}
-    assert found[-1]["learning_rate"] == pytest.approx(5e-4, rel=0.3)
+    assert {row["learning_rate"] for row in found[1:10]} == {5e-3}
+    assert found[-1]["learning_rate"] == pytest.approx(5e-4, rel=0.4)
 
 
 def test_another_prior_trains_another_model_from_the_same_start(smoke: FinishedSweep) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import FinishedSweep, Lab, smoke_graph
+from pipeline.config import Launch
+from pipeline.errors import PriorlabError
+from pipeline.store import write_json_atomically
+from stages.checkpoint import last_complete
+from tests.conftest import FinishedSweep, Lab, finish, smoke_graph, start
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
@@ -41,7 +48,6 @@ def test_the_record_counts_rollouts(smoke: FinishedSweep) -> None:
     record = smoke.folder("rl").record()
     assert record is not None
     assert record["metrics"]["rollouts"] == 3 * 4 * 8
-    assert record["metrics"]["verifier_errors"] == record["metrics"]["verifier_timeouts"] == 0
 
 
 def test_the_exported_policy_is_complete(smoke: FinishedSweep) -> None:
@@ -51,6 +57,44 @@ def test_the_exported_policy_is_complete(smoke: FinishedSweep) -> None:
     model = AutoModelForCausalLM.from_pretrained(export)
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(export))
     assert model.dtype == torch.float32
+
+
+def test_rl_killed_after_its_last_step_checkpoint_or_before_ends_with_the_same_policy(smoke: FinishedSweep, lab: Lab) -> None:
+    """Killed after step 1, resumed, killed between the last step checkpoint and the record, resumed: as if never interrupted."""
+    lab.borrow(smoke.lab, smoke.node("corpus"), smoke.node("pretrain"))
+    node = smoke.node("rl")
+    folder = lab.folder(node)
+    folder.path.mkdir(parents=True)
+    write_json_atomically(folder.spec, node.spec(lab.home, "test"))
+    for step in (1, 3):
+        process = start(lab, node)
+        deadline = time.time() + 200
+        while not (folder.checkpoints / f"checkpoint-{step}" / "complete").exists():
+            assert process.poll() is None, (folder.path / "out.log").read_text()
+            assert time.time() < deadline
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert folder.record() is None
+    finish(lab, node, start(lab, node))
+    ours, expected = logged(folder.path), logged(smoke.folder("rl").path)
+    for row, other in zip(ours, expected, strict=True):
+        for metric in ("step", "loss", "reward", "entropy", "completions/mean_length", "sampling/sampling_logp_difference/max"):
+            assert row[metric] == other[metric], (row["step"], metric)
+    found, weights = (load_file(export / "model.safetensors") for export in (folder.export, smoke.folder("rl").export))
+    assert found.keys() == weights.keys()
+    for name in found:
+        assert torch.equal(found[name], weights[name]), name
+
+
+def test_resuming_on_another_layout_of_processes_is_refused(smoke: FinishedSweep, lab: Lab) -> None:
+    folder = lab.home.path / "rl-x" / "checkpoints"
+    (folder / "checkpoint-2").mkdir(parents=True)
+    write_json_atomically(folder / "checkpoint-2" / "complete", {"processes": 2, "zero_stage": 1})
+    (folder / "checkpoint-2-copy").mkdir()
+    assert last_complete(folder, Launch(processes=2, zero_stage=1), remove_others=True) == folder / "checkpoint-2"
+    with pytest.raises(PriorlabError, match=r"was written with \{'processes': 2, 'zero_stage': 1\}.*priorlab stage rl-x --force"):
+        last_complete(folder, Launch(), remove_others=True)
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_parents_come_before_children() -> None:
         (["prior.bta=1"], "prior has no key 'bta'; did you mean 'beta'?"),
         (["preturain.steps=1"], "recipe has no key 'preturain'; did you mean 'pretrain'?"),
         (["rl.steps=many"], "rl.steps is 'many': input should be a valid integer"),
-        (["prior={beta: x}"], "prior.beta is 'x': input should be a valid number"),
+        (["axes.prior=[{beta: x}]"], "prior.beta is 'x': input should be a valid number"),
         (["prior.beta=-2"], "prior.beta is -2: input should be greater than or equal to -1"),
         (["axes.prior=[tail]", "prior.k=0"], "k is 0, but lambda_head=0 and lambda_tail=-0.1 reward tokens by rank"),
         (["axes.prior=[presicion]"], "there is no prior 'presicion'; did you mean 'precision'?"),
@@ -99,6 +99,16 @@ def test_parents_come_before_children() -> None:
         (["model.heads=5", "model.kv_heads=2"], "heads (5) must be a multiple of kv_heads (2)"),
         (["corpus.block_size=100000"], "corpus.block_size (100000) exceeds model.max_positions (256)"),
         (["model=../../secret"], "is no name of a model"),
+        (["seed=5"], "seed is an axis of sweep 'quickstart', so seed=... would change nothing"),
+        (["prior=tail"], "narrow the axis instead, e.g. axes.prior=[...]"),
+        (["rl.temperature=.inf"], "rl.temperature is inf: input should be a finite number"),
+        (["seed.x=2024-13-45"], "is no YAML"),
+        (["axes.seed=[4294967296]"], "seed is 4294967296: input should be less than 4294967296"),
+        (["pretrain.dtype=bfloat16"], "dtype bfloat16 needs launch.zero_stage >= 1"),
+        (["rl.max_response_tokens=1000"], "rl.max_response_tokens (1000) and 64 tokens for the prompt exceed"),
+        (["pretrain.launch.save_steps=30"], "save_steps is 30; it must be a multiple of log_steps (20)"),
+        (["axes.prior=[{name: m, beta: 0.1}, {name: m, beta: 0.2}]"], "two cells of sweep 'quickstart' are called 'm-seed0'"),
+        (["axes.prior=[" + "[" * 3000], "is no YAML"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_with_the_way_out(overrides: list[str], message: str) -> None:
@@ -138,3 +148,26 @@ def test_configs_of_the_current_folder_come_first(tmp_path: Path, monkeypatch: p
 
 def test_scientific_notation_is_a_number() -> None:
     assert parse_override("a.b=1e-4") == (["a", "b"], 1e-4)
+
+
+def test_a_changed_prior_is_not_called_by_the_name_of_its_base() -> None:
+    assert only_recipe("prior.beta=-0.1").prior.name == "ce,beta=-0.1"
+    assert only_recipe("prior={use: ce, beta: -0.1, name: mild}").prior.name == "mild"
+    cells = list(load_sweep("quickstart", ["axes.prior=[ce, {use: ce, beta: -0.1}]"]).cells())
+    assert [cell.id for cell in cells] == ["ce-seed0", "ce,beta=-0.1-seed0"]
+    assert [cell.recipe.prior.name for cell in cells] == ["ce", "ce,beta=-0.1"]
+
+
+def test_a_recipe_that_uses_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs" / "recipe").mkdir(parents=True)
+    (tmp_path / "configs" / "recipe" / "loop.yaml").write_text("use: loop\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PriorlabError, match="recipe 'loop' uses itself"):
+        load_recipe("loop")
+
+
+def test_merge_keys_of_yaml_work(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("recipe:\n  use: quickstart\n  rl: &rl {steps: 3}\n  evaluate: {<<: {samples: 4}, problems: 5}\naxes: {}\n")
+    (cell,) = load_sweep(str(path)).cells()
+    assert (cell.recipe.evaluate.samples, cell.recipe.evaluate.problems) == (4, 5)
