@@ -41,6 +41,8 @@ app = typer.Typer(
 )
 console = Console(highlight=False)
 _SHOWN_CHANGES = 5
+_WIDE = 400
+"""Columns that no table needs."""
 errors = Console(stderr=True, highlight=False)
 
 Overrides = Annotated[
@@ -51,7 +53,7 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, help="stages at a time [default: one per GPU, or per CPU core]", show_default=False)]
+Jobs = Annotated[int | None, typer.Option(min=1, help="stages at a time (default: one per GPU, or per CPU core)", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -103,7 +105,7 @@ def plan(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(help="a sweep [default: every stage]", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="a sweep (default: every stage)", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the stages on disk: state, progress, log."""
@@ -247,7 +249,7 @@ def _show_comparison(chosen: Sweep, graph: Graph, home: Home, *, as_json: bool =
     from pipeline.report.tables import pass_keys, terminal_table
 
     whole = terminal_table(comparison.rows, f"sweep {chosen.name}")
-    if not console.is_terminal or console.measure(whole).maximum <= console.width:
+    if not console.is_terminal or Console(width=_WIDE).measure(whole).maximum <= console.width:
         tables = [whole]
     else:  # too narrow for one line per prior: one table per k
         tables = [terminal_table(comparison.rows, f"sweep {chosen.name}, {key}", [key]) for key in pass_keys(comparison.rows)]
@@ -283,7 +285,7 @@ def _print_wide(table: Table) -> None:
     if console.is_terminal:
         console.print(table)
     else:
-        Console(file=sys.stdout, width=400, highlight=False).print(table, soft_wrap=True)
+        Console(file=sys.stdout, width=_WIDE, highlight=False).print(table, soft_wrap=True)
 
 
 def _print_json(value: Any) -> None:

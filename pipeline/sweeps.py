@@ -226,7 +226,7 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
 def _readable_spec(folder: StageFolder) -> dict[str, Any] | None:
     """A spec with all its parts; a damaged one must not stand in the way of other stages."""
     try:
-        spec = _readable_spec(folder)
+        spec = read_json(folder.spec)
     except PriorlabError:
         return None
     needed = {"kind", "slug", "fingerprint", "config", "parents", "labels", "sweep", "tracking"}

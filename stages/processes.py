@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
-from pipeline.config import Dtype, Launch
+from pipeline.config import AdamWConfig, Dtype, Launch
 
 
 def prepare(threads: int) -> None:
@@ -57,3 +58,40 @@ def deepspeed_config(launch: Launch, dtype: Dtype) -> dict[str, Any]:
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31 - 1,
     }
+
+
+def trainer_arguments(
+    optimizer: AdamWConfig, launch: Launch, dtype: Dtype, *, steps: int, batch: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """What HF Trainer's and TRL's arguments share; `batch` counts sequences per optimizer step over all processes."""
+    import torch
+
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": launch.micro_batch,
+        "gradient_accumulation_steps": batch // (launch.processes * launch.micro_batch),
+        "learning_rate": optimizer.learning_rate,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {
+            "num_decay_steps": optimizer.decay_steps, "decay_type": "linear", "min_lr_ratio": optimizer.final_ratio,
+        },
+        "warmup_steps": optimizer.warmup_steps,
+        "optim": "adamw_torch",
+        "adam_beta1": optimizer.beta1,
+        "adam_beta2": optimizer.beta2,
+        "weight_decay": optimizer.weight_decay,
+        "max_grad_norm": optimizer.clip_norm,
+        "bf16": dtype == "bfloat16",
+        "gradient_checkpointing": launch.gradient_checkpointing,
+        "deepspeed": deepspeed_config(launch, dtype),
+        "seed": seed,
+        "save_strategy": "steps",
+        "save_steps": launch.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": launch.log_steps,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }  # fmt: skip

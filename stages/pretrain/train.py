@@ -25,7 +25,7 @@ from stages.corpus.pack import Blocks
 from stages.pretrain.fused import STATISTICS
 from stages.pretrain.head import ShapedHead, attach
 from stages.pretrain.model import build_model
-from stages.processes import deepspeed_config
+from stages.processes import trainer_arguments
 
 
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
@@ -133,37 +133,12 @@ def train(stage: Stage) -> dict[str, Any]:
 
 
 def _arguments(stage: Stage, config: PretrainStage) -> TrainingArguments:
-    settings, launch, optimizer = config.pretrain, config.pretrain.launch, config.pretrain.optimizer
-    return TrainingArguments(
-        output_dir=str(stage.folder.checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=launch.micro_batch,
-        gradient_accumulation_steps=settings.global_batch // (launch.processes * launch.micro_batch),
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={
-            "num_decay_steps": optimizer.decay_steps, "decay_type": "linear", "min_lr_ratio": optimizer.final_ratio,
-        },
-        warmup_steps=optimizer.warmup_steps,
-        optim="adamw_torch",
-        adam_beta1=optimizer.beta1,
-        adam_beta2=optimizer.beta2,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.clip_norm,
-        bf16=settings.dtype == "bfloat16",
-        gradient_checkpointing=launch.gradient_checkpointing,
-        deepspeed=deepspeed_config(launch, settings.dtype),
-        seed=config.seed,
-        save_strategy="steps",
-        save_steps=launch.save_steps,
-        save_total_limit=2,
-        logging_steps=launch.log_steps,
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+    settings = config.pretrain
+    shared = trainer_arguments(
+        settings.optimizer, settings.launch, settings.dtype,
+        steps=settings.steps, batch=settings.global_batch, seed=config.seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
+    return TrainingArguments(**shared, remove_unused_columns=False)
 
 
 def _parameter_count(model: PreTrainedModel) -> int:

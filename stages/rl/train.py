@@ -17,7 +17,7 @@ from stages.checkpoint import export_finished, last_complete, save_export, step_
 from stages.contract import Stage
 from stages.engine import engine_arguments
 from stages.evaluate.verify import Verifier
-from stages.processes import deepspeed_config
+from stages.processes import trainer_arguments
 from stages.rl.trainer import RLTrainer
 from stages.tasks import Problem, build_task
 
@@ -96,50 +96,26 @@ class Reward:
 
 
 def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
-    launch, optimizer = settings.launch, settings.optimizer
     batch = settings.prompts_per_step * settings.samples_per_prompt
-    accumulation = batch // (launch.processes * launch.micro_batch)
+    shared = trainer_arguments(
+        settings.optimizer, settings.launch, settings.dtype,
+        steps=settings.steps, batch=batch, seed=seed, folder=stage.folder.checkpoints,
+    )  # fmt: skip
     return GRPOConfig(
-        output_dir=str(stage.folder.checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=launch.micro_batch,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=accumulation,  # one optimizer step per generation: on-policy, and resume is exact
+        **shared,
+        steps_per_generation=shared["gradient_accumulation_steps"],  # one optimizer step per generation: on-policy, exact resume
         num_generations=settings.samples_per_prompt,
         temperature=settings.temperature,
         top_p=1.0,
         top_k=0,
         max_completion_length=settings.max_response_tokens,
-        beta=0.0,
+        beta=0.0,  # no KL term
         epsilon=settings.clip_low,
         epsilon_high=settings.clip_high,
         loss_type="dapo",  # token-level: every token of the batch counts the same
         scale_rewards=settings.scale_rewards,
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={
-            "num_decay_steps": optimizer.decay_steps, "decay_type": "linear", "min_lr_ratio": optimizer.final_ratio,
-        },
-        warmup_steps=optimizer.warmup_steps,
-        optim="adamw_torch",
-        adam_beta1=optimizer.beta1,
-        adam_beta2=optimizer.beta2,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.clip_norm,
-        bf16=settings.dtype == "bfloat16",
-        gradient_checkpointing=launch.gradient_checkpointing,
-        deepspeed=deepspeed_config(launch, settings.dtype),
         use_vllm=True,
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=settings.gpu_memory_share,
         vllm_max_model_length=MAX_PROMPT_TOKENS + settings.max_response_tokens,
-        seed=seed,
-        save_strategy="steps",
-        save_steps=launch.save_steps,
-        save_total_limit=2,
-        logging_steps=launch.log_steps,
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-    )  # fmt: skip
+    )
