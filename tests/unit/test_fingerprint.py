@@ -34,9 +34,9 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
     assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
         "corpus": "c9975b39ea40",
         "pretrain": "9bb22e956121",
-        "rl": "14dda89d9f92",
+        "rl": "9e3bde25e246",
         "evaluate@pretrain": "1feb1735eeb7",
-        "evaluate@rl": "c0ef7c51f2d6",
+        "evaluate@rl": "e393bd9510cd",
     }
 
 
