@@ -194,7 +194,8 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
         stage = Stage(spec_path)
         if stage.spec["kind"] != kind:
             raise PriorlabError(f"{spec_path} is a spec of the stage {stage.spec['kind']!r}, not {kind!r}")
-        die_with(os.getppid())  # a worker of torchrun has a session of its own, and must not survive it
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # a worker of torchrun has a session of its own, and must not survive torchrun
+            die_with(os.getppid())
         _hold_lock(stage)
         holds_lock = True
         if stage.folder.record() is not None:
