@@ -206,7 +206,7 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
             stage.finish(metrics)
     except Exception as error:
         message, code = _explain(error)
-        if stage is not None and holds_lock and stage.folder.record() is None:  # else the folder is somebody else's, or done
+        if stage is not None and holds_lock and not stage.folder.record_file.exists():  # else the folder is somebody else's, or done
             _try_to_report(stage, message)
         with contextlib.suppress(OSError):  # the log may lie on the full disk that ended the stage
             if code == 1:
