@@ -165,8 +165,8 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     from pipeline.tracking import log_comparison
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_comparison(sweep.name, sweep.description, graph, evaluations, home)
     rows = summary_rows(evaluations)
+    write_comparison(sweep.name, sweep.description, graph, evaluations, rows, home)
     compared = [node.fingerprint for plan in graph.cells for node in plan.evaluations.values()]
     identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
     log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, rows, identity)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline.compare import Evaluation, arms, result_rows, shown_ks, summary_rows, write_results, write_samples
+from pipeline.compare import Evaluation, arms, result_rows, shown_ks, write_results, write_samples
 from pipeline.graph import Graph
 from pipeline.report import plots, tables
 from pipeline.store import Home, write_text_atomically
@@ -17,15 +17,15 @@ _TEMPLATE = Path(__file__).parent / "template.html.j2"
 _EXAMPLES_PER_CELL = 3
 
 
-def write_comparison(name: str, description: str, graph: Graph, evaluations: list[Evaluation], home: Home) -> Path:
-    """All files of the comparison; returns the path of report.html."""
+def write_comparison(
+    name: str, description: str, graph: Graph, evaluations: list[Evaluation], rows: list[dict[str, Any]], home: Home
+) -> None:
+    """All files of the comparison; `rows` are the `summary_rows` of the evaluations."""
     folder = home.sweep(name)
     write_results(folder / "results.csv", list(result_rows(name, evaluations)))
     write_samples(folder / "samples.parquet", graph, home)
-    rows = summary_rows(evaluations)
     write_text_atomically(folder / "report.md", _markdown(name, description, rows))
     write_text_atomically(folder / "report.html", _html(name, description, graph, evaluations, rows, home))
-    return folder / "report.html"
 
 
 def _markdown(name: str, description: str, rows: list[dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.config import Prior
-from stages.pretrain.objective import positive_weight
+from stages.pretrain.objective import head_mask, positive_weight
 
 # Logits of one chunk: 2^24 float32 numbers are 64 MiB, enough rows for a full-speed matmul even at a vocabulary of 150,000.
 _CHUNK_NUMBERS = 1 << 24
@@ -147,23 +147,19 @@ def row_step(
     head = tail = torch.zeros_like(log_target)
     gradient: Tensor | None = None
     if prior.rank_aware:
-        in_head = logits >= _threshold(logits, prior.k)
+        in_head = head_mask(logits, prior.k)
         head, tail = _masses(probabilities, in_head, target, column)
         losses = losses - prior.lambda_head * head - prior.lambda_tail * tail
         baseline = weight + prior.lambda_head * head + prior.lambda_tail * tail
         gradient = probabilities * torch.where(in_head, baseline - prior.lambda_head, baseline - prior.lambda_tail)
     if head_k and not (prior.rank_aware and prior.k == head_k):
-        head, tail = _masses(probabilities, logits >= _threshold(logits, head_k), target, column)
+        head, tail = _masses(probabilities, head_mask(logits, head_k), target, column)
     if gradient is None:
         gradient = probabilities * baseline
     gradient = gradient.scatter(-1, column, target * baseline - weight)
     count = torch.full_like(entropy, 1.0)
     sums = torch.stack([x.sum() for x in (losses, count, -log_target, entropy, head, tail)])
     return gradient, sums
-
-
-def _threshold(logits: Tensor, k: int) -> Tensor:
-    return logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
 
 
 def _masses(probabilities: Tensor, in_head: Tensor, target: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:

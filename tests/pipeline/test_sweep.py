@@ -179,6 +179,12 @@ def test_a_missing_parent_folder_is_rebuilt(smoke: FinishedSweep, lab: Lab) -> N
     shutil.rmtree(lab.folder(smoke.node("corpus")).path)
     plan = json.loads(lab.call("plan", "smoke", "axes.prior=[ce]", "rl=null", "--json").stdout)
     assert [entry["state"] for entry in plan] == ["new", "done", "done"]
+    done = lab.call("sweep", "smoke", "axes.prior=[ce]", "rl=null")
+    assert done.returncode == 0, done.stderr
+    rebuilt, original = (at.folder(smoke.node("corpus")).record() for at in (lab, smoke.lab))
+    assert rebuilt is not None
+    assert original is not None
+    assert rebuilt["metrics"] == original["metrics"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
