@@ -1,16 +1,18 @@
 """Time and memory of the shaped loss beside cross-entropy, forward and backward through the output layer, in one run.
 
-    .venv/bin/python scripts/benchmarks/loss.py --vocab 32000 --dtype float32 --json loss.json
+    OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/loss.py --vocab 32000 151936 --dtype float32 bfloat16 --json loss.json
 
-Times are medians of interleaved repetitions in one process; extra memory is the growth of the peak in a process of its own per variant.
-Ratios are to "fused cross-entropy": the same fused code with all shaping off.
+Times are medians of interleaved repetitions in one process. Extra memory is how far one step raises the peak above its inputs, after a
+small step has loaded what the variant loads; every variant is measured in a process of its own. "Fused cross-entropy" is the fused code
+with all shaping off, "statistics" adds what the pre-training stage logs. A library that is not installed, or has no path for this
+device, is left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -25,62 +27,123 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from pipeline.config import Prior
-from stages.pretrain.fused import fused_linear_shaped_loss
+from stages.pretrain.fused import fused_linear_shaped_loss, fused_loss_and_statistics
 from stages.pretrain.objective import shaped_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+ON_GPU = torch.cuda.is_available()
+PLAIN, FUSED = "plain cross-entropy", "fused cross-entropy"
 BETA_ONLY = Prior(beta=-0.25)
 RANK_AWARE = Prior(lambda_tail=-0.1, k=100)
-BASELINE = "fused cross-entropy"
-VARIANTS: dict[str, Loss] = {
-    "plain cross-entropy": lambda h, w, t: F.cross_entropy((h @ w.T).float(), t),
-    "plain shaped, rank-aware": lambda h, w, t: shaped_loss(h @ w.T, t, RANK_AWARE),
-    BASELINE: lambda h, w, t: fused_linear_shaped_loss(h, w, t, Prior()),
-    "fused shaped, beta only": lambda h, w, t: fused_linear_shaped_loss(h, w, t, BETA_ONLY),
-    "fused shaped, rank-aware": lambda h, w, t: fused_linear_shaped_loss(h, w, t, RANK_AWARE),
-}
+
+
+def variants() -> dict[str, Loss]:
+    """Name -> loss(hidden, weight, targets), as far as this machine has what it needs."""
+    found: dict[str, Loss] = {
+        PLAIN: lambda h, w, t: F.cross_entropy(h @ w.T, t),
+        "plain cross-entropy, float32 logits": lambda h, w, t: F.cross_entropy((h @ w.T).float(), t),
+        "plain shaped, rank-aware": lambda h, w, t: shaped_loss(h @ w.T, t, RANK_AWARE),
+        FUSED: lambda h, w, t: fused_linear_shaped_loss(h, w, t, Prior()),
+        "fused shaped, beta only": lambda h, w, t: fused_linear_shaped_loss(h, w, t, BETA_ONLY),
+        "fused shaped, rank-aware": lambda h, w, t: fused_linear_shaped_loss(h, w, t, RANK_AWARE),
+        "fused shaped, rank-aware, statistics": lambda h, w, t: _with_statistics(h, w, t, RANK_AWARE),
+        "fused cross-entropy, statistics": lambda h, w, t: _with_statistics(h, w, t, Prior()),
+    }
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+
+        implementation = "cce" if ON_GPU else "torch_compile"
+        found[f"cut-cross-entropy ({implementation})"] = lambda h, w, t: linear_cross_entropy(h, w, t, impl=implementation)
+    except ImportError as error:
+        print(f"left out: cut-cross-entropy ({error})", file=sys.stderr)
+    if not ON_GPU:
+        print("left out: Liger, our Triton passes (no GPU)", file=sys.stderr)
+        return found
+    from stages.pretrain.row_step_triton import PASSES
+
+    found["fused shaped, rank-aware, Triton"] = lambda h, w, t: fused_loss_and_statistics(
+        h, w, t, RANK_AWARE, head_k=0, divisor=len(t), passes=PASSES
+    )[0]
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss()
+        found["Liger fused cross-entropy"] = lambda h, w, t: liger(w, h, t)
+    except ImportError as error:
+        print(f"left out: Liger ({error})", file=sys.stderr)
+    return found
+
+
+def _with_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior) -> Tensor:
+    return fused_loss_and_statistics(hidden, weight, targets, prior, head_k=100, divisor=len(targets))[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, default=32_000)
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--vocab", type=int, nargs="+", default=[32_000])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"])
+    parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    parser.add_argument("--memory-of", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    losses = variants()
     if arguments.memory_of:
-        print(_extra_memory(VARIANTS[arguments.memory_of], arguments))
+        print(_extra_memory(losses[arguments.memory_of], *_inputs(arguments, arguments.vocab[0], arguments.dtype[0])))
         return
-    seconds = _times(arguments)
-    rows = [
+    device = torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} thread(s)"
+    settings = {"device": device, "torch": torch.__version__} | {
+        name: getattr(arguments, name) for name in ("tokens", "width", "repeats")
+    }
+    rows = []
+    for vocab in arguments.vocab:
+        for dtype in arguments.dtype:
+            rows += _measure(losses, arguments, vocab, dtype)
+            _print_table(
+                f"{arguments.tokens} tokens, width {arguments.width}, vocabulary {vocab}, {dtype}, {device}", rows[-len(losses) :]
+            )
+            if arguments.json:
+                arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def _measure(losses: dict[str, Loss], arguments: argparse.Namespace, vocab: int, dtype: str) -> list[dict[str, str | float]]:
+    seconds = _times(losses, arguments.repeats, *_inputs(arguments, vocab, dtype))
+    memory = {name: _extra_memory_in_own_process(name, arguments, vocab, dtype) for name in losses}
+    return [
         {
+            "vocab": vocab,
+            "dtype": dtype,
             "variant": name,
             "seconds": seconds[name],
-            "time_ratio": seconds[name] / seconds[BASELINE],
-            "extra_mib": _extra_memory_in_own_process(name),
+            "to_fused": seconds[name] / seconds[FUSED],
+            "to_plain": seconds[name] / seconds[PLAIN],
+            "extra_mib": memory[name],
+            "memory_to_plain": memory[name] / memory[PLAIN],
         }
-        for name in VARIANTS
+        for name in losses
     ]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
-    print(f"{arguments.tokens} tokens, width {arguments.width}, vocabulary {arguments.vocab}, {arguments.dtype}, {device}")
-    print(f"{'variant':28}{'seconds':>10}{'ratio':>8}{'extra MiB':>12}")
+
+
+def _print_table(title: str, rows: list[dict[str, str | float]]) -> None:
+    print(f"\n{title}\n{'':38}{'seconds':>9}{'x fused CE':>12}{'x plain CE':>12}{'extra MiB':>11}{'x plain CE':>12}")
     for row in rows:
-        print(f"{row['variant']:28}{row['seconds']:10.4f}{row['time_ratio']:8.2f}{row['extra_mib']:12.0f}")
-    if arguments.json:
-        settings = {name: getattr(arguments, name) for name in ("tokens", "width", "vocab", "dtype", "repeats")}
-        arguments.json.write_text(json.dumps({"device": device, **settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        print(
+            f"{row['variant']:38}{row['seconds']:9.3f}{row['to_fused']:12.2f}{row['to_plain']:12.2f}"
+            f"{row['extra_mib']:11.0f}{row['memory_to_plain']:12.2f}",
+            flush=True,
+        )
 
 
-def _inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, arguments.dtype)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(arguments.tokens, arguments.width, generator=generator).to(device, dtype).requires_grad_()
-    weight = (torch.randn(arguments.vocab, arguments.width, generator=generator) * 0.05).to(device, dtype).requires_grad_()
-    return hidden, weight, torch.randint(0, arguments.vocab, (arguments.tokens,), generator=generator).to(device)
+def _inputs(arguments: argparse.Namespace, vocab: int, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states and weight that give logits of standard deviation 2, as a trained model's are."""
+    device, generator = "cuda" if ON_GPU else "cpu", torch.Generator().manual_seed(0)
+    hidden = torch.randn(arguments.tokens, arguments.width, generator=generator)
+    weight = torch.randn(vocab, arguments.width, generator=generator) * 2 / arguments.width**0.5
+    targets = torch.randint(0, vocab, (arguments.tokens,), generator=generator)
+    hidden, weight = (tensor.to(device, getattr(torch, dtype)).requires_grad_() for tensor in (hidden, weight))
+    return hidden, weight, targets.to(device)
 
 
 def _step(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
@@ -88,43 +151,54 @@ def _step(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     hidden.grad = weight.grad = None
 
 
-def _times(arguments: argparse.Namespace) -> dict[str, float]:
+def _times(losses: dict[str, Loss], repeats: int, *inputs: Tensor) -> dict[str, float]:
     """Median seconds of forward + backward per variant; one repetition of every variant before the next of any."""
-    inputs = _inputs(arguments)
-    taken: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for repeat in range(arguments.repeats + 2):  # the first two compile and warm up
-        for name, loss in VARIANTS.items():
+    taken: dict[str, list[float]] = {name: [] for name in losses}
+    for repeat in range(repeats + 1):  # the first compiles and warms up
+        for name, loss in losses.items():
             _synchronise()
             started = time.perf_counter()
             _step(loss, *inputs)
             _synchronise()
-            if repeat >= 2:
+            if repeat:
                 taken[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def _synchronise() -> None:
-    if torch.cuda.is_available():
+    if ON_GPU:
         torch.cuda.synchronize()
 
 
-def _extra_memory(loss: Loss, arguments: argparse.Namespace) -> float:
-    """MiB by which one step raises the peak over what inputs and a small step (compilers, libraries) had taken."""
-    hidden, weight, targets = _inputs(arguments)
-    few = min(64, arguments.tokens)
-    _step(loss, hidden[:few].detach().requires_grad_(), weight[:, :].detach().requires_grad_(), targets[:few])
-    if torch.cuda.is_available():
+def _extra_memory(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
+    """MiB by which one step raises the peak of memory above what is held before it."""
+    small = (hidden[:64, :16].detach().requires_grad_(), weight[:8192, :16].detach().requires_grad_(), targets[:64] % 8192)
+    _step(loss, *small)
+    if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         _step(loss, hidden, weight, targets)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: its peak survives fork and exec, and would be the parent's.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_peak()
     _step(loss, hidden, weight, targets)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _resident_peak() - before
 
 
-def _extra_memory_in_own_process(name: str) -> float:
-    done = subprocess.run([sys.executable, *sys.argv, "--memory-of", name], capture_output=True, text=True, check=True)
+def _resident_peak() -> float:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError("/proc/self/status has no VmHWM; memory on CPU is measured on Linux only")
+    return int(found[1]) / 1024
+
+
+def _extra_memory_in_own_process(name: str, arguments: argparse.Namespace, vocab: int, dtype: str) -> float:
+    options = ["--vocab", str(vocab), "--dtype", dtype, "--tokens", str(arguments.tokens), "--width", str(arguments.width)]
+    command = [sys.executable, __file__, *options, "--memory-of", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"measuring the memory of {name} failed:\n{done.stderr}")
     return float(done.stdout.split()[-1])
 
 

@@ -1,15 +1,13 @@
 """The shaped objective fused with the output layer: matmul, loss and gradient in one pass over chunks of tokens.
 
-Logits are never whole in memory: a chunk's logits are turned into its loss and, by the closed-form gradient of `objective`, into the
-gradients of hidden states and weight while they are at hand. Backward only scales what forward has computed. Statistics fall out of the
-same pass. Equal to `objective.shaped_loss(hidden @ weight.T, ...)` up to rounding; the weight's gradient is summed in float32.
+Logits are never whole in memory: `row_step` turns a chunk's logits, in place, into their gradient, which the two matmuls of backward
+consume while it is at hand. Backward only scales what forward has computed. Statistics fall out of the same pass. Equal to
+`objective.shaped_loss(hidden @ weight.T, ...)` up to rounding; the weight's gradient is summed in float32.
 """
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Callable
+import math
 from typing import Any, Literal
 
 import torch
@@ -17,14 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.config import Prior
-from stages.pretrain.objective import head_mask, positive_weight
+from stages.pretrain.row_step import STATISTICS, Passes, passes_for, row_step_
 
-# Logits of one chunk: 2^24 float32 numbers are 64 MiB, enough rows for a full-speed matmul even at a vocabulary of 150,000.
-_CHUNK_NUMBERS = 1 << 24
-# Below this vocabulary a chunk fits the cache, and compiling (half a minute, once per process) would never pay.
-_COMPILE_FROM_VOCAB = 8192
-
-STATISTICS = ("cross_entropy", "entropy", "head_mass", "tail_mass")
+# A chunk holds 64 MiB of logits, but at least as many rows as a matmul needs to run at full speed.
+_CHUNK_BYTES = 1 << 26
+_MIN_CHUNK_ROWS = 256
+# Rows of the weight's gradient summed up at a time: a half-precision product of this many rows is still in the cache when it is added.
+_WEIGHT_BLOCK = 4096
 
 
 def fused_linear_shaped_loss(
@@ -37,7 +34,13 @@ def fused_linear_shaped_loss(
     chunk_tokens: int | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Shaped loss in nats of `hidden @ weight.T`; same conventions as `objective.shaped_loss`."""
+    """Shaped loss in nats of `hidden @ weight.T`; same conventions as `objective.shaped_loss`.
+
+    Gradients are computed along with the loss and handed out once: a second backward through the same loss raises RuntimeError.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit together, or an option is none of those offered.
+    """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'sum'")
     divisor = (targets != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1
@@ -56,13 +59,14 @@ def fused_loss_and_statistics(
     divisor: Tensor | int = 1,
     ignore_index: int = -100,
     chunk_tokens: int | None = None,
+    passes: Passes | None = None,
 ) -> tuple[Tensor, Float[Tensor, " statistics"]]:
     """Summed loss over `divisor`, and the count of tokens followed by the (undivided) sums of `STATISTICS` over them.
 
     Dividing here, before gradients are rounded to the weight's dtype, saves bf16 the second rounding of a division afterwards.
 
     `head_k` is the size of the head whose masses are reported; 0 leaves them out (zeros). With a rank-aware prior of the same k the
-    head is looked up once for both.
+    head is looked up once for both. `passes` replaces what does the passes over the vocabulary (`row_step.Passes`).
     """
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; expected at least 1, or None to choose by the vocabulary")
@@ -71,8 +75,20 @@ def fused_loss_and_statistics(
             f"expected hidden (tokens, width), weight (vocab, width) and targets (tokens); got {tuple(hidden.shape)}, "
             f"{tuple(weight.shape)} and {tuple(targets.shape)}"
         )
-    chunk = chunk_tokens or max(1, _CHUNK_NUMBERS // weight.shape[0])
-    total, statistics = _FusedLoss.apply(hidden, weight, targets, prior, head_k, divisor, ignore_index, chunk)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (hidden, weight))
+    if hidden.dtype != weight.dtype or hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(
+            f"hidden is {hidden.dtype} and weight {weight.dtype}; expected both in bfloat16, float32 or float64 "
+            "(float16 would lose gradients that are rounded before a loss scale can lift them)"
+        )
+    vocab = weight.shape[0]
+    chunk = chunk_tokens or max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocab * weight.element_size()))
+    rows = (targets != ignore_index).nonzero().squeeze(-1)
+    if len(rows) < len(targets):  # rows that do not count cost nothing
+        hidden, targets = hidden[rows], targets[rows]
+    total, statistics = _FusedLoss.apply(hidden, weight, targets, prior, head_k, divisor, chunk, passes or passes_for(vocab))
     return total, statistics
 
 
@@ -86,107 +102,57 @@ class _FusedLoss(torch.autograd.Function):
         prior: Prior,
         head_k: int,
         divisor: Tensor | int,
-        ignore_index: int,
         chunk: int,
+        passes: Passes,
     ) -> tuple[Tensor, Tensor]:
-        step = _row_step(prior, head_k, weight.shape[0])
+        accumulator = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        scale = 1 / torch.as_tensor(divisor, dtype=accumulator, device=hidden.device)
+        sums = torch.zeros(2 + len(STATISTICS), dtype=accumulator, device=hidden.device)
+        chunks = math.ceil(len(hidden) / chunk)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        sums = torch.zeros(2 + len(STATISTICS), dtype=_accumulator(hidden), device=hidden.device)
-        d_hidden = torch.zeros_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=_accumulator(weight)) if wants_weight else None
-        # Rows that count are gathered first: padding costs nothing, and no row needs masking.
-        rows = (targets != ignore_index).nonzero().squeeze(-1)
-        for index in rows.split(chunk):
-            part = hidden[index]
-            logits = (part @ weight.T).to(_accumulator(hidden))
-            d_logits, row_sums = step(logits, targets[index])
-            sums += row_sums
-            d_logits = (d_logits / divisor).to(weight.dtype)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight = torch.empty_like(weight, dtype=accumulator if chunks > 1 else None) if wants_weight else None
+        # One buffer for all chunks: fresh memory of this size is given back to the system each time and costs as much as a softmax.
+        buffer = hidden.new_empty(min(chunk, len(hidden)), weight.shape[0])
+        for start in range(0, len(hidden), chunk):
+            part = hidden[start : start + chunk]
+            logits = torch.mm(part, weight.T, out=buffer[: len(part)])
+            sums += row_step_(logits, targets[start : start + chunk], prior, head_k=head_k, scale=scale, passes=passes)
+            d_logits = logits
             if d_hidden is not None:
-                d_hidden[index] = d_logits @ weight
+                torch.mm(d_logits, weight, out=d_hidden[start : start + chunk])
             if d_weight is not None:
-                d_weight += d_logits.T @ part
-        ctx.save_for_backward(d_hidden, d_weight)
+                _add_product_(d_weight, d_logits, part, keep=start > 0)
+        if d_weight is not None and chunks == 0:
+            d_weight.zero_()
+        ctx.gradients = (d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
         statistics = sums[1:].detach()
         ctx.mark_non_differentiable(statistics)
-        return sums[0] / divisor, statistics
+        return sums[0] * scale, statistics
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
-        d_hidden = None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype)
-        d_weight = None if d_weight is None else (d_weight * scale).to(ctx.weight_dtype)
+        if ctx.gradients is None:
+            raise RuntimeError("the fused loss hands out its gradients once; compute the loss again for a second backward")
+        d_hidden, d_weight = ctx.gradients
+        ctx.gradients = None  # scaled in place below: at a large vocabulary a copy would be the peak of the whole step
+        d_hidden = None if d_hidden is None else d_hidden.mul_(scale)
+        d_weight = None if d_weight is None else d_weight.mul_(scale).to(ctx.weight_dtype)
         return d_hidden, d_weight, None, None, None, None, None, None
 
 
-def _accumulator(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _add_product_(
+    total: Float[Tensor, "vocab width"], d_logits: Float[Tensor, "rows vocab"], hidden: Float[Tensor, "rows width"], *, keep: bool
+) -> None:
+    """total = keep * total + d_logits.T @ hidden; what is not kept may be uninitialised.
 
-
-RowStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def row_step(
-    logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, " rows"], prior: Prior, head_k: int
-) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, " sums"]]:
-    """Gradient with respect to the logits, and the sums over rows of loss, count and `STATISTICS`.
-
-    Gradient of logit j: pi_j (b - r_j), b = sum_a pi_a r_a = w + lambda_head P_head + lambda_tail P_tail.
+    Half-precision products on their way to a float32 total stay in float32 on CUDA; on CPU each is rounded once.
     """
-    column = targets.unsqueeze(-1)
-    log_total = logits.logsumexp(-1, keepdim=True)
-    log_probs = logits - log_total
-    probabilities = log_probs.exp()
-    log_target = log_probs.gather(-1, column)
-    target = probabilities.gather(-1, column)
-    weight = positive_weight(log_target, prior)
-    entropy = log_total.squeeze(-1) - (probabilities * logits).sum(-1)
-
-    losses, baseline = -weight * log_target, weight
-    head = tail = torch.zeros_like(log_target)
-    gradient: Tensor | None = None
-    if prior.rank_aware:
-        in_head = head_mask(logits, prior.k)
-        head, tail = _masses(probabilities, in_head, target, column)
-        losses = losses - prior.lambda_head * head - prior.lambda_tail * tail
-        baseline = weight + prior.lambda_head * head + prior.lambda_tail * tail
-        gradient = probabilities * torch.where(in_head, baseline - prior.lambda_head, baseline - prior.lambda_tail)
-    if head_k and not (prior.rank_aware and prior.k == head_k):
-        head, tail = _masses(probabilities, head_mask(logits, head_k), target, column)
-    if gradient is None:
-        gradient = probabilities * baseline
-    gradient = gradient.scatter(-1, column, target * baseline - weight)
-    count = torch.full_like(entropy, 1.0)
-    sums = torch.stack([x.sum() for x in (losses, count, -log_target, entropy, head, tail)])
-    return gradient, sums
-
-
-def _masses(probabilities: Tensor, in_head: Tensor, target: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """P_head and P_tail of each row; the target counts in neither."""
-    whole_head = torch.where(in_head, probabilities, 0.0).sum(-1, keepdim=True)
-    target_in_head = in_head.gather(-1, column)
-    head = torch.where(target_in_head, whole_head - target, whole_head).clamp(min=0.0)
-    return head, (1.0 - target - head).clamp(min=0.0)
-
-
-@functools.cache
-def _row_step(prior: Prior, head_k: int, vocab: int) -> RowStep:
-    """The row step for a prior, compiled where that pays; eager, with a warning, where there is no working compiler."""
-    eager: RowStep = functools.partial(row_step, prior=prior, head_k=head_k)
-    if vocab < _COMPILE_FROM_VOCAB:
-        return eager
-    compiled = torch.compile(row_step, dynamic=True)
-    state = {"broken": False}
-
-    def step(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if not state["broken"]:
-            try:
-                return compiled(logits, targets, prior=prior, head_k=head_k)
-            except Exception as error:
-                state["broken"] = True
-                reason = (str(error).splitlines() or ["no message"])[0]
-                warnings.warn(f"the fused loss runs uncompiled: {type(error).__name__}: {reason}", stacklevel=2)
-        return eager(logits, targets)
-
-    return step
+    if total.dtype == d_logits.dtype:
+        total.addmm_(d_logits.T, hidden, beta=int(keep))
+        return
+    for start in range(0, len(total), _WEIGHT_BLOCK):
+        block, left = total[start : start + _WEIGHT_BLOCK], d_logits[:, start : start + _WEIGHT_BLOCK].T
+        product = torch.mm(left, hidden, out_dtype=total.dtype) if total.is_cuda else left @ hidden
+        block.add_(product) if keep else block.copy_(product)

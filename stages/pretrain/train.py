@@ -22,9 +22,9 @@ from pipeline.config import Launch, PretrainStage
 from stages.checkpoint import MarkComplete, export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.pretrain.fused import STATISTICS
 from stages.pretrain.head import ShapedHead, attach
 from stages.pretrain.model import build_model
+from stages.pretrain.row_step import STATISTICS
 from stages.processes import trainer_arguments
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Prior
-from stages.pretrain import fused
-from stages.pretrain.fused import STATISTICS, fused_linear_shaped_loss, fused_loss_and_statistics
+from stages.pretrain.fused import fused_linear_shaped_loss, fused_loss_and_statistics
 from stages.pretrain.objective import distribution_statistics, shaped_loss
+from stages.pretrain.row_step import EAGER, STATISTICS, passes_for
 from tests.unit.test_objective import CE, PRIORS, priors
+
+ROOT = Path(__file__).parents[2]
 
 
 def batch(
@@ -72,14 +79,14 @@ def test_float32_agrees_to_a_hundred_thousandth(prior: Prior) -> None:
 
 @pytest.mark.parametrize("prior", [CE, *PRIORS], ids=repr)
 def test_bfloat16_is_no_worse_than_the_plain_loss_in_bfloat16(prior: Prior) -> None:
-    """With several chunks the weight's gradient is a float32 sum of products that were rounded each, then rounded once more."""
+    """With several chunks on CPU, products are rounded each before their float32 sum is rounded again: sqrt(2) at most."""
     half = batch(256, 300, 64, dtype=torch.bfloat16)
     hidden, weight = (tensor.detach().double().requires_grad_() for tensor in half[:2])
     exact = reference(hidden, weight, half[2], prior)
     plain, found, chunked = reference(*half, prior), ours(*half, prior), ours(*half, prior, chunk=100)
     for name, theirs, our, split, expected in zip(("loss", "hidden", "weight"), plain, found, chunked, exact, strict=True):
         assert relative_error(our, expected) <= 1.02 * relative_error(theirs, expected) + 1e-6, name
-        assert relative_error(split, expected) <= 1.25 * relative_error(theirs, expected) + 1e-6, name
+        assert relative_error(split, expected) <= 1.42 * relative_error(theirs, expected) + 1e-6, name
 
 
 @pytest.mark.parametrize("prior", [CE, PRIORS[0], PRIORS[4]], ids=repr)
@@ -135,12 +142,63 @@ def test_logits_are_never_whole_in_memory() -> None:
     assert plain_largest.elements == tokens * vocab
 
 
-def test_the_compiled_step_equals_the_eager_one() -> None:
-    vocab = fused._COMPILE_FROM_VOCAB
-    hidden, weight, targets = batch(24, vocab, 8)
-    prior = Prior(beta=-0.25, lambda_tail=-0.1, k=20)
-    for found, expected in zip(ours(hidden, weight, targets, prior), reference(hidden, weight, targets, prior), strict=True):
-        assert relative_error(found, expected.double()) < 1e-5
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prior", [PRIORS[0], Prior(beta=-0.25, lambda_tail=-0.1, k=20)], ids=repr)
+def test_compiled_passes_equal_the_eager_ones(prior: Prior, dtype: torch.dtype) -> None:
+    vocab = 8192
+    assert passes_for(vocab) is not EAGER
+    assert passes_for(vocab - 1) is EAGER
+    results = []
+    for passes in (passes_for(vocab), EAGER):
+        inputs = batch(24, vocab, 8, dtype=dtype)
+        loss, sums = fused_loss_and_statistics(*inputs, prior, head_k=20, chunk_tokens=9, passes=passes)
+        results.append((loss, sums, *torch.autograd.grad(loss, inputs[:2])))
+    for compiled, eager in zip(*results, strict=True):
+        assert relative_error(compiled, eager.double()) < (1e-5 if dtype == torch.float32 else 1e-3)
+
+
+def test_without_a_compiler_the_passes_run_eagerly_and_say_so() -> None:
+    script = """
+import torch, warnings
+from pipeline.config import Prior
+from stages.pretrain.fused import fused_linear_shaped_loss
+from stages.pretrain.objective import shaped_loss
+hidden, weight = torch.randn(4, 8), torch.randn(8192, 8)
+targets = torch.arange(4)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    loss = fused_linear_shaped_loss(hidden, weight, targets, Prior(beta=0.5))
+torch.testing.assert_close(loss, shaped_loss(hidden @ weight.T, targets, Prior(beta=0.5)))
+assert sum("the fused loss runs uncompiled" in str(warning.message) for warning in caught) == 1, caught
+"""
+    missing = {"CXX": "/nowhere/no-compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | missing, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_activation_checkpointing_around_the_loss_changes_nothing() -> None:
+    hidden, weight, targets = batch(20, 30, 8)
+    loss = checkpoint(fused_linear_shaped_loss, hidden, weight, targets, PRIORS[6], use_reentrant=False)
+    for found, expected in zip(torch.autograd.grad(loss, (hidden, weight)), ours(hidden, weight, targets, PRIORS[6])[1:], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_autocast_is_followed_and_gradients_come_back_in_the_parameters_dtype() -> None:
+    hidden, weight, targets = batch(64, 50, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ours(hidden, weight, targets, PRIORS[0])
+    low_hidden, low_weight = (tensor.detach().bfloat16().requires_grad_() for tensor in (hidden, weight))
+    for our, expected in zip(found, ours(low_hidden, low_weight, targets, PRIORS[0]), strict=True):
+        assert our.dtype == torch.float32
+        torch.testing.assert_close(our, expected.float())
+
+
+def test_a_second_backward_is_refused_instead_of_wrong() -> None:
+    hidden, weight, targets = batch(20, 30, 8)
+    loss = fused_linear_shaped_loss(hidden, weight, targets, CE)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +207,8 @@ def test_the_compiled_step_equals_the_eager_one() -> None:
         ({"chunk_tokens": 0}, "chunk_tokens is 0"),
         ({"reduction": "none"}, "expected 'mean' or 'sum'"),
         ({"targets": torch.zeros(3, dtype=torch.long)}, r"got \(5, 2\), \(4, 2\) and \(3,\)"),
+        ({"hidden": torch.zeros(5, 2).bfloat16()}, "hidden is torch.bfloat16 and weight torch.float32"),
+        ({"hidden": torch.zeros(5, 2).half(), "weight": torch.zeros(4, 2).half()}, "float16 would lose gradients"),
     ],
 )
 def test_bad_arguments_say_what_was_expected(arguments: dict[str, Any], message: str) -> None:

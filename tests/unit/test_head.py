@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from pipeline.config import Prior
-from stages.pretrain.fused import STATISTICS
 from stages.pretrain.head import attach
 from stages.pretrain.objective import shaped_loss
+from stages.pretrain.row_step import STATISTICS
 
 VOCAB = 13
 
@@ -46,6 +46,19 @@ def test_loss_and_gradients_equal_those_computed_from_logits(tied: bool) -> None
     found.backward()
     for (name, ours), theirs in zip(shaped.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    ids, labels = batch()
+    plain, checkpointed = tiny_model(), tiny_model()
+    for model in (plain, checkpointed):
+        attach(model, Prior(beta=-0.25, lambda_tail=-0.1, k=3), head_k=3)
+        model.train()
+    checkpointed.gradient_checkpointing_enable()
+    for model in (plain, checkpointed):
+        model(input_ids=ids, labels=labels).loss.backward()
+    for ours, theirs in zip(checkpointed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_the_tied_weight_stays_one_parameter() -> None:
