@@ -94,16 +94,13 @@ def main() -> None:
         print(_extra_memory(losses[arguments.memory_of], *_inputs(arguments, arguments.vocab[0], arguments.dtype[0])))
         return
     device = torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} thread(s)"
-    settings = {"device": device, "torch": torch.__version__} | {
-        name: getattr(arguments, name) for name in ("tokens", "width", "repeats")
-    }
+    settings = {"device": device, "torch": torch.__version__, "tokens": arguments.tokens, "width": arguments.width}
     rows = []
     for vocab in arguments.vocab:
         for dtype in arguments.dtype:
-            rows += _measure(losses, arguments, vocab, dtype)
-            _print_table(
-                f"{arguments.tokens} tokens, width {arguments.width}, vocabulary {vocab}, {dtype}, {device}", rows[-len(losses) :]
-            )
+            measured = _measure(losses, arguments, vocab, dtype)
+            rows += measured
+            _print_table(f"{arguments.tokens} tokens, width {arguments.width}, vocabulary {vocab}, {dtype}, {device}", measured)
             if arguments.json:
                 arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
@@ -142,8 +139,8 @@ def _inputs(arguments: argparse.Namespace, vocab: int, dtype: str) -> tuple[Tens
     hidden = torch.randn(arguments.tokens, arguments.width, generator=generator)
     weight = torch.randn(vocab, arguments.width, generator=generator) * 2 / arguments.width**0.5
     targets = torch.randint(0, vocab, (arguments.tokens,), generator=generator)
-    hidden, weight = (tensor.to(device, getattr(torch, dtype)).requires_grad_() for tensor in (hidden, weight))
-    return hidden, weight, targets.to(device)
+    parameters = [tensor.to(device, getattr(torch, dtype)).requires_grad_() for tensor in (hidden, weight)]
+    return parameters[0], parameters[1], targets.to(device)
 
 
 def _step(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
@@ -176,9 +173,9 @@ def _extra_memory(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -
     _step(loss, *small)
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         _step(loss, hidden, weight, targets)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     # Not getrusage: its peak survives fork and exec, and would be the parent's.
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident_peak()
