@@ -19,6 +19,11 @@ def prepare(threads: int) -> None:
     quiet()
     import torch
 
+    if os.environ["WORLD_SIZE"] == "1":
+        from deepspeed.runtime.engine import DeepSpeedEngine
+
+        # Without ZeRO, DeepSpeed packs, reduces and unpacks all gradients even among one process: 3.7% of a small model's step.
+        DeepSpeedEngine.buffered_allreduce_fallback = lambda *_, **__: None
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(threads)
@@ -77,7 +82,7 @@ def trainer_arguments(
             "num_decay_steps": optimizer.decay_steps, "decay_type": "linear", "min_lr_ratio": optimizer.final_ratio,
         },
         "warmup_steps": optimizer.warmup_steps,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
         "adam_beta1": optimizer.beta1,
         "adam_beta2": optimizer.beta2,
         "weight_decay": optimizer.weight_decay,

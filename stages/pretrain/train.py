@@ -63,6 +63,14 @@ class PretrainTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(MarkComplete(launch))
         self._last_log = (time.perf_counter(), self.state.global_step)
+        self._waited = 0.0
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """Trainer's, with the time kept that training waits here for the blocks of a step."""
+        started = time.perf_counter()
+        samples = super().get_batch_samples(*arguments)
+        self._waited += time.perf_counter() - started
+        return samples
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -81,11 +89,13 @@ class PretrainTrainer(Trainer):
             raise RuntimeError("the head saw no token since the last log")
         count, *totals = self.accelerator.reduce(sums, reduction="sum").tolist()
         now, (then, step_then) = time.perf_counter(), self._last_log
-        self._last_log = (now, self.state.global_step)
+        waited = self._waited
+        self._last_log, self._waited = (now, self.state.global_step), 0.0
         means = {name: total / count for name, total in zip(STATISTICS, totals, strict=True)}
         tokens = self.state.global_step * self.tokens_per_step
         rate = (self.state.global_step - step_then) * self.tokens_per_step / (now - then)
-        return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens, "tokens_per_s": rate}
+        speed = {"tokens_per_s": rate, "data_wait_share": waited / (now - then)}
+        return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | speed
 
 
 def train(stage: Stage) -> dict[str, Any]:

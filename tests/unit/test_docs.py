@@ -1,4 +1,4 @@
-"""The README stays true: its commands parse, its configs load, its links point somewhere."""
+"""README and docs stay true: commands parse, configs load, links point somewhere, tables are what the code gives."""
 
 import re
 import shlex
@@ -12,6 +12,7 @@ from pipeline.cli import app
 from pipeline.compose import available, load_recipe, load_sweep
 from pipeline.config import Prior
 from pipeline.graph import build_graph
+from scripts.figures import objective as objective_figures
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,12 +58,19 @@ def test_the_table_of_priors_is_the_configs() -> None:
         assert [prior.beta, prior.lambda_head, prior.lambda_tail, prior.k] == [float(cell or 0) for cell in cells]
 
 
-def test_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_links_and_pictures_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_help_shows_every_command() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     for command in ("sweep", "run", "plan", "status", "report", "resume", "stage", "doctor"):
         assert re.search(rf"│ {command} ", shown), command
+
+
+def test_the_stationary_entropies_of_the_docs_are_what_the_objective_gives() -> None:
+    assert f"\n{objective_figures.table()}\n" in (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")

@@ -1,0 +1,199 @@
+"""Tokens per second of the real pre-training stage beside a minimal PyTorch loop, on the same model, data, dtype and threads.
+
+    .venv/bin/python scripts/benchmarks/pretrain.py --processes 1 2 --json pretrain.json
+    .venv/bin/python scripts/benchmarks/pretrain.py --set model.layers=6 model.width=256 model.ffn_width=768
+
+The stage is the one of a sweep: HF Trainer, DeepSpeed, the loss in the head, statistics, metrics file, W&B offline run, step
+checkpoints. The loop is what one would write by hand: forward, cross-entropy of the logits, backward, clip, fused AdamW, and
+DistributedDataParallel over several processes. They take turns, each run a process of its own; a rate is the median over all
+intervals between two log lines, the first left out. FLOPs are 6 per parameter and token plus 12 x layers x heads x head_dim x block for
+attention; their peak is that of a large float32 matmul.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from pipeline.compose import load_recipe
+from pipeline.config import PretrainStage
+from pipeline.graph import StageNode, build_graph
+from pipeline.runner import StageState, run
+from pipeline.store import Home
+
+STAGE, LOOP, LOOP_OUR_LOSS = "stage", "loop", "loop with the fused loss"
+
+
+class Silent:
+    """A view of the runner that shows failures only."""
+
+    def changed(self, stage: StageState, states: list[StageState]) -> None:
+        if stage.state == "failed":
+            sys.exit(f"{stage.node.name} failed: {stage.reason}; see {stage.log}")
+
+    def tick(self, states: list[StageState]) -> None:
+        return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the recipe, as on the command line")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1])
+    parser.add_argument("--zero-stage", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--loop", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.loop:
+        _loop(**json.loads(arguments.loop.read_text(encoding="utf-8")))
+        return
+    os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    results = [_measure(arguments, processes) for processes in arguments.processes]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _measure(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
+    """Run stage and loops in turns; print and return their medians."""
+    log_steps = max(1, arguments.steps // 10)
+    launch = [f"processes={processes}", f"zero_stage={arguments.zero_stage}", f"log_steps={log_steps}", f"save_steps={5 * log_steps}"]
+    schedule = [f"pretrain.steps={arguments.steps}", "pretrain.optimizer.warmup_steps=0", "pretrain.optimizer.decay_steps=0"]
+    overrides = [*schedule, *(f"pretrain.launch.{setting}" for setting in launch), *arguments.set]
+    rates: dict[str, list[float]] = {name: [] for name in (STAGE, LOOP, LOOP_OUR_LOSS)}
+    waits: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for repeat in range(arguments.repeats):
+            home = Home(Path(scratch) / str(repeat))
+            graph = build_graph(load_recipe(arguments.recipe, overrides).cells())
+            corpus, pretrain = (next(node for node in graph.stages.values() if node.kind == kind) for kind in ("corpus", "pretrain"))
+            run(graph, home, sweep="benchmark", jobs=1, view=Silent(), only=[corpus.fingerprint, pretrain.fingerprint])
+            rows = [json.loads(line) for line in pretrain.folder(home).metrics.read_text(encoding="utf-8").splitlines()][1:]
+            rates[STAGE] += [row["tokens_per_s"] for row in rows]
+            waits += [row["data_wait_share"] for row in rows]
+            for name in (LOOP, LOOP_OUR_LOSS):
+                rates[name] += _run_loop(pretrain, corpus.folder(home).export, Path(scratch), our_loss=name == LOOP_OUR_LOSS)
+        config = pretrain.config
+        assert isinstance(config, PretrainStage)
+        flops, peak = _flops_per_token(config, corpus.folder(home).export), _peak_flops(config.pretrain.launch.threads)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    wait = statistics.median(waits)
+    threads = config.pretrain.launch.threads
+    print(f"\n{config.model.name} model, {processes} process(es) of {threads} thread(s), {config.pretrain.dtype}")
+    print(f"{'':26}{'tokens/s':>10}{'stage is':>10}{'utilisation':>13}")
+    for name, rate in medians.items():
+        print(f"{name:26}{rate:10,.0f}{medians[STAGE] / rate:9.2f}x{rate * flops / (processes * peak):13.0%}")
+    print(f"the stage waits for data {wait:.2%} of the time; matmul peak {peak / 1e9:.0f} GFLOP/s per process", flush=True)
+    return {
+        "processes": processes, "overrides": overrides, "tokens_per_s": medians, "data_wait_share": wait,
+        "flops_per_token": flops, "peak_flops_per_process": peak,
+    }  # fmt: skip
+
+
+def _run_loop(pretrain: StageNode, corpus: Path, scratch: Path, *, our_loss: bool) -> list[float]:
+    settings = {"config": pretrain.config.model_dump(), "corpus": str(corpus), "our_loss": our_loss}
+    file = scratch / "loop.json"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    assert isinstance(pretrain.config, PretrainStage)
+    processes = pretrain.config.pretrain.launch.processes
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    done = subprocess.run([sys.executable, *launcher, __file__, "--loop", str(file)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the loop failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
+    """The hand-written loop; prints the rates of its intervals, the first left out."""
+    import torch
+    import torch.nn.functional as F
+    from torch import distributed
+    from transformers import AutoTokenizer
+
+    from stages.corpus.pack import Blocks
+    from stages.pretrain.head import attach
+    from stages.pretrain.model import build_model
+    from stages.pretrain.train import OrderedBlocks
+
+    stage = PretrainStage.model_validate(config)
+    settings, launch = stage.pretrain, stage.pretrain.launch
+    torch.set_num_threads(launch.threads)
+    rank, processes = int(os.environ.get("RANK", "0")), launch.processes
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    blocks = Blocks(Path(corpus) / "train")
+    data = OrderedBlocks(blocks, settings.steps * settings.global_batch, stage.seed)
+    model = build_model(stage.model, AutoTokenizer.from_pretrained(Path(corpus) / "tokenizer"), stage.seed)
+    model.to(device, getattr(torch, settings.dtype)).train()
+    if our_loss:
+        attach(model, stage.prior, settings.head_k)
+    if processes > 1:
+        distributed.init_process_group()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model) if processes > 1 else model
+    adamw = settings.optimizer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=adamw.learning_rate, betas=(adamw.beta1, adamw.beta2), fused=True)
+    accumulation = settings.global_batch // (processes * launch.micro_batch)
+    rates, started = [], time.perf_counter()
+    for step in range(1, settings.steps + 1):
+        for part in range(accumulation):
+            first = (step - 1) * settings.global_batch + (part * processes + rank) * launch.micro_batch
+            ids = data.__getitems__(list(range(first, first + launch.micro_batch))).to(device)
+            if our_loss:
+                loss = wrapped(input_ids=ids, labels=ids).loss
+            else:
+                logits = wrapped(input_ids=ids, use_cache=False).logits
+                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+            (loss / accumulation).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), adamw.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % launch.log_steps == 0:
+            loss.item()
+            now = time.perf_counter()
+            rates.append(launch.log_steps * settings.global_batch * blocks.block_size / (now - started))
+            started = now
+    if rank == 0:
+        print(json.dumps(rates[1:]))
+
+
+def _flops_per_token(config: PretrainStage, corpus: Path) -> float:
+    """Forward and backward: 6 per parameter of a matmul (the embedding's lookup has none, its use as output layer has)."""
+    from transformers import AutoTokenizer
+
+    from stages.corpus.pack import Blocks
+    from stages.pretrain.model import build_model
+
+    model = build_model(config.model, AutoTokenizer.from_pretrained(corpus / "tokenizer"), config.seed)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if not config.model.tied_embeddings:
+        count -= model.get_input_embeddings().weight.numel()
+    attention = 12 * config.model.layers * config.model.heads * config.model.head_dim * Blocks(corpus / "train").block_size
+    return 6 * count + attention
+
+
+def _peak_flops(threads: int) -> float:
+    """The best of several float32 products of 1024 x 1024 matrices, on as many threads as one process has."""
+    import torch
+
+    torch.set_num_threads(threads)
+    device, size, best = ("cuda" if torch.cuda.is_available() else "cpu"), 1024, 0.0
+    left, right = torch.randn(2, size, size, device=device)
+    for _ in range(20):
+        started = time.perf_counter()
+        (left @ right).sum().item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+if __name__ == "__main__":
+    main()
