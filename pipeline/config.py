@@ -201,15 +201,21 @@ class RLConfig(Config):
     """Stage two: on-policy GRPO without a KL term, rewards from the task's verifier."""
 
     name: str = execution("rl")
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, description="optimizer steps")
     problems: int = Field(ge=1, description="distinct training problems")
-    prompts_per_step: int = Field(ge=1)
+    prompts_per_step: int = Field(ge=1, description="problems per batch of rollouts")
     samples_per_prompt: int = Field(16, ge=2)
     temperature: float = Field(1.0, gt=0)
     max_response_tokens: int = Field(ge=1)
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    sampling_rounds: int = Field(
+        1, ge=1, description="dynamic sampling: rounds in which groups of equal rewards are replaced; 1 keeps every group"
+    )
+    updates_per_rollout: int = Field(1, ge=1, description="optimizer steps on each batch of rollouts; clipping acts from the second on")
+    mask_truncated: bool = Field(False, description="leave responses cut at max_response_tokens out of the loss")
+    preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to see that rewards differ at all")
     optimizer: AdamWConfig
     dtype: Dtype = "float32"
     max_logprob_mismatch: float = execution(
@@ -219,15 +225,28 @@ class RLConfig(Config):
     gpu_memory_share: float = execution(0.4, gt=0, lt=1, description="of each GPU, for the rollout engine")
     launch: Launch = Launch()
 
+    def identity(self) -> dict[str, Any]:
+        """Each process seeds its own sampling, so their number decides which responses are drawn."""
+        return super().identity() | {"processes": self.launch.processes}
+
     @model_validator(mode="after")
     def _batch_divides(self) -> RLConfig:
         batch = self.prompts_per_step * self.samples_per_prompt
         one_pass = self.launch.processes * self.launch.micro_batch
-        if batch % one_pass:
+        divisor = one_pass * self.updates_per_rollout
+        if batch % divisor:
             raise ValueError(
-                f"prompts_per_step x samples_per_prompt is {batch}; it must be a multiple of processes x micro_batch = "
-                f"{self.launch.processes} x {self.launch.micro_batch} = {one_pass}"
+                f"prompts_per_step x samples_per_prompt is {batch}; it must be a multiple of processes x micro_batch x "
+                f"updates_per_rollout = {self.launch.processes} x {self.launch.micro_batch} x {self.updates_per_rollout} = {divisor}"
             )
+        if self.prompts_per_step % self.launch.processes:
+            raise ValueError(
+                f"prompts_per_step is {self.prompts_per_step}; it must be a multiple of launch.processes "
+                f"({self.launch.processes}), so that each group is sampled by one process"
+            )
+        for name, number in (("steps", self.steps), ("launch.save_steps", self.launch.save_steps)):
+            if number % self.updates_per_rollout:
+                raise ValueError(f"{name} is {number}; it must be a multiple of updates_per_rollout ({self.updates_per_rollout})")
         self.launch.check_dtype(self.dtype)
         if self.problems < self.prompts_per_step:
             raise ValueError(f"problems ({self.problems}) must be at least prompts_per_step ({self.prompts_per_step})")
@@ -330,4 +349,4 @@ STAGE_CONFIGS: dict[str, type[StageConfig]] = {
 }
 
 # Raised by hand when a change of code changes what a stage of this kind produces; code itself is not fingerprinted.
-RECIPE_VERSIONS: dict[str, int] = {"corpus": 1, "pretrain": 1, "rl": 1, "evaluate": 1}
+RECIPE_VERSIONS: dict[str, int] = {"corpus": 1, "pretrain": 2, "rl": 2, "evaluate": 1}

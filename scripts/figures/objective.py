@@ -1,6 +1,6 @@
 """The figures and the table of docs/objective.md, computed with the objective itself.
 
-    .venv/bin/python scripts/figures/objective.py  # writes docs/objective-*.png, prints the table
+.venv/bin/python scripts/figures/objective.py  # writes docs/objective-*.png, prints the table
 """
 
 from __future__ import annotations

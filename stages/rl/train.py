@@ -13,12 +13,13 @@ from trl import GRPOConfig
 
 from pipeline.config import MAX_PROMPT_TOKENS, RLConfig, RLStage
 from pipeline.errors import PriorlabError
+from pipeline.store import read_json
 from stages.checkpoint import export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.engine import engine_arguments
 from stages.evaluate.verify import Verifier
 from stages.processes import trainer_arguments
-from stages.rl.trainer import RLTrainer
+from stages.rl.trainer import PREFLIGHT_FILE, RLTrainer
 from stages.tasks import Problem, build_task
 
 _VERIFY_SECONDS = 5.0
@@ -42,8 +43,10 @@ def train(stage: Stage) -> dict[str, Any]:
     last = stage.last_row()
     return {
         "steps": settings.steps,
-        "rollouts": settings.steps * settings.prompts_per_step * settings.samples_per_prompt,
-        "reward": last["reward"],
+        "rollouts": last["rollouts_generated"],
+        "rollouts_used": last["rollouts_used"],
+        "preflight": read_json(stage.folder.path / PREFLIGHT_FILE),
+        "reward": last["reward_raw"],
         "entropy": last["entropy"],
         "length": last["completions/mean_length"],
     }
@@ -59,8 +62,7 @@ def _train(
         trainer = RLTrainer(
             stage=stage,
             engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib),
-            max_mismatch=settings.max_logprob_mismatch,
-            launch=settings.launch,
+            settings=settings,
             model=model,
             args=arguments,
             processing_class=tokenizer,
@@ -68,6 +70,9 @@ def _train(
             train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "problem": i} for i, p in enumerate(problems)]),
         )
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
+        if checkpoint is not None:
+            trainer.rollouts_generated = int(stage.last_row()["rollouts_generated"])
+            trainer.rollouts_used = int(stage.last_row()["rollouts_used"])
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         counts = verifier.counts
 
@@ -96,14 +101,14 @@ class Reward:
 
 
 def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
-    batch = settings.prompts_per_step * settings.samples_per_prompt
+    batch = settings.prompts_per_step * settings.samples_per_prompt // settings.updates_per_rollout
     shared = trainer_arguments(
         settings.optimizer, settings.launch, settings.dtype,
         steps=settings.steps, batch=batch, seed=seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
     return GRPOConfig(
         **shared,
-        steps_per_generation=shared["gradient_accumulation_steps"],  # one optimizer step per generation: on-policy, exact resume
+        steps_per_generation=shared["gradient_accumulation_steps"] * settings.updates_per_rollout,
         num_generations=settings.samples_per_prompt,
         temperature=settings.temperature,
         top_p=1.0,
@@ -114,6 +119,7 @@ def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
         epsilon_high=settings.clip_high,
         loss_type="dapo",  # token-level: every token of the batch counts the same
         scale_rewards=settings.scale_rewards,
+        mask_truncated_completions=settings.mask_truncated,
         use_vllm=True,
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=settings.gpu_memory_share,

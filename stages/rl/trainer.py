@@ -1,54 +1,164 @@
-"""GRPO as the paper runs it: on-policy, no KL term, clip-higher; TRL's trainer with our engine, checks and reports."""
+"""GRPO as the paper runs it: no KL term, clip-higher, dynamic sampling; TRL's trainer with our engine, checks and reports."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
-from accelerate.utils import set_seed
+import numpy as np
+import torch
+from accelerate.utils import gather_object, set_seed
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
-from pipeline.config import Launch
+from pipeline.config import RLConfig
 from pipeline.errors import PriorlabError
+from pipeline.store import write_json_atomically
 from stages.checkpoint import MarkComplete
 from stages.contract import Stage
+from stages.rl.dynamic_sampling import Draw, Group, Row, draw_groups
+from stages.rl.preflight import preflight
 from stages.rl.rollout import rollouts_by
 
+PREFLIGHT_FILE = "preflight.json"
 _MISMATCH = "sampling/sampling_logp_difference/max"
 
 
 class RLTrainer(GRPOTrainer):
-    """GRPOTrainer that samples with `RolloutEngine`, stops on a rollout/trainer mismatch, and logs to the stage."""
+    """GRPOTrainer that samples with `RolloutEngine`, stops on a rollout/trainer mismatch, and logs to the stage.
 
-    def __init__(self, *, stage: Stage, engine_arguments: dict[str, Any], max_mismatch: float, launch: Launch, **trainer: Any) -> None:
+    TRL 1.16 has no hook for dynamic sampling: groups are drawn before its `_generate_and_score_completions`, which then finds them
+    where it would generate and score (`_drawn`).
+    """
+
+    def __init__(self, *, stage: Stage, engine_arguments: dict[str, Any], settings: RLConfig, **trainer: Any) -> None:
         with rollouts_by(engine_arguments):
             super().__init__(**trainer)
+        self.settings = settings
+        self._drawn: Draw | None = None
+        self.rollouts_generated = self.rollouts_used = 0
+        self._averages: dict[str, float] = {}
         # The engine's start has reseeded the global generators with the process index, which would make all seeds equal.
         set_seed(self.args.seed, device_specific=True)
         self.stage = stage
-        self.max_mismatch = max_mismatch
         self.remove_callback(PrinterCallback)
-        self.add_callback(MarkComplete(launch))
+        self.add_callback(MarkComplete(settings.launch))
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        if self.state.global_step == 0:
+            self._preflight()
+        problems = set(gather_object([row["problem"] for row in inputs]))
+        draw = draw_groups(
+            inputs,
+            self._sample,
+            lambda round_, groups: self._more_rows(round_, groups, problems),
+            rounds=self.settings.sampling_rounds,
+            largest_of_ranks=lambda number: max(gather_object([number])),
+        )
+        self._drawn = draw
+        try:
+            batch = super()._generate_and_score_completions([row for group in draw.groups for row in group.rows])
+        finally:
+            self._drawn = None
+        self._count(draw)
         mismatch = self._metrics["train"][_MISMATCH][-1]
-        if not mismatch <= self.max_mismatch:
+        allowed = self.settings.max_logprob_mismatch
+        if not mismatch <= allowed:
             raise PriorlabError(
                 f"rollout engine and trainer disagree at step {self.state.global_step}: a sampled token's log-prob differs by "
-                f"{mismatch:.2g}, allowed is rl.max_logprob_mismatch = {self.max_mismatch:.2g}. In bfloat16 differences of "
+                f"{mismatch:.2g}, allowed is rl.max_logprob_mismatch = {allowed:.2g}. In bfloat16 differences of "
                 "0.1 are normal (raise the bound); in float32 the engine samples from other weights than are trained"
             )
         return batch
 
+    def _preflight(self) -> None:
+        """Sample some problems from the base policy; stop if there is nothing to learn from."""
+        problems = min(self.settings.preflight_problems, len(self.train_dataset))
+        rows = self._more_rows(0, math.ceil(problems / self.accelerator.num_processes), set())
+        metrics, tokens_seen = self._metrics["train"], self.state.num_input_tokens_seen
+        self._metrics["train"] = defaultdict(list)
+        found = preflight(self._sample(rows), self.eos_token_ids, self._sum_over_ranks)
+        self._metrics["train"], self.state.num_input_tokens_seen = metrics, tokens_seen
+        if self.stage.rank == 0:
+            write_json_atomically(self.stage.folder.path / PREFLIGHT_FILE, asdict(found))
+        if found.mixed == 0:
+            raise PriorlabError(found.advice(self.num_generations))
+
+    def _sum_over_ranks(self, numbers: list[float]) -> list[float]:
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(tensor, reduction="sum").tolist()
+
+    def _sample(self, rows: list[Row]) -> list[Group]:
+        """Generate and score; rows of one problem follow one another, `num_generations` at a time."""
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids, completion_ids, _, completions, log_probs, *_ = super()._generate(prompts)
+        everyone = super()._calculate_rewards(rows, prompts, completions, completion_ids)
+        first = self.accelerator.process_index * len(rows)
+        rewards = everyone[first : first + len(rows)]
+        parts = [slice(start, start + self.num_generations) for start in range(0, len(rows), self.num_generations)]
+        return [
+            Group(rows[part], prompt_ids[part], completion_ids[part], completions[part], log_probs[part], rewards[part])
+            for part in parts
+        ]
+
+    def _more_rows(self, round_: int, groups: int, tried: set[int]) -> list[Row]:
+        """Rows of problems that this step has not tried; the same order on every rank, of which each takes its own part."""
+        order = np.random.default_rng([self.args.seed, self.state.global_step, round_]).permutation(len(self.train_dataset))
+        fresh = [int(problem) for problem in order if problem not in tried] or [int(problem) for problem in order]
+        everyone = groups * self.accelerator.num_processes
+        chosen = [fresh[i % len(fresh)] for i in range(everyone)]
+        tried.update(chosen)
+        first = self.accelerator.process_index * groups
+        return [self.train_dataset[problem] for problem in chosen[first : first + groups] for _ in range(self.num_generations)]
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        if self._drawn is None:
+            return super()._generate(prompts)
+        draw, groups = self._drawn, self._drawn.groups
+        counted = [
+            [int(number < len(draw.kept) or draw.fillers_count)] * len(ids)
+            for number, g in enumerate(groups)
+            for ids in g.completion_ids
+        ]
+        parts = [
+            [item for group in groups for item in getattr(group, name)]
+            for name in ("prompt_ids", "completion_ids", "completions", "log_probs")
+        ]
+        return parts[0], parts[1], counted, parts[2], parts[3], {}, None, []
+
+    def _calculate_rewards(self, inputs: list[Row], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]) -> Any:
+        if self._drawn is None:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self.accelerator.gather(torch.cat([group.rewards for group in self._drawn.groups]))
+
+    def _count(self, draw: Draw) -> None:
+        """Log what was generated beside what is learned from: priors are compared at equal rollouts as well as at equal steps."""
+        first = draw.first_round
+        counts = [len(draw.kept), draw.generated, len(first), sum(g.mixed for g in first), sum(g.rewards.sum().item() for g in first)]
+        kept, generated, sampled, mixed, reward = self._sum_over_ranks(counts)
+        self.rollouts_generated += int(generated) * self.num_generations
+        self.rollouts_used += int(kept) * self.num_generations
+        metrics = self._metrics["train"]
+        metrics["reward_raw"].append(reward / (sampled * self.num_generations))
+        metrics["frac_groups_mixed"].append(mixed / sampled)
+        metrics["sampling_rounds"].append(draw.rounds)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        averages = {name: sum(values) / len(values) for name, values in self._metrics["train"].items() if values}
+        # An update on rollouts that an earlier one has seen already keeps what is known of them.
+        # NaN is TRL's "no token counted", as in a micro-batch of fillers.
+        numbers = {name: [value for value in values if value == value] for name, values in self._metrics["train"].items()}
+        self._averages |= {name: sum(values) / len(values) for name, values in numbers.items() if values}
         super().log(logs, start_time)
         if "loss" not in logs:
             return
         step = self.state.global_step
         # At ZeRO stage 0 DeepSpeed clips without telling the norm.
-        row = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs} | averages
+        row = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs} | self._averages
+        row |= {"rollouts_generated": self.rollouts_generated, "rollouts_used": self.rollouts_used}
         self.stage.log(step, **row)
         self.stage.progress(
             step, self.state.max_steps, "steps",

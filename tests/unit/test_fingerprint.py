@@ -33,10 +33,10 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
     """Fails when a default or a config file changes identity: then raise RECIPE_VERSIONS or accept that results are made anew."""
     assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
         "corpus": "c9975b39ea40",
-        "pretrain": "9bb22e956121",
-        "rl": "9e3bde25e246",
-        "evaluate@pretrain": "1feb1735eeb7",
-        "evaluate@rl": "e393bd9510cd",
+        "pretrain": "363bf686b6cf",
+        "rl": "68ce4ff4d629",
+        "evaluate@pretrain": "85f497ba17bd",
+        "evaluate@rl": "99b205107404",
     }
 
 
