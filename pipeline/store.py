@@ -104,6 +104,15 @@ class StageFolder:
     path: Path
 
     @property
+    def kind(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        """KIND/SLUG-FINGERPRINT, as `priorlab status` lists it."""
+        return f"{self.kind}/{self.path.name}"
+
+    @property
     def spec(self) -> Path:
         return self.path / "spec.json"
 
@@ -136,16 +145,13 @@ class StageFolder:
 
     def new_attempt(self) -> Path:
         """A fresh numbered folder for the output of one try."""
-        attempts = self.path / "attempts"
-        attempts.mkdir(parents=True, exist_ok=True)
-        number = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0) + 1
-        folder = attempts / f"{number:04d}"
-        folder.mkdir()
+        last = self.attempts()
+        folder = self.path / "attempts" / f"{int(last[-1].name) + 1 if last else 1:04d}"
+        folder.mkdir(parents=True)
         return folder
 
     def last_log(self) -> Path | None:
-        logs = sorted(self.path.glob("attempts/*/stdout.log"))
-        return logs[-1] if logs else None
+        return next((log for attempt in reversed(self.attempts()) if (log := attempt / "stdout.log").exists()), None)
 
     def lock(self) -> int | None:
         """A descriptor that holds the stage's lock, or None if somebody else does.
@@ -154,6 +160,25 @@ class StageFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         return take_lock(self.path / "lock")
+
+    def attempts(self) -> list[Path]:
+        """Folders of all tries, oldest first."""
+        found = [path for path in self.path.glob("attempts/*") if path.name.isdigit()]
+        return sorted(found, key=lambda path: int(path.name))
+
+    def is_held(self) -> bool:
+        """Whether a process runs this stage. Only looks: unlike `lock`, it creates nothing and leaves the holder's name alone."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def clear(self) -> None:
         """Forget results and checkpoints (attempts' logs stay). The record goes first: from then on the stage is not done."""
@@ -199,29 +224,31 @@ class Home:
     def stage(self, kind: str, slug: str, fingerprint: str) -> StageFolder:
         """The folder with this fingerprint: names are labels, so one made under another slug is found and reused."""
         parent = self.path / "stages" / kind
+        usual = parent / f"{slug}-{fingerprint[:12]}"
+        if usual.exists():  # listing the folder for each of a thousand stages takes seconds
+            return StageFolder(usual)
         for existing in parent.glob(f"*-{fingerprint[:12]}"):
             return StageFolder(existing)
-        return StageFolder(parent / f"{slug}-{fingerprint[:12]}")
+        return StageFolder(usual)
 
     def stages(self) -> list[StageFolder]:
         return [StageFolder(path.parent) for path in sorted(self.path.glob("stages/*/*/spec.json"))]
 
     def find_stage(self, name: str) -> StageFolder:
-        """A stage by folder path, folder name or a prefix of its fingerprint (4 digits or more)."""
-        as_path = Path(name)
-        matches = [
-            stage
-            for stage in self.stages()
-            if stage.path.name == name
-            or (as_path.exists() and stage.path == as_path.absolute())
-            or (len(name) >= 4 and stage.path.name.rpartition("-")[2].startswith(name))
-        ]
+        """A stage by folder path, [KIND/]folder name, [KIND/]slug, or a prefix of its fingerprint (4 digits or more)."""
+        as_path = Path(name).absolute()
+        matches = []
+        for stage in self.stages():
+            slug, _, digits = stage.path.name.rpartition("-")
+            names = (stage.path.name, stage.name, slug, f"{stage.kind}/{slug}")
+            if name in names or stage.path == as_path or (len(name) >= 4 and digits.startswith(name)):
+                matches.append(stage)
         if len(matches) == 1:
             return matches[0]
         if not matches:
             raise PriorlabError(f"no stage {name!r} below {self.path}; `priorlab status` lists them")
-        listed = ", ".join(stage.path.name for stage in matches)
-        raise PriorlabError(f"{name!r} means several stages ({listed}); give more digits of the fingerprint")
+        listed = ", ".join(stage.name for stage in matches)
+        raise PriorlabError(f"{name!r} means several stages ({listed}); give one of these names, or more digits of the fingerprint")
 
     def sweep(self, name: str) -> Path:
         return self.path / "sweeps" / name

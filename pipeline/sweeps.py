@@ -61,10 +61,8 @@ def stage_state(folder: StageFolder) -> str:
         return "done"
     if not folder.path.exists():
         return "new"
-    lock = folder.lock()
-    if lock is None:
+    if folder.is_held():
         return "running"
-    os.close(lock)
     return "failed" if status_of(folder).get("state") == "failed" else "unfinished"
 
 
@@ -88,11 +86,11 @@ def run_sweep(sweep: Sweep, home: Home, *, jobs: int, view: View) -> tuple[Graph
     """Run what is missing. Raises `PriorlabError` if another process runs this sweep."""
     graph = build_graph(sweep.cells())
     with home.sweep_lock(sweep.name):
-        _save_definition(sweep, graph, home)
+        save_definition(sweep, graph, home)
         return graph, run(graph, home, sweep=sweep.name, jobs=jobs, view=view)
 
 
-def _save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
+def save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
     folder = home.sweep(sweep.name)
     definition = folder / "sweep.yaml"
     text = sweep.as_yaml()
@@ -128,6 +126,15 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
         raise PriorlabError(
             f"{folder} is damaged, or of another version of priorlab ({error}); start the sweep again with its `priorlab sweep` command"
         ) from error
+
+
+def known_sweep(name: str, home: Home) -> Sweep:
+    """`saved_sweep`, or a `PriorlabError` that lists the sweeps there are."""
+    saved = saved_sweep(name, home)
+    if saved is None:
+        known = sorted(path.parent.name for path in home.path.glob("sweeps/*/sweep.yaml"))
+        raise PriorlabError(f"no sweep {name!r} below {home.path}; there are: {', '.join(known) or 'none'}")
+    return saved
 
 
 def redefinition(sweep: Sweep, home: Home) -> list[str]:

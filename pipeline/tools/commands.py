@@ -1,0 +1,110 @@
+"""The commands that look at a home and tidy it: parsing and printing only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from pipeline.errors import PriorlabError
+from pipeline.progress import duration, number
+from pipeline.store import Home
+from pipeline.terminal import console, plain_table, print_json, print_wide
+from pipeline.tools.logs import find_log, follow_log, read_log
+from pipeline.tools.status import STATES, StageReport, folders_of, report_on
+
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+STAGE_HELP = "digits of its fingerprint, [KIND/]slug, folder name or path; `priorlab status` lists them"
+_WATCH_SECONDS = 2.0
+_SILENT_SECONDS = 600.0
+"""A running stage that has not reported for so long is worth a look."""
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (status, logs):
+        app.command()(command)
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(help="only stages of this sweep (default: every stage)", show_default=False)] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help=f"only stages that are {', '.join(STATES)}; may be repeated", show_default=False)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="keep showing what is not done, until Ctrl-C")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the stages on disk: state, progress, rate, time left, attempts, log."""
+    home = Home.from_environment()
+    unknown = [wanted for wanted in state or [] if wanted not in STATES]
+    if unknown:
+        raise PriorlabError(f"--state is {unknown[0]!r}; a stage is one of {', '.join(STATES)}")
+
+    def look() -> list[StageReport]:
+        reports = [report_on(folder) for folder in folders_of(home, name)]
+        return [report for report in reports if not state or report.state in state]
+
+    if watch and not as_json:
+        _watch(look)
+        return
+    reports = look()
+    if as_json:
+        print_json([asdict(report) for report in reports])
+        return
+    if not reports:
+        found = f"no stage of it is {' or '.join(state)}" if state else "start with `priorlab sweep quickstart`"
+        console.print(Text(f"nothing to show below {home.path}; {found}"), soft_wrap=True)
+        return
+    table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped="progress")
+    for report in reports:
+        table.add_row(*_cells(report))
+    print_wide(table)
+    console.print(_totals(reports))
+    for report in reports:
+        if report.state == "failed":
+            console.print(Text(f"log of {report.stage}: {report.log}"), soft_wrap=True)
+
+
+def _cells(report: StageReport) -> list[Text]:
+    pace = "" if report.rate is None else f"{number(report.rate)} {report.unit}/s"
+    left = "" if report.seconds_left is None else duration(report.seconds_left)
+    silent = time.time() - (report.reported or time.time())
+    note = f"  (no report for {duration(silent)})" if report.state == "running" and silent > _SILENT_SECONDS else ""
+    return [Text(cell) for cell in (report.stage, report.state, pace, left, str(report.attempts or ""), report.progress + note)]
+
+
+def _totals(reports: list[StageReport]) -> str:
+    counts = Counter(report.state for report in reports)
+    return f"{len(reports)} stages: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+def _watch(look: Callable[[], list[StageReport]]) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            reports = look()
+            table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped="progress")
+            for report in reports:
+                if report.state not in ("done", "new"):
+                    table.add_row(*_cells(report))
+            live.update(Group(_totals(reports), table), refresh=True)
+            time.sleep(_WATCH_SECONDS)
+
+
+def logs(
+    stage: Annotated[str, typer.Argument(help=STAGE_HELP)],
+    attempt: Annotated[int | None, typer.Option(help="an older try, by its number (default: the newest)", show_default=False)] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="go on with what the stage prints, until it ends")] = False,
+) -> None:
+    """Print what a stage printed."""
+    folder = Home.from_environment().find_stage(stage)
+    log = find_log(folder, attempt)
+    for piece in follow_log(log, folder) if follow else read_log(log):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
