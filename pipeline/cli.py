@@ -21,7 +21,6 @@ from pipeline.store import Home
 from pipeline.sweeps import (
     compare_sweep,
     default_jobs,
-    describe_plan,
     known_sweep,
     redefinition,
     rerun_stage,
@@ -30,6 +29,7 @@ from pipeline.sweeps import (
 )
 from pipeline.terminal import WIDE, console, errors, plain_table, print_json, print_wide
 from pipeline.tools import commands
+from pipeline.tools.plan import explained_plan
 from pipeline.view import choose_view
 
 app = typer.Typer(
@@ -81,18 +81,18 @@ def plan(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a sweep or recipe would run and what it would reuse. Runs nothing."""
+    """Show what a sweep or recipe would run, what it would reuse, and why. Runs nothing."""
     if name in available("recipe") and name not in available("sweep"):
         planned = load_recipe(name, overrides or [])
     else:
         planned = load_sweep(name, overrides or [])
-    entries = describe_plan(build_graph(planned.cells()), _home())
+    entries = explained_plan(build_graph(planned.cells()), _home())
     if as_json:
         print_json(entries)
         return
-    table = plain_table("stage", "state", "work", "cells", wrapped="cells")
+    table = plain_table("stage", "state", "work", "why", "cells", wrapped=("why", "cells"))
     for entry in entries:
-        table.add_row(entry["stage"], entry["state"], entry["work"], Text(", ".join(entry["cells"])))
+        table.add_row(entry["stage"], entry["state"], entry["work"], Text(entry["why"]), Text(", ".join(entry["cells"])))
     print_wide(table)
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")

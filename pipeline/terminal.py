@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console
@@ -15,11 +16,11 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
-def plain_table(*headings: str, wrapped: str) -> Table:
-    """A table without lines; only the column `wrapped` may take several lines on a narrow terminal."""
+def plain_table(*headings: str, wrapped: Collection[str]) -> Table:
+    """A table without lines; only the columns `wrapped` may take several lines on a narrow terminal."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for heading in headings:
-        table.add_column(heading, no_wrap=heading != wrapped)
+        table.add_column(heading, no_wrap=heading not in wrapped)
     return table
 
 

@@ -18,6 +18,7 @@ from pipeline.errors import PriorlabError
 from pipeline.progress import duration, number
 from pipeline.store import Home
 from pipeline.terminal import console, plain_table, print_json, print_wide
+from pipeline.tools.diff import compare
 from pipeline.tools.logs import find_log, follow_log, read_log
 from pipeline.tools.status import STATES, StageReport, folders_of, report_on
 
@@ -29,7 +30,7 @@ _SILENT_SECONDS = 600.0
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (status, logs):
+    for command in (status, logs, diff):
         app.command()(command)
 
 
@@ -62,7 +63,7 @@ def status(
         found = f"no stage of it is {' or '.join(state)}" if state else "start with `priorlab sweep quickstart`"
         console.print(Text(f"nothing to show below {home.path}; {found}"), soft_wrap=True)
         return
-    table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped="progress")
+    table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped=["progress"])
     for report in reports:
         table.add_row(*_cells(report))
     print_wide(table)
@@ -89,7 +90,7 @@ def _watch(look: Callable[[], list[StageReport]]) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             reports = look()
-            table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped="progress")
+            table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped=["progress"])
             for report in reports:
                 if report.state not in ("done", "new"):
                     table.add_row(*_cells(report))
@@ -108,3 +109,20 @@ def logs(
     for piece in follow_log(log, folder) if follow else read_log(log):
         sys.stdout.write(piece)
         sys.stdout.flush()
+
+
+def diff(
+    first: Annotated[str, typer.Argument(help=f"a stage ({STAGE_HELP}), or a cell as SWEEP:CELL")],
+    second: Annotated[str, typer.Argument(help="another stage, or another cell")],
+    as_json: AsJson = False,
+) -> None:
+    """Show in what two stages, or two cells, are not the same experiment."""
+    found = compare(first, second, Home.from_environment())
+    if as_json:
+        print_json(asdict(found))
+        return
+    console.print(Text(f"{found.before} -> {found.after}"), soft_wrap=True)
+    for line in found.differences or ["the same experiment: no identity field differs"]:
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    if found.shared:
+        console.print(Text(f"both use {', '.join(found.shared)}"), soft_wrap=True)
