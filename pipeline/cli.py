@@ -187,9 +187,11 @@ def _exit_by(outcome: Outcome, again: str) -> None:
     for failed in outcome.failed:
         log = f"\n       log: {failed.log}" if failed.log else ""
         errors.print(Text(f"error: {failed.node.name} failed: {failed.reason}{log}"), soft_wrap=True)
+    for cancelled in outcome.cancelled:
+        errors.print(Text(f"note: {cancelled.node.name} was cancelled; `{again}` goes on where it stopped"), soft_wrap=True)
     blocked = sum(state.state == "blocked" for state in outcome.states)
     if blocked:
-        errors.print(f"       {blocked} more waited for what failed; everything else is done", soft_wrap=True)
+        errors.print(f"       {blocked} more waited for what failed or was cancelled; everything else is done", soft_wrap=True)
     raise typer.Exit(1)
 
 

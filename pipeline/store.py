@@ -1,6 +1,7 @@
 """Where results live on disk, and the rules that keep them trustworthy.
 
-    HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  metrics.jsonl  attempts/0001/  checkpoints/  export/  record.json
+    HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  cancelled.json  metrics.jsonl  attempts/0001/  checkpoints/
+                                  export/  record.json
     HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md
 
 `record.json` is written last and atomically; a stage without it is not done. A stage is run by whoever holds its `lock` (an OS file
@@ -133,6 +134,11 @@ class StageFolder:
         return self.path / "export"
 
     @property
+    def cancelled(self) -> Path:
+        """A mark that `priorlab cancel` ended the stage; whoever starts it again removes it."""
+        return self.path / "cancelled.json"
+
+    @property
     def record_file(self) -> Path:
         return self.path / "record.json"
 
@@ -168,24 +174,14 @@ class StageFolder:
 
     def is_held(self) -> bool:
         """Whether a process runs this stage. Only looks: unlike `lock`, it creates nothing and leaves the holder's name alone."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return lock_is_held(self.path / "lock")
 
     def clear(self) -> None:
         """Forget results and checkpoints (attempts' logs stay). The record goes first: from then on the stage is not done."""
         self.record_file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.export):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.status):
+        for file in (self.metrics, self.status, self.cancelled):
             file.unlink(missing_ok=True)
 
 
@@ -196,6 +192,21 @@ def status_of(folder: StageFolder) -> dict[str, Any]:
     except PriorlabError:
         return {}
     return status if isinstance(status, dict) else {}
+
+
+def lock_is_held(path: Path) -> bool:
+    """Whether some process holds the OS lock on a file; creates and writes nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def take_lock(path: Path) -> int | None:

@@ -56,13 +56,15 @@ def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
 
 
 def stage_state(folder: StageFolder) -> str:
-    """done | running | failed | unfinished | new"""
+    """done | running | cancelled | failed | unfinished | new"""
     if folder.record() is not None:
         return "done"
     if not folder.path.exists():
         return "new"
     if folder.is_held():
         return "running"
+    if folder.cancelled.exists():
+        return "cancelled"
     return "failed" if status_of(folder).get("state") == "failed" else "unfinished"
 
 

@@ -16,7 +16,8 @@ from pipeline.runner import StageState
 
 _PLAIN_SECONDS = 15.0
 _STYLES = {
-    "done": "green", "reused": "green", "running": "cyan", "failed": "bold red", "blocked": "yellow", "elsewhere": "cyan",
+    "done": "green", "reused": "green", "running": "cyan", "elsewhere": "cyan",
+    "failed": "bold red", "blocked": "yellow", "cancelled": "yellow",
 }  # fmt: skip
 _SHOWN_ROWS = 24
 

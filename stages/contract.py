@@ -227,6 +227,8 @@ def _hold_lock(stage: Stage) -> None:
     if stage.rank == 0 and "PRIORLAB_LOCK_FD" not in os.environ and stage.folder.lock() is None:
         holder = (stage.folder.path / "lock").read_text(encoding="utf-8")
         raise PriorlabError(f"{stage.folder.path} is already run by {holder or 'another process'}; wait for it or stop it")
+    if "PRIORLAB_LOCK_FD" not in os.environ and stage.rank == 0:
+        stage.folder.cancelled.unlink(missing_ok=True)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

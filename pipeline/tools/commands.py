@@ -18,6 +18,7 @@ from pipeline.errors import PriorlabError
 from pipeline.progress import duration, number
 from pipeline.store import Home
 from pipeline.terminal import console, plain_table, print_json, print_wide
+from pipeline.tools import cancel as cancelling
 from pipeline.tools.diff import compare
 from pipeline.tools.logs import find_log, follow_log, read_log
 from pipeline.tools.status import STATES, StageReport, folders_of, report_on
@@ -30,7 +31,7 @@ _SILENT_SECONDS = 600.0
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (status, logs, diff):
+    for command in (status, logs, diff, cancel):
         app.command()(command)
 
 
@@ -126,3 +127,16 @@ def diff(
         console.print(Text(f"  {line}"), soft_wrap=True)
     if found.shared:
         console.print(Text(f"both use {', '.join(found.shared)}"), soft_wrap=True)
+
+
+def cancel(name: Annotated[str, typer.Argument(help=f"a sweep, or a stage: {STAGE_HELP}")]) -> None:
+    """End what runs of a sweep, or one stage. What they have saved stays: `priorlab resume` goes on from there."""
+    found = cancelling.cancel(name, Home.from_environment())
+    if found.driver is not None:
+        console.print(f"ended the command that ran sweep {name} (process {found.driver})", soft_wrap=True)
+    for ended in found.stages:
+        console.print(Text(f"cancelled {ended}"), soft_wrap=True)
+    for kept, sweep in found.left.items():
+        console.print(Text(f"left {kept}: sweep {sweep} runs it"), soft_wrap=True)
+    if found.driver is None and not found.stages:
+        console.print(Text(f"nothing to end: {name} is not running"), soft_wrap=True)
