@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich import filesize
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
@@ -19,6 +20,7 @@ from pipeline.progress import duration, number
 from pipeline.store import Home
 from pipeline.terminal import console, plain_table, print_json, print_wide
 from pipeline.tools import cancel as cancelling
+from pipeline.tools import garbage
 from pipeline.tools.diff import compare
 from pipeline.tools.logs import find_log, follow_log, read_log
 from pipeline.tools.status import STATES, StageReport, folders_of, report_on
@@ -31,7 +33,7 @@ _SILENT_SECONDS = 600.0
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (status, logs, diff, cancel):
+    for command in (status, logs, diff, cancel, gc):
         app.command()(command)
 
 
@@ -140,3 +142,32 @@ def cancel(name: Annotated[str, typer.Argument(help=f"a sweep, or a stage: {STAG
         console.print(Text(f"left {kept}: sweep {sweep} runs it"), soft_wrap=True)
     if found.driver is None and not found.stages:
         console.print(Text(f"nothing to end: {name} is not running"), soft_wrap=True)
+
+
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="delete it; without this, only show it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show, or delete with --yes, what no kept sweep needs: stages, half-written exports, logs of older attempts.
+
+    A sweep is kept while its folder is below $PRIORLAB_HOME/sweeps. What it needs, what runs, and what was adopted always stays.
+    """
+    home = Home.from_environment()
+    found = garbage.find(home)
+    items = list(garbage.delete(found, home)) if yes else found
+    total = sum(item.bytes for item in items)
+    if as_json:
+        listed = [{"path": str(item.path), "why": item.why, "bytes": item.bytes} for item in items]
+        print_json({"deleted": yes, "bytes": total, "kept_sweeps": garbage.kept_sweeps(home), "items": listed})
+        return
+    table = plain_table("size", "what", "why", wrapped=["what"])
+    for item in items:
+        table.add_row(Text(filesize.decimal(item.bytes)), Text(str(item.path.relative_to(home.path))), Text(item.why))
+    if items:
+        print_wide(table)
+    console.print(f"kept sweeps: {', '.join(garbage.kept_sweeps(home)) or 'none'}", soft_wrap=True)
+    if yes:
+        console.print(f"deleted {total:,} bytes", soft_wrap=True)
+    else:
+        note = "; `priorlab gc --yes` deletes them, and nothing was deleted now" if items else ""
+        console.print(f"{total:,} bytes are needed by no kept sweep{note}", soft_wrap=True)
