@@ -9,7 +9,7 @@ from pipeline.fingerprint import drift
 from pipeline.graph import CellPlan, build_graph
 from pipeline.store import Home
 from pipeline.sweeps import known_sweep
-from pipeline.tools.identity import differences, stored_identity
+from pipeline.tools.identity import StoredIdentities, differences
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ def compare(first: str, second: str, home: Home) -> Comparison:
     if (":" in first) != (":" in second):
         raise PriorlabError(f"{first!r} and {second!r} are a cell and a stage; give two stages, or two cells as SWEEP:CELL")
     if ":" not in first:
-        before, after = (stored_identity(home.find_stage(name), home) for name in (first, second))
+        stored = StoredIdentities(home)
+        before, after = (stored.of(home.find_stage(name)) for name in (first, second))
         return Comparison(before.name, after.name, differences(before, after), [])
     one, other = _cell(first, home), _cell(second, home)
     used = {node.fingerprint for node in other.stages()}

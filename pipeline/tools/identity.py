@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import RECIPE_VERSIONS
@@ -32,22 +33,32 @@ def planned_identity(node: StageNode) -> Identity:
     return Identity(node.name, node.kind, node.fingerprint, RECIPE_VERSIONS[node.kind], node.config.identity(), parents)
 
 
-def stored_identity(folder: StageFolder, home: Home) -> Identity:
-    """From the record, or from the spec while there is none. Raises `PriorlabError` if neither says what the stage is."""
-    spec, record = read_json(folder.spec), folder.record()
-    needed = {"fingerprint", "recipe_version", "identity", "parents"}
-    if not isinstance(spec, dict) or not needed <= spec.keys():
-        raise PriorlabError(f"{folder.spec} does not say what the stage is; start its sweep again, which writes it anew")
-    known = record if record is not None and needed <= record.keys() else spec
-    parents = {role: _parent(parent["kind"], parent["fingerprint"], home) for role, parent in spec["parents"].items()}
-    return Identity(folder.name, folder.kind, known["fingerprint"], known["recipe_version"], known["identity"], parents)
+class StoredIdentities:
+    """Identities of stages on disk, each read once: a corpus is the parent of hundreds."""
 
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._known: dict[Path, Identity] = {}
 
-def _parent(kind: str, fingerprint: str, home: Home) -> Identity:
-    folder = home.stage(kind, "stage", fingerprint)
-    if folder.spec.exists():
-        return stored_identity(folder, home)
-    return Identity(f"{kind}/{fingerprint[:12]}", kind, fingerprint, None, None)
+    def of(self, folder: StageFolder) -> Identity:
+        """From the record, or from the spec while there is none. Raises `PriorlabError` if neither says what the stage is."""
+        if folder.path not in self._known:
+            self._known[folder.path] = self._read(folder)
+        return self._known[folder.path]
+
+    def _read(self, folder: StageFolder) -> Identity:
+        spec, record = read_json(folder.spec), folder.record()
+        needed = {"fingerprint", "recipe_version", "identity", "parents"}
+        if not isinstance(spec, dict) or not needed <= spec.keys():
+            raise PriorlabError(f"{folder.spec} does not say what the stage is; start its sweep again, which writes it anew")
+        known = record if record is not None and needed <= record.keys() else spec
+        parents = {role: self._parent(**parent) for role, parent in spec["parents"].items()}
+        return Identity(folder.name, folder.kind, known["fingerprint"], known["recipe_version"], known["identity"], parents)
+
+    def _parent(self, kind: str, fingerprint: str, folder: str) -> Identity:
+        slug = Path(folder).name.rpartition("-")[0]  # the name only: a home may have been moved
+        found = self.home.stage(kind, slug, fingerprint)
+        return self.of(found) if found.spec.exists() else Identity(f"{kind}/{fingerprint[:12]}", kind, fingerprint, None, None)
 
 
 def own_differences(before: Identity, after: Identity) -> list[str]:

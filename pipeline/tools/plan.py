@@ -12,17 +12,17 @@ from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, StageNode
 from pipeline.store import Home, StageFolder, read_json, status_of
 from pipeline.sweeps import describe_plan
-from pipeline.tools.identity import Identity, differences, own_differences, planned_identity, stored_identity
+from pipeline.tools.identity import Identity, StoredIdentities, differences, own_differences, planned_identity
 
 
 def explained_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
     """`describe_plan` with `why` (for people) and `drift`: the nearest older record, if any, and the fields that differ from it."""
-    relatives = _by_kind_and_slug(home)
+    relatives, stored = _by_kind_and_slug(home), StoredIdentities(home)
     entries = []
     for entry, node in zip(describe_plan(graph, home), graph.stages.values(), strict=True):
         drift = None
         if entry["state"] != "done":
-            drift = _nearest(node, relatives.get((node.kind, node.slug), []), home)
+            drift = _nearest(node, relatives.get((node.kind, node.slug), []), stored)
         entries.append(entry | {"why": _why(entry, drift, node.folder(home)), "drift": drift})
     return entries
 
@@ -35,11 +35,11 @@ def _by_kind_and_slug(home: Home) -> dict[tuple[str, str], list[StageFolder]]:
     return found
 
 
-def _nearest(node: StageNode, relatives: list[StageFolder], home: Home) -> dict[str, Any] | None:
+def _nearest(node: StageNode, relatives: list[StageFolder], stored: StoredIdentities) -> dict[str, Any] | None:
     planned = planned_identity(node)
     compared = []
     for folder in relatives:
-        known = _readable(folder, home)
+        known = _readable(folder, stored)
         if known is not None and known.fingerprint != node.fingerprint:
             distance = len(differences(known, planned))  # down through the parents; of equally near ones the newest
             compared.append((distance, -folder.record_file.stat().st_mtime, known.name, known))
@@ -49,9 +49,9 @@ def _nearest(node: StageNode, relatives: list[StageFolder], home: Home) -> dict[
     return {"from": nearest.name, "fields": own_differences(nearest, planned)}
 
 
-def _readable(folder: StageFolder, home: Home) -> Identity | None:
+def _readable(folder: StageFolder, stored: StoredIdentities) -> Identity | None:
     try:
-        return stored_identity(folder, home)
+        return stored.of(folder)
     except PriorlabError:  # a damaged relative explains nothing, and stands in nobody's way
         return None
 

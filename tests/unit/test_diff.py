@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import RECIPE_VERSIONS
 from pipeline.graph import Graph
 from pipeline.store import write_json_atomically
 from tests.unit.stores import Shelf, shelf_at
@@ -81,4 +82,5 @@ def test_plan_names_a_raised_recipe_version(shelf: Shelf) -> None:
         value = json.loads((older / file).read_text())
         write_json_atomically(older / file, value | {"recipe_version": 0, "fingerprint": "0123456789ab" + "0" * 52})
     entries = {e["kind"]: e for e in shelf.json("plan", "smoke", *ONE_CELL)}
-    assert entries["pretrain"]["drift"] == {"from": "pretrain/ce-s0-0123456789ab", "fields": ["recipe_version: 0 -> 1"]}
+    raised = f"recipe_version: 0 -> {RECIPE_VERSIONS['pretrain']}"
+    assert entries["pretrain"]["drift"] == {"from": "pretrain/ce-s0-0123456789ab", "fields": [raised]}
