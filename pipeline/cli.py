@@ -137,7 +137,7 @@ def stage(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check this machine: versions, devices, disk, W&B login."""
+    """Check this machine: versions, devices, disk, W&B login, Slurm."""
     from pipeline.doctor import examine
 
     findings = examine(_home())

@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any | None:
 
 def manifest_of(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder, by relative path."""
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
@@ -82,7 +82,7 @@ def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif (found := _sha256(path)) != expected:
+        elif (found := sha256_of(path)) != expected:
             problems.append(f"{name} has sha256 {found[:12]}, recorded was {expected[:12]}")
     if problems:
         raise PriorlabError(
@@ -90,7 +90,7 @@ def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK):

@@ -73,6 +73,8 @@ def _work(node: StageNode) -> str:
     settings = getattr(node.config, node.kind)
     if node.kind == "corpus":
         return f"{settings.documents:,} documents"
+    if node.adopted is not None:
+        return f"adopted checkpoint {node.adopted[:19]}"
     if node.kind == "pretrain":
         corpus = node.parents["corpus"].config
         assert isinstance(corpus, CorpusStage)
@@ -217,13 +219,18 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
     graph = graph_from_specs(specs, spec["fingerprint"])
     _add_dependents_never_started(graph, spec["fingerprint"], home)
     target = graph.stages[spec["fingerprint"]]
+    if force and target.adopted is not None:
+        raise PriorlabError(
+            f"{target.name} is an adopted checkpoint: it was not computed here, so it cannot be made again. To bring it in anew, "
+            f"remove {folder.path} and run `priorlab adopt`"
+        )
     wanted = {target.fingerprint}
     if not alone:
         wanted |= graph.descendants(target)
     if force:
         wanted |= graph.descendants(target)
         for node in reversed(list(graph.stages.values())):  # dependents first: a kill in between leaves nothing stale
-            if node.fingerprint in wanted:
+            if node.fingerprint in wanted and node.adopted is None:
                 _clear(node.folder(home))
         if alone:
             wanted = {target.fingerprint}

@@ -139,6 +139,8 @@ class Stage:
             "metrics": metrics,
             "provenance": provenance() | {"started": self.started, "seconds": round(time.time() - self.started, 2)},
         }
+        if "adopt" in self.spec:
+            record["adopted"] = self.spec["adopt"]
         self._write_status("done")
         write_json_atomically(self.folder.record_file, record)
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)

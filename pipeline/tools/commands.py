@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,11 +22,13 @@ from pipeline.errors import PriorlabError
 from pipeline.progress import duration, number
 from pipeline.store import Home
 from pipeline.terminal import console, plain_table, print_json, print_wide
+from pipeline.tools import adopt as adopting
 from pipeline.tools import cancel as cancelling
 from pipeline.tools import garbage
 from pipeline.tools.diff import compare
 from pipeline.tools.logs import find_log, follow_log, read_log
 from pipeline.tools.status import STATES, StageReport, folders_of, report_on
+from pipeline.view import choose_view
 
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 STAGE_HELP = "digits of its fingerprint, [KIND/]slug, folder name or path; `priorlab status` lists them"
@@ -33,7 +38,7 @@ _SILENT_SECONDS = 600.0
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (status, logs, diff, cancel, gc):
+    for command in (status, logs, diff, cancel, gc, adopt):
         app.command()(command)
 
 
@@ -56,7 +61,8 @@ def status(
         return [report for report in reports if not state or report.state in state]
 
     if watch and not as_json:
-        _watch(look)
+        with suppress(KeyboardInterrupt):  # how watching ends
+            _watch(look)
         return
     reports = look()
     if as_json:
@@ -109,9 +115,10 @@ def logs(
     """Print what a stage printed."""
     folder = Home.from_environment().find_stage(stage)
     log = find_log(folder, attempt)
-    for piece in follow_log(log, folder) if follow else read_log(log):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    with suppress(KeyboardInterrupt):
+        for piece in follow_log(log, folder) if follow else read_log(log):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
 
 
 def diff(
@@ -168,6 +175,28 @@ def gc(
     console.print(f"kept sweeps: {', '.join(garbage.kept_sweeps(home)) or 'none'}", soft_wrap=True)
     if yes:
         console.print(f"deleted {total:,} bytes", soft_wrap=True)
+    elif items:
+        console.print(
+            f"{total:,} bytes are needed by no kept sweep; `priorlab gc --yes` deletes them, nothing was deleted now", soft_wrap=True
+        )
     else:
-        note = "; `priorlab gc --yes` deletes them, and nothing was deleted now" if items else ""
-        console.print(f"{total:,} bytes are needed by no kept sweep{note}", soft_wrap=True)
+        console.print("nothing to delete: the kept sweeps need all there is", soft_wrap=True)
+
+
+def adopt(
+    checkpoint: Annotated[Path, typer.Argument(help="a Hugging Face folder: config.json, *.safetensors, tokenizer")],
+    recipe: Annotated[str, typer.Option("--as", help="the recipe whose pre-training it stands for", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes of the recipe", show_default=False)
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="hard links instead of copies; the folder must not change afterwards")] = False,
+) -> None:
+    """Bring in a checkpoint made elsewhere, in place of a recipe's pre-training."""
+    with choose_view(console) as view:
+        adopted = adopting.adopt(checkpoint, recipe, overrides or [], Home.from_environment(), link=link, view=view)
+    console.print(Text(f"{'adopted as' if adopted.is_new else 'was adopted before, as'} {adopted.stage}"), soft_wrap=True)
+    changes = shlex.join([*(overrides or []), f"pretrain.adopted={adopted.digest}"])
+    named = any(change.startswith("prior.name=") for change in overrides or [])
+    console.print(
+        Text(f"go on with: priorlab run {shlex.quote(recipe)} {changes}{'' if named else ' prior.name=NAME'}"), soft_wrap=True
+    )

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.compose import Sweep, load_sweep
+from pipeline.config import RECIPE_VERSIONS
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, StageNode, build_graph
 from pipeline.store import Home, StageFolder, manifest_of, write_json_atomically
@@ -49,7 +50,7 @@ class Shelf:
         record = {
             "kind": node.kind,
             "fingerprint": node.fingerprint,
-            "recipe_version": 1,
+            "recipe_version": RECIPE_VERSIONS[node.kind],
             "identity": node.config.identity(),
             "parents": {role: parent.fingerprint for role, parent in node.parents.items()},
             "manifest": manifest_of(folder.export),

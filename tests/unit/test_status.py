@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.stores import Shelf, shelf_at
 
-RUNNING = {"state": "running", "pid": 1, "started": 0.0, "unit": "steps", "shown": {"loss": 1.5}}
+RUNNING: dict[str, Any] = {"state": "running", "pid": 1, "started": 0.0, "unit": "steps", "shown": {"loss": 1.5}}
 
 
 @pytest.fixture
