@@ -58,6 +58,9 @@ def _readable(folder: StageFolder, stored: StoredIdentities) -> Identity | None:
 
 def _why(entry: dict[str, Any], drift: dict[str, Any] | None, folder: StageFolder) -> str:
     if entry["state"] == "done":
+        adopted = (folder.record() or {}).get("adopted")
+        if adopted:
+            return f"adopted from {adopted['source']}"
         spec = read_json(folder.spec)
         return f"made in sweep {spec['sweep']}" if isinstance(spec, dict) and "sweep" in spec else ""
     if entry["state"] == "running":

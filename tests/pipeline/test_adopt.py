@@ -53,6 +53,7 @@ def test_a_recipe_goes_on_from_an_adopted_checkpoint(lab_with_corpus: Lab, tmp_p
 
     plan = {entry["stage"].split("-")[0]: entry for entry in json.loads(lab.call("plan", *command[2:], "--json").stdout)}
     assert (plan["pretrain/theirs"]["state"], plan["rl/theirs"]["state"]) == ("done", "new")
+    assert plan["pretrain/theirs"]["why"] == f"adopted from {source}"
     record = json.loads((Path(plan["pretrain/theirs"]["folder"]) / "record.json").read_text())
     expected = {name: digest for name, digest in manifest_of(source).items() if name != "optimizer.pt"}
     assert record["adopted"] == {"source": str(source), "manifest": expected, "link": False}

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.progress import rate
+from pipeline.store import status_of
+from stages.contract import Stage
 from tests.unit.stores import Shelf, shelf_at
 
 RUNNING: dict[str, Any] = {"state": "running", "pid": 1, "started": 0.0, "unit": "steps", "shown": {"loss": 1.5}}
@@ -35,6 +38,19 @@ def test_a_running_stage_tells_rate_time_left_attempts_and_log(shelf: Shelf) -> 
         "seconds_left": pytest.approx(140 / 3), "reported": 1020.0, "attempts": 2, "progress": "160/300 steps  loss 1.5",
         "log": str(folder.path / "attempts" / "0002" / "stdout.log"), "folder": str(folder.path),
     }  # fmt: skip
+
+
+def test_a_stage_reports_from_where_its_attempt_counts(shelf: Shelf) -> None:
+    folder = shelf.begun(shelf.sweep("axes.prior=[ce]", "rl=null").cells[0].chain["pretrain"])
+    stage = Stage(folder.spec)
+    stage.progress(0, 0, "starting")
+    time.sleep(0.6)  # reports are at least half a second apart
+    stage.progress(110, 300, "steps", loss=2.0)
+    assert rate(status_of(folder)) is None  # one report says nothing of speed
+    time.sleep(0.6)
+    stage.progress(140, 300, "steps", loss=1.0)
+    assert status_of(folder)["since"]["step"] == 110
+    assert rate(status_of(folder)) == pytest.approx(30 / 0.6, rel=0.5)
 
 
 def test_what_is_not_running_has_neither_rate_nor_time_left(shelf: Shelf) -> None:
