@@ -1,35 +1,36 @@
-"""The command line: `priorlab sweep | run | plan | status | report | resume | stage | doctor`."""
+"""The command line: what plans, runs and compares. Commands that look at a home and tidy it are in `pipeline.tools.commands`."""
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.compose import Sweep, available, load_recipe, load_sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, build_graph
 from pipeline.runner import Outcome
-from pipeline.store import Home, status_of
+from pipeline.store import Home
 from pipeline.sweeps import (
     compare_sweep,
     default_jobs,
-    describe_plan,
+    known_sweep,
     redefinition,
     rerun_stage,
     run_sweep,
     saved_sweep,
-    stage_state,
 )
-from pipeline.view import choose_view, describe
+from pipeline.terminal import WIDE, console, errors, plain_table, print_json, print_wide
+from pipeline.tools import commands
+from pipeline.tools.plan import explained_plan
+from pipeline.view import choose_view
 
 app = typer.Typer(
     name="priorlab",
@@ -39,11 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
 _SHOWN_CHANGES = 5
-_WIDE = 400
-"""Columns that no table needs."""
-errors = Console(stderr=True, highlight=False)
 
 Overrides = Annotated[
     list[str] | None,
@@ -84,67 +81,21 @@ def plan(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a sweep or recipe would run and what it would reuse. Runs nothing."""
+    """Show what a sweep or recipe would run, what it would reuse, and why. Runs nothing."""
     if name in available("recipe") and name not in available("sweep"):
         planned = load_recipe(name, overrides or [])
     else:
         planned = load_sweep(name, overrides or [])
-    entries = describe_plan(build_graph(planned.cells()), _home())
+    entries = explained_plan(build_graph(planned.cells()), _home())
     if as_json:
-        _print_json(entries)
+        print_json(entries)
         return
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("stage", "state", "work", "cells"):
-        table.add_column(heading, no_wrap=heading != "cells")
+    table = plain_table("stage", "state", "work", "why", "cells", wrapped=("why", "cells"))
     for entry in entries:
-        table.add_row(entry["stage"], entry["state"], entry["work"], Text(", ".join(entry["cells"])))
-    _print_wide(table)
+        table.add_row(entry["stage"], entry["state"], entry["work"], Text(entry["why"]), Text(", ".join(entry["cells"])))
+    print_wide(table)
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")
-
-
-@app.command()
-def status(
-    name: Annotated[str | None, typer.Argument(help="a sweep (default: every stage)", show_default=False)] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the stages on disk: state, progress, log."""
-    home = _home()
-    if name is None:
-        folders = home.stages()
-    else:
-        graph = build_graph(_saved(name, home).cells())
-        folders = [node.folder(home) for node in graph.stages.values()]
-    entries: list[dict[str, Any]] = []
-    for folder in folders:
-        progress = status_of(folder)
-        state = stage_state(folder)
-        log = folder.last_log()
-        shown = "" if state in ("done", "new") else progress.get("message") or describe(progress)
-        entries.append(
-            {
-                "stage": f"{folder.path.parent.name}/{folder.path.name}",
-                "state": state,
-                "progress": shown,
-                "log": str(log) if log else None,
-                "folder": str(folder.path),
-            }
-        )
-    if as_json:
-        _print_json(entries)
-        return
-    if not entries:
-        console.print(f"no stage below {home.path}; start with `priorlab sweep quickstart`")
-        return
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("stage", "state", "progress"):
-        table.add_column(heading, no_wrap=heading != "progress")
-    for entry in entries:
-        table.add_row(entry["stage"], entry["state"], Text(entry["progress"]))
-    _print_wide(table)
-    for entry in entries:
-        if entry["state"] == "failed":
-            console.print(Text(f"log of {entry['stage']}: {entry['log']}"), soft_wrap=True)
 
 
 @app.command()
@@ -154,7 +105,7 @@ def report(
 ) -> None:
     """Write and print the comparison of a sweep, as far as it has come."""
     home = _home()
-    saved = _saved(name, home)
+    saved = known_sweep(name, home)
     if not _show_comparison(saved, build_graph(saved.cells()), home, as_json=as_json):
         raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows how far it is")
 
@@ -186,18 +137,21 @@ def stage(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check this machine: versions, devices, disk, W&B login."""
+    """Check this machine: versions, devices, disk, W&B login, Slurm."""
     from pipeline.doctor import examine
 
     findings = examine(_home())
     if as_json:
-        _print_json([finding.__dict__ for finding in findings])
+        print_json([finding.__dict__ for finding in findings])
     else:
         for finding in findings:
             mark = "[green]ok[/]  " if finding.ok else "[red]bad[/] "
             console.print(mark, Text(f"{finding.name:<10} {finding.text}"), sep="", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+commands.add_to(app)
 
 
 def _run(chosen: Sweep, jobs: int | None) -> None:
@@ -233,9 +187,11 @@ def _exit_by(outcome: Outcome, again: str) -> None:
     for failed in outcome.failed:
         log = f"\n       log: {failed.log}" if failed.log else ""
         errors.print(Text(f"error: {failed.node.name} failed: {failed.reason}{log}"), soft_wrap=True)
+    for cancelled in outcome.cancelled:
+        errors.print(Text(f"note: {cancelled.node.name} was cancelled; `{again}` goes on where it stopped"), soft_wrap=True)
     blocked = sum(state.state == "blocked" for state in outcome.states)
     if blocked:
-        errors.print(f"       {blocked} more waited for what failed; everything else is done", soft_wrap=True)
+        errors.print(f"       {blocked} more waited for what failed or was cancelled; everything else is done", soft_wrap=True)
     raise typer.Exit(1)
 
 
@@ -244,18 +200,18 @@ def _show_comparison(chosen: Sweep, graph: Graph, home: Home, *, as_json: bool =
     if comparison is None:
         return False
     if as_json:
-        _print_json(comparison.rows)
+        print_json(comparison.rows)
         return True
     from pipeline.report.tables import pass_keys, terminal_table
 
     whole = terminal_table(comparison.rows, f"sweep {chosen.name}")
-    if not console.is_terminal or Console(width=_WIDE).measure(whole).maximum <= console.width:
+    if not console.is_terminal or Console(width=WIDE).measure(whole).maximum <= console.width:
         tables = [whole]
     else:  # too narrow for one line per prior: one table per k
         tables = [terminal_table(comparison.rows, f"sweep {chosen.name}, {key}", [key]) for key in pass_keys(comparison.rows)]
     for table in tables:
         console.print()
-        _print_wide(table)
+        print_wide(table)
     console.print()
     console.print(Text(f"report: {_short(comparison.report)}"), soft_wrap=True)
     return True
@@ -268,28 +224,8 @@ def _short(path: Path) -> str:
         return str(path)
 
 
-def _saved(name: str, home: Home) -> Sweep:
-    saved = saved_sweep(name, home)
-    if saved is None:
-        known = sorted(path.parent.name for path in home.path.glob("sweeps/*/sweep.yaml"))
-        raise PriorlabError(f"no sweep {name!r} below {home.path}; there are: {', '.join(known) or 'none'}")
-    return saved
-
-
 def _home() -> Home:
     return Home.from_environment()
-
-
-def _print_wide(table: Table) -> None:
-    """A table at its natural width when the output is no terminal, so that no cell is cut."""
-    if console.is_terminal:
-        console.print(table)
-    else:
-        Console(file=sys.stdout, width=_WIDE, highlight=False).print(table, soft_wrap=True)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
@@ -299,6 +235,9 @@ def _clear_errors() -> Iterator[None]:
     except PriorlabError as error:
         errors.print(Text(f"error: {error}"), soft_wrap=True)
         sys.exit(2)
+    except BrokenPipeError:  # `priorlab logs ... | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         errors.print(Text(f"error: {error.strerror or error}{place}"), soft_wrap=True)

@@ -180,6 +180,17 @@ class PretrainConfig(Config):
     dtype: Dtype = "float32"
     head_k: int = execution(5, ge=1, description="size of the head whose mass is logged")
     launch: Launch = Launch()
+    adopted: str | None = Field(
+        None,
+        pattern="^sha256:[0-9a-f]{64}$",
+        description="digest of a checkpoint that `priorlab adopt` brought in, in place of training one",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        kept = super().identity()
+        if self.adopted is None:
+            del kept["adopted"]
+        return kept
 
     @model_validator(mode="after")
     def _batch_divides(self) -> PretrainConfig:
@@ -322,6 +333,10 @@ class PretrainStage(Config):
     prior: Prior
     pretrain: PretrainConfig
     seed: int
+
+    def identity(self) -> dict[str, Any]:
+        """An adopted checkpoint is its files and nothing else: what it was trained with is not known here."""
+        return super().identity() if self.pretrain.adopted is None else {"adopted": self.pretrain.adopted}
 
 
 class RLStage(Config):

@@ -29,7 +29,7 @@ class Finding:
 
 
 def examine(home: Home) -> list[Finding]:
-    return [_python(), _packages(), _engine(), _devices(), _cores(), _disk(home), _tracking()]
+    return [_python(), _packages(), _engine(), _devices(), _cores(), _disk(home), _tracking(), _slurm()]
 
 
 def _python() -> Finding:
@@ -83,3 +83,18 @@ def _tracking() -> Finding:
     mode = resolve_mode(TrackingConfig())
     hint = "" if mode == "online" else " (not logged in; `wandb login` makes it online, `wandb sync` uploads later)"
     return Finding("wandb", True, mode + hint)
+
+
+def _slurm() -> Finding:
+    """Never bad: stages run on this machine unless a config says otherwise."""
+    sinfo = shutil.which("sinfo")
+    if sinfo is None:
+        return Finding("slurm", True, "not on this machine, which then runs all stages itself")
+    command = [sinfo, "--noheader", "--format=%P %D nodes %T"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("slurm", True, f"installed, but it does not answer: {error}")
+    if asked.returncode:
+        return Finding("slurm", True, "installed, but it does not answer: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
+    return Finding("slurm", True, "; ".join(line.strip() for line in asked.stdout.splitlines()) or "no partition")

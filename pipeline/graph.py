@@ -59,6 +59,11 @@ class StageNode:
     def name(self) -> str:
         return f"{self.kind}/{self.slug}-{self.fingerprint[:12]}"
 
+    @property
+    def adopted(self) -> str | None:
+        """Digest of the checkpoint that was brought in as this stage's result."""
+        return self.config.pretrain.adopted if isinstance(self.config, PretrainStage) else None
+
     def folder(self, home: Home) -> StageFolder:
         return home.stage(self.kind, self.slug, self.fingerprint)
 
@@ -199,4 +204,6 @@ def _labels(recipe: RecipeConfig, kind: str) -> dict[str, Any]:
             "model": recipe.model.name,
             "seed": recipe.seed,
         }
+        if recipe.pretrain.adopted is not None:
+            labels["adopted"] = recipe.pretrain.adopted[:19]
     return labels

@@ -25,8 +25,9 @@ from pipeline.store import Home, StageFolder, status_of, write_json_atomically
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
+_CANCELLED = "by `priorlab cancel`"
 
-State = str  # waiting | ready | running | elsewhere | reused | done | failed | blocked
+State = str  # waiting | ready | running | elsewhere | reused | done | failed | cancelled | blocked
 
 
 @dataclass
@@ -65,6 +66,10 @@ class Outcome:
     @property
     def failed(self) -> list[StageState]:
         return [state for state in self.states if state.state == "failed"]
+
+    @property
+    def cancelled(self) -> list[StageState]:
+        return [state for state in self.states if state.state == "cancelled"]
 
     @property
     def complete(self) -> bool:
@@ -115,7 +120,7 @@ class _LocalRunner:
             if state.state != "waiting":
                 continue
             parents = [self.states[p.fingerprint] for p in state.node.parents.values() if p.fingerprint in self.states]
-            lost = [p for p in parents if p.state in ("failed", "blocked")]
+            lost = [p for p in parents if p.state in ("failed", "cancelled", "blocked")]
             if lost:
                 self._enter(state, "blocked", f"needs {lost[0].node.name}, which {lost[0].state}")
             elif all(p.state in ("reused", "done") for p in parents):
@@ -145,6 +150,7 @@ class _LocalRunner:
                 return
             write_json_atomically(state.folder.spec, state.node.spec(self.home, self.sweep))
             state.folder.status.unlink(missing_ok=True)
+            state.folder.cancelled.unlink(missing_ok=True)
             attempt = state.folder.new_attempt()
             state.log = attempt / "stdout.log"
             start = command(state.node, state.folder)
@@ -188,6 +194,8 @@ class _LocalRunner:
             state.ended = time.time()
             if state.folder.record_file.exists():  # whatever came after it
                 self._enter(state, "done")
+            elif state.folder.cancelled.exists():
+                self._enter(state, "cancelled", _CANCELLED)
             elif self.stopping:
                 self._enter(state, "waiting", "interrupted")
             else:
@@ -200,6 +208,8 @@ class _LocalRunner:
             os.close(lock)
             if state.folder.record_file.exists():
                 self._enter(state, "reused")
+            elif state.folder.cancelled.exists():
+                self._enter(state, "cancelled", _CANCELLED)
             else:  # whoever ran it is gone without finishing: our turn
                 state.state = "ready"
 

@@ -1,6 +1,7 @@
 """Where results live on disk, and the rules that keep them trustworthy.
 
-    HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  metrics.jsonl  attempts/0001/  checkpoints/  export/  record.json
+    HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  cancelled.json  metrics.jsonl  attempts/0001/  checkpoints/
+                                  export/  record.json
     HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md
 
 `record.json` is written last and atomically; a stage without it is not done. A stage is run by whoever holds its `lock` (an OS file
@@ -71,7 +72,7 @@ def read_json(path: Path) -> Any | None:
 
 def manifest_of(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder, by relative path."""
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
@@ -81,7 +82,7 @@ def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif (found := _sha256(path)) != expected:
+        elif (found := sha256_of(path)) != expected:
             problems.append(f"{name} has sha256 {found[:12]}, recorded was {expected[:12]}")
     if problems:
         raise PriorlabError(
@@ -89,7 +90,7 @@ def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK):
@@ -102,6 +103,15 @@ class StageFolder:
     """The folder of one stage, named after its slug and the first 12 digits of its fingerprint."""
 
     path: Path
+
+    @property
+    def kind(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        """KIND/SLUG-FINGERPRINT, as `priorlab status` lists it."""
+        return f"{self.kind}/{self.path.name}"
 
     @property
     def spec(self) -> Path:
@@ -124,6 +134,11 @@ class StageFolder:
         return self.path / "export"
 
     @property
+    def cancelled(self) -> Path:
+        """A mark that `priorlab cancel` ended the stage; whoever starts it again removes it."""
+        return self.path / "cancelled.json"
+
+    @property
     def record_file(self) -> Path:
         return self.path / "record.json"
 
@@ -136,16 +151,13 @@ class StageFolder:
 
     def new_attempt(self) -> Path:
         """A fresh numbered folder for the output of one try."""
-        attempts = self.path / "attempts"
-        attempts.mkdir(parents=True, exist_ok=True)
-        number = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0) + 1
-        folder = attempts / f"{number:04d}"
-        folder.mkdir()
+        last = self.attempts()
+        folder = self.path / "attempts" / f"{int(last[-1].name) + 1 if last else 1:04d}"
+        folder.mkdir(parents=True)
         return folder
 
     def last_log(self) -> Path | None:
-        logs = sorted(self.path.glob("attempts/*/stdout.log"))
-        return logs[-1] if logs else None
+        return next((log for attempt in reversed(self.attempts()) if (log := attempt / "stdout.log").exists()), None)
 
     def lock(self) -> int | None:
         """A descriptor that holds the stage's lock, or None if somebody else does.
@@ -155,12 +167,21 @@ class StageFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         return take_lock(self.path / "lock")
 
+    def attempts(self) -> list[Path]:
+        """Folders of all tries, oldest first."""
+        found = [path for path in self.path.glob("attempts/*") if path.name.isdigit()]
+        return sorted(found, key=lambda path: int(path.name))
+
+    def is_held(self) -> bool:
+        """Whether a process runs this stage. Only looks: unlike `lock`, it creates nothing and leaves the holder's name alone."""
+        return lock_is_held(self.path / "lock")
+
     def clear(self) -> None:
         """Forget results and checkpoints (attempts' logs stay). The record goes first: from then on the stage is not done."""
         self.record_file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.export):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.status):
+        for file in (self.metrics, self.status, self.cancelled):
             file.unlink(missing_ok=True)
 
 
@@ -171,6 +192,21 @@ def status_of(folder: StageFolder) -> dict[str, Any]:
     except PriorlabError:
         return {}
     return status if isinstance(status, dict) else {}
+
+
+def lock_is_held(path: Path) -> bool:
+    """Whether some process holds the OS lock on a file; creates and writes nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def take_lock(path: Path) -> int | None:
@@ -199,29 +235,31 @@ class Home:
     def stage(self, kind: str, slug: str, fingerprint: str) -> StageFolder:
         """The folder with this fingerprint: names are labels, so one made under another slug is found and reused."""
         parent = self.path / "stages" / kind
+        usual = parent / f"{slug}-{fingerprint[:12]}"
+        if usual.exists():  # listing the folder for each of a thousand stages takes seconds
+            return StageFolder(usual)
         for existing in parent.glob(f"*-{fingerprint[:12]}"):
             return StageFolder(existing)
-        return StageFolder(parent / f"{slug}-{fingerprint[:12]}")
+        return StageFolder(usual)
 
     def stages(self) -> list[StageFolder]:
         return [StageFolder(path.parent) for path in sorted(self.path.glob("stages/*/*/spec.json"))]
 
     def find_stage(self, name: str) -> StageFolder:
-        """A stage by folder path, folder name or a prefix of its fingerprint (4 digits or more)."""
-        as_path = Path(name)
-        matches = [
-            stage
-            for stage in self.stages()
-            if stage.path.name == name
-            or (as_path.exists() and stage.path == as_path.absolute())
-            or (len(name) >= 4 and stage.path.name.rpartition("-")[2].startswith(name))
-        ]
+        """A stage by folder path, [KIND/]folder name, [KIND/]slug, or a prefix of its fingerprint (4 digits or more)."""
+        as_path = Path(name).absolute()
+        matches = []
+        for stage in self.stages():
+            slug, _, digits = stage.path.name.rpartition("-")
+            names = (stage.path.name, stage.name, slug, f"{stage.kind}/{slug}")
+            if name in names or stage.path == as_path or (len(name) >= 4 and digits.startswith(name)):
+                matches.append(stage)
         if len(matches) == 1:
             return matches[0]
         if not matches:
             raise PriorlabError(f"no stage {name!r} below {self.path}; `priorlab status` lists them")
-        listed = ", ".join(stage.path.name for stage in matches)
-        raise PriorlabError(f"{name!r} means several stages ({listed}); give more digits of the fingerprint")
+        listed = ", ".join(stage.name for stage in matches)
+        raise PriorlabError(f"{name!r} means several stages ({listed}); give one of these names, or more digits of the fingerprint")
 
     def sweep(self, name: str) -> Path:
         return self.path / "sweeps" / name

@@ -56,15 +56,15 @@ def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
 
 
 def stage_state(folder: StageFolder) -> str:
-    """done | running | failed | unfinished | new"""
+    """done | running | cancelled | failed | unfinished | new"""
     if folder.record() is not None:
         return "done"
     if not folder.path.exists():
         return "new"
-    lock = folder.lock()
-    if lock is None:
+    if folder.is_held():
         return "running"
-    os.close(lock)
+    if folder.cancelled.exists():
+        return "cancelled"
     return "failed" if status_of(folder).get("state") == "failed" else "unfinished"
 
 
@@ -73,6 +73,8 @@ def _work(node: StageNode) -> str:
     settings = getattr(node.config, node.kind)
     if node.kind == "corpus":
         return f"{settings.documents:,} documents"
+    if node.adopted is not None:
+        return f"adopted checkpoint {node.adopted[:19]}"
     if node.kind == "pretrain":
         corpus = node.parents["corpus"].config
         assert isinstance(corpus, CorpusStage)
@@ -88,11 +90,11 @@ def run_sweep(sweep: Sweep, home: Home, *, jobs: int, view: View) -> tuple[Graph
     """Run what is missing. Raises `PriorlabError` if another process runs this sweep."""
     graph = build_graph(sweep.cells())
     with home.sweep_lock(sweep.name):
-        _save_definition(sweep, graph, home)
+        save_definition(sweep, graph, home)
         return graph, run(graph, home, sweep=sweep.name, jobs=jobs, view=view)
 
 
-def _save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
+def save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
     folder = home.sweep(sweep.name)
     definition = folder / "sweep.yaml"
     text = sweep.as_yaml()
@@ -128,6 +130,15 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
         raise PriorlabError(
             f"{folder} is damaged, or of another version of priorlab ({error}); start the sweep again with its `priorlab sweep` command"
         ) from error
+
+
+def known_sweep(name: str, home: Home) -> Sweep:
+    """`saved_sweep`, or a `PriorlabError` that lists the sweeps there are."""
+    saved = saved_sweep(name, home)
+    if saved is None:
+        known = sorted(path.parent.name for path in home.path.glob("sweeps/*/sweep.yaml"))
+        raise PriorlabError(f"no sweep {name!r} below {home.path}; there are: {', '.join(known) or 'none'}")
+    return saved
 
 
 def redefinition(sweep: Sweep, home: Home) -> list[str]:
@@ -208,13 +219,18 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
     graph = graph_from_specs(specs, spec["fingerprint"])
     _add_dependents_never_started(graph, spec["fingerprint"], home)
     target = graph.stages[spec["fingerprint"]]
+    if force and target.adopted is not None:
+        raise PriorlabError(
+            f"{target.name} is an adopted checkpoint: it was not computed here, so it cannot be made again. To bring it in anew, "
+            f"remove {folder.path} and run `priorlab adopt`"
+        )
     wanted = {target.fingerprint}
     if not alone:
         wanted |= graph.descendants(target)
     if force:
         wanted |= graph.descendants(target)
         for node in reversed(list(graph.stages.values())):  # dependents first: a kill in between leaves nothing stale
-            if node.fingerprint in wanted:
+            if node.fingerprint in wanted and node.adopted is None:
                 _clear(node.folder(home))
         if alone:
             wanted = {target.fingerprint}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,55 +11,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.progress import describe, describe_pace, duration
 from pipeline.runner import StageState
 
 _PLAIN_SECONDS = 15.0
 _STYLES = {
-    "done": "green", "reused": "green", "running": "cyan", "failed": "bold red", "blocked": "yellow", "elsewhere": "cyan",
+    "done": "green", "reused": "green", "running": "cyan", "elsewhere": "cyan",
+    "failed": "bold red", "blocked": "yellow", "cancelled": "yellow",
 }  # fmt: skip
 _SHOWN_ROWS = 24
-
-
-class Pace:
-    """Rate and time left of a stage, measured since this view first saw it move (a resumed stage starts far from 0)."""
-
-    def __init__(self) -> None:
-        self._first: tuple[str, float, float] | None = None
-
-    def describe(self, progress: dict[str, Any]) -> tuple[str, str]:
-        """(`12 steps/s`, `1m05s left`), or empty texts while nothing can be said."""
-        if progress.get("state") != "running" or not progress.get("total"):
-            return "", ""
-        unit, step, now = progress["unit"], float(progress["step"]), float(progress["time"])
-        if self._first is None or self._first[0] != unit or step < self._first[1]:
-            self._first = (unit, step, now)
-        _, first_step, first_time = self._first
-        if step <= first_step or now <= first_time:
-            return "", ""
-        rate = (step - first_step) / (now - first_time)
-        return f"{_number(rate)} {unit}/s", f"{duration((progress['total'] - step) / rate)} left"
-
-
-def describe(progress: dict[str, Any]) -> str:
-    """`240/500 steps  loss 1.02  entropy 0.98`"""
-    if not progress.get("unit"):
-        return ""
-    counted = f"{progress['step']}/{progress['total']} {progress['unit']}" if progress.get("total") else progress["unit"]
-    shown = [f"{name} {_number(value)}" for name, value in progress.get("shown", {}).items()]
-    return "  ".join([counted, *shown])
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    seconds = int(seconds + 0.5)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 class PlainView:
@@ -68,7 +27,6 @@ class PlainView:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._paces: dict[str, Pace] = {}
         self._last = time.time()
 
     def __enter__(self) -> PlainView:
@@ -91,7 +49,7 @@ class PlainView:
         self._last = time.time()
         for state in states:
             if state.state == "running" and describe(state.progress):
-                pace = self._paces.setdefault(state.node.name, Pace()).describe(state.progress)
+                pace = describe_pace(state.progress)
                 self._print("  ".join(filter(None, [f"      {state.node.name}: {describe(state.progress)}", *pace])))
 
     def _print(self, line: str) -> None:
@@ -103,7 +61,6 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._paces: dict[str, Pace] = {}
         self._started = time.time()
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
@@ -134,7 +91,7 @@ class LiveView:
         for title in ("stage", "", "progress", "rate", "left"):
             table.add_column(title, style="none", header_style="dim", no_wrap=True)
         for state in [s for s in states if s.state in ("running", "elsewhere", "failed")][:_SHOWN_ROWS]:
-            rate, left = self._paces.setdefault(state.node.name, Pace()).describe(state.progress)
+            rate, left = describe_pace(state.progress)
             total = state.progress.get("total") or 0
             bar = ProgressBar(total=total, completed=state.progress.get("step", 0), width=16) if total else Text("")
             table.add_row(

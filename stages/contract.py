@@ -50,6 +50,7 @@ class Stage:
         self.rank = int(os.environ.get("RANK", "0"))
         self.started = time.time()
         self._last_status = 0.0
+        self._since: dict[str, Any] = {}
         self._run: StageRun | None = None
 
     def config_as(self, kind: type[ConfigT]) -> ConfigT:
@@ -71,12 +72,14 @@ class Stage:
         return folder.export
 
     def progress(self, step: int, total: int, unit: str, **shown: float) -> None:
-        """Where the stage is, for the live view; at most two writes a second."""
+        """Where the stage is, for the live view; at most two writes a second. `since` tells from where this attempt began to count."""
         now = time.time()
+        if self._since.get("unit") != unit or step < self._since["step"]:
+            self._since = {"unit": unit, "step": step, "time": now}
         if self.rank != 0 or (now - self._last_status < _STATUS_SECONDS and step != total):
             return
         self._last_status = now
-        self._write_status("running", step=step, total=total, unit=unit, shown=shown)
+        self._write_status("running", step=step, total=total, unit=unit, shown=shown, since=self._since)
 
     def log(self, step: int, **values: float) -> None:
         """A row of metrics.jsonl, and of the stage's W&B run. Raises `PriorlabError` when the loss is no longer a number."""
@@ -136,6 +139,8 @@ class Stage:
             "metrics": metrics,
             "provenance": provenance() | {"started": self.started, "seconds": round(time.time() - self.started, 2)},
         }
+        if "adopt" in self.spec:
+            record["adopted"] = self.spec["adopt"]
         self._write_status("done")
         write_json_atomically(self.folder.record_file, record)
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
@@ -224,6 +229,8 @@ def _hold_lock(stage: Stage) -> None:
     if stage.rank == 0 and "PRIORLAB_LOCK_FD" not in os.environ and stage.folder.lock() is None:
         holder = (stage.folder.path / "lock").read_text(encoding="utf-8")
         raise PriorlabError(f"{stage.folder.path} is already run by {holder or 'another process'}; wait for it or stop it")
+    if "PRIORLAB_LOCK_FD" not in os.environ and stage.rank == 0:
+        stage.folder.cancelled.unlink(missing_ok=True)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -3,13 +3,20 @@
 from typing import Any
 
 from pipeline.config import PretrainStage
+from pipeline.errors import PriorlabError
 from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
     from stages.processes import prepare
 
-    prepare(stage.config_as(PretrainStage).pretrain.launch.threads)
+    settings = stage.config_as(PretrainStage).pretrain
+    if settings.adopted is not None:
+        raise PriorlabError(
+            f"pretrain.adopted is {settings.adopted}: a checkpoint that is not in this home, and that cannot be trained; bring it "
+            "in with `priorlab adopt CHECKPOINT --as RECIPE`, with the same changes of the corpus"
+        )
+    prepare(settings.launch.threads)
     with heavy_imports():
         from stages.pretrain.train import train
 

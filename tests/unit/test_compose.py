@@ -148,6 +148,7 @@ def test_configs_of_the_current_folder_come_first(tmp_path: Path, monkeypatch: p
 
 def test_scientific_notation_is_a_number() -> None:
     assert parse_override("a.b=1e-4") == (["a", "b"], 1e-4)
+    assert parse_override("a.b=862e886ed9aa") == (["a", "b"], "862e886ed9aa")  # begins like a number, and is none
 
 
 def test_a_changed_prior_is_not_called_by_the_name_of_its_base() -> None:

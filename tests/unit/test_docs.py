@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from pipeline.cli import app
 from pipeline.compose import available, load_recipe, load_sweep
 from pipeline.config import Prior
 from pipeline.graph import build_graph
+from pipeline.tools.status import STATES, StageReport
 from scripts.figures import objective as objective_figures
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOOLS = ("status", "logs", "diff", "cancel", "gc", "adopt")
 COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    scripts/priorlab ")]
 
 
@@ -68,8 +71,20 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 def test_help_shows_every_command() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
-    for command in ("sweep", "run", "plan", "status", "report", "resume", "stage", "doctor"):
+    for command in ("sweep", "run", "plan", "status", "report", "resume", "stage", "doctor", *TOOLS):
         assert re.search(rf"│ {command} ", shown), command
+
+
+def test_the_documented_keys_of_status_are_those_it_prints() -> None:
+    page = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    keys = [key for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE) for key in re.findall(r"\w+", row)]
+    assert keys == [field.name for field in fields(StageReport)]
+    assert all(f"`{state}`" in page for state in STATES)
+
+
+def test_every_tool_has_a_section() -> None:
+    page = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == ["status", "plan", "diff", "logs", "cancel", "gc", "adopt"]
 
 
 def test_the_stationary_entropies_of_the_docs_are_what_the_objective_gives() -> None:

@@ -1,0 +1,89 @@
+"""`python -m stages.adopt`: a checkpoint made elsewhere becomes a pretrain stage's export, if it fits the recipe's corpus.
+
+Fits means: the same tokenizer (vocabulary, special tokens, and how held-out text is cut), room for as many positions as the recipe
+counts on, and weights that belong to their config. The record then has `adopted`: the source folder and the sha256 of its files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PretrainStage
+from pipeline.errors import PriorlabError
+from pipeline.store import manifest_of
+from stages.contract import Stage, main
+
+_COMPARED_BLOCKS = 64
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def adopt(stage: Stage) -> dict[str, Any]:
+    from stages import processes
+
+    processes.quiet()
+    from transformers import AutoConfig
+
+    from stages.checkpoint import verify_export
+
+    wanted = stage.config_as(PretrainStage).model.max_positions
+    source, manifest = Path(stage.spec["adopt"]["source"]), stage.spec["adopt"]["manifest"]
+    vocabulary = _check_tokenizer(source, stage.parent("corpus"))
+    positions = AutoConfig.from_pretrained(source).max_position_embeddings
+    if positions < wanted:
+        raise PriorlabError(f"the checkpoint has {positions} positions, the recipe counts on model.max_positions={wanted}; lower that")
+
+    def write(folder: Path) -> None:
+        for number, name in enumerate(manifest):
+            stage.progress(number, len(manifest), "files")
+            if stage.spec["adopt"]["link"]:
+                _link((source / name).resolve(), folder / name)
+            else:
+                shutil.copyfile(source / name, folder / name)
+
+    stage.export(write)
+    verify_export(stage.folder.export)
+    if manifest_of(stage.folder.export) != manifest:
+        raise PriorlabError(f"{source} was changed while it was adopted; run the command again")
+    return {"files": len(manifest), "vocabulary": vocabulary, "positions": positions}
+
+
+def _link(file: Path, name: Path) -> None:
+    try:
+        name.hardlink_to(file)
+    except OSError as error:
+        raise PriorlabError(
+            f"{file} cannot be linked into {name.parent} ({error.strerror}); leave out --link to have it copied"
+        ) from error
+
+
+def _check_tokenizer(source: Path, corpus: Path) -> int:
+    """The size of the vocabulary. Raises `PriorlabError` at the first difference from the corpus's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from stages.corpus.pack import Blocks
+
+    theirs, ours = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    their_ids, our_ids = theirs.get_vocab(), ours.get_vocab()
+    if their_ids != our_ids:
+        token = min(token for token in their_ids.keys() | our_ids.keys() if their_ids.get(token) != our_ids.get(token))
+        raise PriorlabError(
+            f"its tokenizer is another one than the corpus's: token {token!r} has the id {their_ids.get(token)}, in the corpus "
+            f"{our_ids.get(token)}. A checkpoint can be adopted only as a recipe whose corpus is cut by the same tokenizer"
+        )
+    for name in _SPECIAL:
+        if getattr(theirs, name) != getattr(ours, name):
+            raise PriorlabError(
+                f"its tokenizer has {name} {getattr(theirs, name)}, the corpus's {getattr(ours, name)}; they must agree"
+            )
+    blocks = Blocks(corpus / "heldout")
+    for row in blocks.rows(list(range(min(len(blocks), _COMPARED_BLOCKS)))).tolist():
+        text = ours.decode(row, skip_special_tokens=True)
+        if theirs(text)["input_ids"] != ours(text)["input_ids"]:
+            raise PriorlabError(f"its tokenizer cuts held-out text in another way than the corpus's, first in {text[:60]!r}")
+    return len(ours)
+
+
+if __name__ == "__main__":
+    main("pretrain", adopt)

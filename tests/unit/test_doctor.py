@@ -1,0 +1,16 @@
+"""`doctor`: what this machine has, as findings and not as crashes."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.doctor import examine
+from pipeline.store import Home
+
+
+def test_every_part_is_a_finding_and_a_missing_slurm_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no sinfo there, wherever the tests run
+    found = {finding.name: finding for finding in examine(Home(tmp_path / "not" / "yet"))}
+    assert list(found) == ["python", "packages", "vllm", "devices", "machine", "disk", "wandb", "slurm"]
+    assert (found["slurm"].ok, found["slurm"].text) == (True, "not on this machine, which then runs all stages itself")
+    assert "GiB free" in found["disk"].text
