@@ -7,14 +7,11 @@ Torch-free: the stages import these types, and the planner must start in well un
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16"]
-
-MAX_PROMPT_TOKENS = 64
-"""Room for a prompt beside the response; the rollout engine refuses longer ones. The tasks' prompts have up to 30 tokens."""
 
 
 def execution(default: Any, **constraints: Any) -> Any:
@@ -78,7 +75,15 @@ class Prior(Config):
         return kept
 
 
-class CountdownTask(Config):
+class TaskConfig(Config):
+    """What every task has."""
+
+    max_prompt_tokens: int = execution(
+        64, ge=1, description="room for a prompt beside the response; the stages refuse longer ones, so it decides no number"
+    )
+
+
+class CountdownTask(TaskConfig):
     """Reach `target` with an expression that uses each given number exactly once."""
 
     kind: Literal["countdown"] = "countdown"
@@ -95,7 +100,24 @@ class CountdownTask(Config):
         return self
 
 
-Task = CountdownTask
+class ArithmeticTask(TaskConfig):
+    """The value of a chain such as `3+8*2-5`, reached by worked steps; `operations` and the two bounds set the difficulty."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    name: str = execution("arithmetic")
+    operations: tuple[int, ...] = Field((3,), min_length=1, description="how many operations a problem chains; drawn uniformly")
+    largest_number: int = Field(9, ge=1, lt=10**6)
+    largest_value: int = Field(99, ge=1, lt=10**9, description="no intermediate result leaves 0..largest_value")
+    operators: tuple[Literal["+", "-", "*"], ...] = Field(("+", "-", "*"), min_length=1)
+
+    @model_validator(mode="after")
+    def _short_chains(self) -> ArithmeticTask:
+        if any(not 1 <= count <= 12 for count in self.operations):
+            raise ValueError(f"operations is {list(self.operations)}; each count must be between 1 and 12")
+        return self
+
+
+Task = Annotated[CountdownTask | ArithmeticTask, Field(discriminator="kind")]
 
 
 class CorpusConfig(Config):
@@ -281,10 +303,12 @@ class RecipeConfig(Config):
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
         for name, settings in (("rl", self.rl), ("evaluate", self.evaluate)):
-            if settings is not None and MAX_PROMPT_TOKENS + settings.max_response_tokens > self.model.max_positions:
+            prompt = self.task.max_prompt_tokens
+            if settings is not None and prompt + settings.max_response_tokens > self.model.max_positions:
                 raise ValueError(
-                    f"{name}.max_response_tokens ({settings.max_response_tokens}) and {MAX_PROMPT_TOKENS} tokens for the prompt exceed "
-                    f"model.max_positions ({self.model.max_positions})"
+                    f"{name}.max_response_tokens ({settings.max_response_tokens}) and {prompt} tokens for the prompt exceed "
+                    f"model.max_positions ({self.model.max_positions}); lower task.max_prompt_tokens or max_response_tokens, "
+                    "or raise model.max_positions"
                 )
         return self
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import MAX_PROMPT_TOKENS, Dtype
+from pipeline.config import Dtype
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -34,16 +34,14 @@ def engine_arguments(dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
     return arguments
 
 
-def build_engine(
-    checkpoint: Path, *, dtype: Dtype, seed: int, max_response_tokens: int, kv_cache_gib: int, gpu_memory_share: float
-) -> LLM:
-    """An engine for a HF folder."""
+def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, kv_cache_gib: int, gpu_memory_share: float) -> LLM:
+    """An engine for a HF folder; `max_tokens` bounds prompt and response together."""
     from vllm import LLM
 
     return LLM(
         model=str(checkpoint),
         seed=seed,
-        max_model_len=MAX_PROMPT_TOKENS + max_response_tokens,
+        max_model_len=max_tokens,
         gpu_memory_utilization=gpu_memory_share,
         disable_log_stats=True,
         **engine_arguments(dtype, kv_cache_gib),

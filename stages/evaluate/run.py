@@ -39,7 +39,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         checkpoint,
         dtype=protocol.dtype,
         seed=protocol.seed,
-        max_response_tokens=protocol.max_response_tokens,
+        max_tokens=config.task.max_prompt_tokens + protocol.max_response_tokens,
         kv_cache_gib=protocol.kv_cache_gib,
         gpu_memory_share=protocol.gpu_memory_share,
     )

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from pipeline.config import MAX_PROMPT_TOKENS, RLConfig, RLStage
+from pipeline.config import RLStage
 from pipeline.errors import PriorlabError
 from stages.checkpoint import export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
@@ -53,7 +53,7 @@ def _train(
     stage: Stage, config: RLStage, base: Path, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], checkpoint: Path | None
 ) -> None:
     settings = config.rl
-    arguments = _arguments(stage, settings, config.seed)
+    arguments = _arguments(stage, config)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with Verifier(partial(build_task, config.task), workers=1, seconds=_VERIFY_SECONDS) as verifier:
         trainer = RLTrainer(
@@ -95,11 +95,12 @@ class Reward:
         return [float(verdict.correct) for verdict in self.verifier.verify(pairs)]
 
 
-def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
+def _arguments(stage: Stage, config: RLStage) -> GRPOConfig:
+    settings = config.rl
     batch = settings.prompts_per_step * settings.samples_per_prompt
     shared = trainer_arguments(
         settings.optimizer, settings.launch, settings.dtype,
-        steps=settings.steps, batch=batch, seed=seed, folder=stage.folder.checkpoints,
+        steps=settings.steps, batch=batch, seed=config.seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
     return GRPOConfig(
         **shared,
@@ -117,5 +118,5 @@ def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
         use_vllm=True,
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=settings.gpu_memory_share,
-        vllm_max_model_length=MAX_PROMPT_TOKENS + settings.max_response_tokens,
+        vllm_max_model_length=config.task.max_prompt_tokens + settings.max_response_tokens,
     )

@@ -109,6 +109,13 @@ def test_parents_come_before_children() -> None:
         (["pretrain.launch.save_steps=30"], "save_steps is 30; it must be a multiple of log_steps (20)"),
         (["axes.prior=[{name: m, beta: 0.1}, {name: m, beta: 0.2}]"], "two cells of sweep 'quickstart' are called 'm-seed0'"),
         (["axes.prior=[" + "[" * 3000], "is no YAML"),
+        (["task.numbers=[9]"], "task: numbers is [9]; each count must be between 2 and 6"),
+        (["task.largest_numbr=9"], "task has no key 'largest_numbr'; did you mean 'largest_number'?"),
+        (["task=arithmetic", "task.operations=[40]"], "task: operations is [40]; each count must be between 1 and 12"),
+        (["task=arithmetic", "task.largest_target=9"], "task has no key 'largest_target'; did you mean 'largest_value'?"),
+        (["task.kind=sudoku"], "task.kind is sudoku; task needs one of arithmetic, countdown"),
+        (["task={use: countdown, kind: null}"], "task.kind is None; task needs one of arithmetic, countdown"),
+        (["task.max_prompt_tokens=250"], "lower task.max_prompt_tokens or max_response_tokens, or raise model.max_positions"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_with_the_way_out(overrides: list[str], message: str) -> None:
