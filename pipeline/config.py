@@ -19,6 +19,11 @@ def execution(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"execution": True}, **constraints)
 
 
+def identity_since(default: Any, **constraints: Any) -> Any:
+    """An identity field that came after results had been made: at its default it is left out, so that they keep their fingerprints."""
+    return Field(default, json_schema_extra={"left_out_at_default": True}, **constraints)
+
+
 class Config(BaseModel):
     """Base of all configs: unknown keys are errors, instances are immutable."""
 
@@ -32,6 +37,8 @@ class Config(BaseModel):
             if isinstance(extra, dict) and extra.get("execution"):
                 continue
             value = getattr(self, name)
+            if isinstance(extra, dict) and extra.get("left_out_at_default") and value == field.default:
+                continue
             kept[name] = value.identity() if isinstance(value, Config) else _plain(value)
         return kept
 
@@ -219,7 +226,18 @@ class PretrainConfig(Config):
         return self
 
 
-class RLConfig(Config):
+class Verification(Config):
+    """Limits of the worker processes that verify responses, for the stages that score them."""
+
+    verify_seconds: float = identity_since(5.0, gt=0, description="limit on verifying one response")
+    verify_memory_mib: int = identity_since(1024, ge=64, description="limit on a worker's memory beyond what its task takes to load")
+    max_verify_failures: float = execution(
+        0.01, ge=0, lt=1, description="share of responses that may exceed a limit or fail before the stage stops"
+    )
+    verify_workers: int = execution(1, ge=1)
+
+
+class RLConfig(Verification):
     """Stage two: on-policy GRPO without a KL term, rewards from the task's verifier."""
 
     name: str = execution("rl")
@@ -256,7 +274,7 @@ class RLConfig(Config):
         return self
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(Verification):
     """The frozen protocol, the same before and after RL."""
 
     name: str = execution("evaluate")
@@ -270,7 +288,6 @@ class EvaluateConfig(Config):
     head_k: int = Field(5, ge=1, description="size of the head whose mass is reported, the same for all priors")
     seed: int = 0
     verify_seconds: float = Field(5.0, gt=0, description="limit on verifying one response")
-    verify_workers: int = execution(1, ge=1)
     kv_cache_gib: int = execution(1, ge=1, description="engine's cache on CPU")
     gpu_memory_share: float = execution(0.8, gt=0, lt=1)
     threads: int = execution(1, ge=1)

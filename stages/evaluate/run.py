@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import EvaluateStage
-from pipeline.errors import PriorlabError
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.engine import build_engine
@@ -45,14 +44,9 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     )
     samples = sample(engine, problems, protocol, stage)
     stage.progress(0, 0, "verifying")
-    with Verifier(partial(build_task, config.task), workers=protocol.verify_workers, seconds=protocol.verify_seconds) as verifier:
+    with Verifier(partial(build_task, config.task), protocol) as verifier:
         verdicts = verifier.verify((sample.problem, sample.text) for sample in samples)
-        counts = verifier.counts
-    if counts.errors + counts.timeouts > 0.01 * counts.verified:
-        raise PriorlabError(
-            f"the verifier failed on {counts.errors} and timed out on {counts.timeouts} of {counts.verified} responses; "
-            "scores would be wrong. Raise evaluate.verify_seconds or mend the task's verifier."
-        )
+        counts = verifier.finish()
     per_problem = problem_metrics(samples, verdicts, protocol.samples)
 
     def write(folder: Path) -> None:

@@ -41,7 +41,7 @@ class Task(Protocol):
         ...
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Never raises, whatever the text, and costs at most milliseconds."""
+        """Runs in a worker that can be killed, with limits on time and memory. A text that is no answer is wrong, not an error."""
         ...
 
 
