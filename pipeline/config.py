@@ -7,6 +7,10 @@ Torch-free: the stages import these types, and the planner must start in well un
 
 from __future__ import annotations
 
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -124,7 +128,94 @@ class ArithmeticTask(TaskConfig):
         return self
 
 
-Task = Annotated[CountdownTask | ArithmeticTask, Field(discriminator="kind")]
+DATA_FORMATS = (".jsonl", ".parquet", ".csv")
+
+
+class MathSource(Config):
+    """Rows of problems and answers: a data set of the Hugging Face hub, or a local file.
+
+    A column may lie inside another: `reward_model.ground_truth`, `prompt.0.content`. A file counts by its content: `sha256`, filled in
+    when the recipe is read, is its identity wherever it lies.
+    """
+
+    hub: str | None = Field(None, description="name of a data set on the hub, e.g. openai/gsm8k")
+    subset: str | None = None
+    revision: str | None = Field(None, description="commit or tag of the data set; without it, whatever the hub has")
+    split: str = "train"
+    file: str | None = execution(None, description="a .jsonl, .parquet or .csv file instead of a data set of the hub")
+    sha256: str | None = None
+    problem: str = Field("problem", min_length=1, description="column of the problem's text")
+    answer: str = Field("answer", min_length=1, description="column of the reference answer; several in a list are one answer, a, b")
+    answer_pattern: str | None = Field(None, description="regular expression whose first group is the answer within that column")
+    solution: str | None = Field(None, description="column of a worked solution, to pre-train on")
+    max_problem_characters: int | None = Field(None, ge=1, description="rows with longer problems are left out")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _identify_file(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("file"), str) or data.get("sha256"):
+            return data
+        path = Path(data["file"]).expanduser().absolute()
+        if path.suffix not in DATA_FORMATS:
+            raise ValueError(f"file is {data['file']!r}; it must end in {', '.join(DATA_FORMATS)}")
+        try:
+            status = path.stat()
+            return data | {"file": str(path), "sha256": sha256_of(path, status.st_mtime_ns, status.st_size)}
+        except OSError as error:
+            raise ValueError(f"file is {data['file']!r}, which cannot be read: {error.strerror} ({path})") from error
+
+    @model_validator(mode="after")
+    def _one_place(self) -> MathSource:
+        if (self.hub is None) == (self.file is None):
+            raise ValueError(f"hub is {self.hub!r} and file {self.file!r}; give exactly one of the two (and null for the other)")
+        if self.answer_pattern is not None:
+            try:
+                groups = re.compile(self.answer_pattern).groups
+            except re.error as error:
+                raise ValueError(f"answer_pattern is {self.answer_pattern!r}, which is no regular expression: {error}") from error
+            if groups < 1:
+                raise ValueError(f"answer_pattern is {self.answer_pattern!r}; put a group, (...), around the answer")
+        return self
+
+
+@lru_cache(maxsize=64)
+def sha256_of(path: Path, modified_ns: int, size: int) -> str:  # noqa: ARG001 (time and size make a changed file a new key)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class MathTask(TaskConfig):
+    """Problems and answers from data sets, judged by math-verify.
+
+    `train` feeds RL (and, if it has solutions, the corpus), `evaluate` the evaluation; without it, a fixed share of `train` does.
+    """
+
+    kind: Literal["math"] = "math"
+    name: str = execution("math")
+    max_prompt_tokens: int = execution(1024, ge=1)
+    train: MathSource | None = None
+    evaluate: MathSource | None = None
+    prompt: str = Field(
+        "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n\n",
+        description="what the model reads; {problem} is replaced, other braces are plain text",
+    )
+    chat_template: str | None = Field(
+        None, description="Jinja template of a chat, as in a tokenizer's config, around the prompt as a user message"
+    )
+    system: str | None = Field(None, description="system message of the chat")
+
+    @model_validator(mode="after")
+    def _complete(self) -> MathTask:
+        if self.train is None and self.evaluate is None:
+            raise ValueError("train and evaluate are both missing; give the problems' source, e.g. train: {file: problems.jsonl}")
+        if "{problem}" not in self.prompt:
+            raise ValueError(f"prompt is {self.prompt!r}; it needs {{problem}} where the problem's text goes")
+        if self.system is not None and self.chat_template is None:
+            raise ValueError("system is set, but a system message needs a chat_template; set it too, or write the text into prompt")
+        return self
+
+
+Task = Annotated[CountdownTask | ArithmeticTask | MathTask, Field(discriminator="kind")]
 
 
 class CorpusConfig(Config):

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Dtype
+from pipeline.errors import PriorlabError
+from stages.tasks import Problem
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm import LLM
 
 
@@ -46,3 +49,13 @@ def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, 
         disable_log_stats=True,
         **engine_arguments(dtype, kv_cache_gib),
     )
+
+
+def check_prompts(problems: list[Problem], tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+    """Raises `PriorlabError` if a prompt is longer than `room` tokens: the engine would refuse it in the middle of the run."""
+    lengths = [len(ids) for ids in tokenizer([problem.prompt for problem in problems])["input_ids"]]
+    if max(lengths) > room:
+        raise PriorlabError(
+            f"{sum(length > room for length in lengths)} of {len(problems)} prompts are longer than task.max_prompt_tokens = {room}, "
+            f"the longest has {max(lengths)} tokens; set task.max_prompt_tokens={max(lengths)} or leave long problems out"
+        )

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import AutoTokenizer
 
 from pipeline.config import EvaluateStage
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.engine import build_engine
+from stages.engine import build_engine, check_prompts
 from stages.evaluate.distribution import heldout_statistics
 from stages.evaluate.metrics import consensus, doubling_ks, pass_at_k
 from stages.evaluate.sample import GREEDY, Sample, sample
@@ -33,6 +34,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
     )  # fmt: skip
     problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
+    check_prompts(problems, AutoTokenizer.from_pretrained(checkpoint), config.task.max_prompt_tokens)
     stage.progress(0, 0, "starting the engine")
     engine = build_engine(
         checkpoint,

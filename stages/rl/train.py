@@ -15,7 +15,7 @@ from trl import GRPOConfig
 from pipeline.config import RLStage
 from stages.checkpoint import export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
-from stages.engine import engine_arguments
+from stages.engine import check_prompts, engine_arguments
 from stages.evaluate.verify import Verifier
 from stages.processes import trainer_arguments
 from stages.rl.trainer import RLTrainer
@@ -29,6 +29,7 @@ def train(stage: Stage) -> dict[str, Any]:
     base = stage.parent("checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(base)
     problems = build_task(config.task).problems("rl", settings.problems, config.seed)
+    check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
     checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:

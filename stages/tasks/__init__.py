@@ -3,20 +3,25 @@
 A new task is one module with the `Task` protocol, one config class in `pipeline.config` and one case in `build_task`.
 """
 
-from pipeline import config as configs
+from pipeline.config import ArithmeticTask, CountdownTask, MathTask
+from pipeline.config import Task as AnyTaskConfig
 from stages.tasks.protocol import Problem, Split, Task, Verdict
 
 __all__ = ["Problem", "Split", "Task", "Verdict", "build_task"]
 
 
-def build_task(config: configs.Task) -> Task:
+def build_task(config: AnyTaskConfig) -> Task:
     """The task that a config describes. Imports wait for the choice: verifier workers start anew, and sympy alone takes a second."""
     match config:
-        case configs.CountdownTask():
+        case CountdownTask():
             from stages.tasks.countdown import Countdown
 
             return Countdown(config)
-        case configs.ArithmeticTask():
+        case ArithmeticTask():
             from stages.tasks.arithmetic import Arithmetic
 
             return Arithmetic(config)
+        case MathTask():
+            from stages.tasks.math import Math
+
+            return Math(config)

@@ -29,8 +29,10 @@ class Verdict:
 
 
 class Task(Protocol):
-    alphabet: str
-    """Every character that prompts and solutions use."""
+    @property
+    def alphabet(self) -> str:
+        """Every character that prompts and solutions use."""
+        ...
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """`count` distinct problems of a split; raises `PriorlabError` if there are not so many."""

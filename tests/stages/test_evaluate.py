@@ -73,7 +73,7 @@ class Trap:
         if response == "allocate":
             bytearray(4 << 30)  # nothing touches it, so without a limit it succeeds
         if response == "swell":
-            hoard = []
+            hoard: list[bytes] = []
             while len(hoard) < 4096:
                 hoard.append(b"x" * (1 << 20))
         if response == "exit":

@@ -46,7 +46,8 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "pretrain.launch={processes: 2, micro_batch: 8}", "pretrain.launch.micro_batch=8", "pretrain.launch.zero_stage=2",
         "pretrain.launch.save_steps=40", "pretrain.launch.log_steps=4", "pretrain.head_k=9", "rl.launch.micro_batch=64",
         "rl.kv_cache_gib=2", "evaluate.verify_workers=2",
-        "rl.verify_workers=2", "rl.max_verify_failures=0.1", "task.max_prompt_tokens=100", "tracking.mode=disabled", "tracking.project=other",
+        "rl.verify_workers=2", "rl.max_verify_failures=0.1", "task.max_prompt_tokens=100",
+        "tracking.mode=disabled", "tracking.project=other",
         "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power",
     ],
 )  # fmt: skip
