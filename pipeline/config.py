@@ -93,6 +93,11 @@ class TaskConfig(Config):
         64, ge=1, description="room for a prompt beside the response; the stages refuse longer ones, so it decides no number"
     )
 
+    @property
+    def reads_hub(self) -> bool:
+        """Whether its data come from the Hugging Face hub."""
+        return False
+
 
 class CountdownTask(TaskConfig):
     """Reach `target` with an expression that uses each given number exactly once."""
@@ -204,6 +209,10 @@ class MathTask(TaskConfig):
     )
     system: str | None = Field(None, description="system message of the chat")
 
+    @property
+    def reads_hub(self) -> bool:
+        return any(source is not None and source.hub is not None for source in (self.train, self.evaluate))
+
     @model_validator(mode="after")
     def _complete(self) -> MathTask:
         if self.train is None and self.evaluate is None:
@@ -215,7 +224,29 @@ class MathTask(TaskConfig):
         return self
 
 
-Task = Annotated[CountdownTask | ArithmeticTask | MathTask, Field(discriminator="kind")]
+class GymTask(TaskConfig):
+    """A task of reasoning-gym (arXiv 2505.24760), by name; an optional extra of the installation."""
+
+    kind: Literal["reasoning-gym"] = "reasoning-gym"
+    name: str = execution("reasoning-gym")
+    max_prompt_tokens: int = execution(1024, ge=1)
+    dataset: str = Field(min_length=1, description="name in reasoning-gym, e.g. chain_sum")
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of that data set, e.g. min_terms")
+    prompt: str = Field("{question}\nAnswer: ", description="what the model reads; {question} is replaced, other braces are plain text")
+
+    @model_validator(mode="after")
+    def _complete(self) -> GymTask:
+        if "{question}" not in self.prompt:
+            raise ValueError(f"prompt is {self.prompt!r}; it needs {{question}} where the question's text goes")
+        ours = sorted({"seed", "size"} & self.options.keys())
+        if ours:
+            raise ValueError(
+                f"options has {' and '.join(ours)}, which the stages choose (corpus.seed, evaluate.problems, ...); drop it"
+            )
+        return self
+
+
+Task = Annotated[CountdownTask | ArithmeticTask | MathTask | GymTask, Field(discriminator="kind")]
 
 
 class CorpusConfig(Config):

@@ -3,7 +3,7 @@
 A new task is one module with the `Task` protocol, one config class in `pipeline.config` and one case in `build_task`.
 """
 
-from pipeline.config import ArithmeticTask, CountdownTask, MathTask
+from pipeline.config import ArithmeticTask, CountdownTask, GymTask, MathTask
 from pipeline.config import Task as AnyTaskConfig
 from stages.tasks.protocol import Problem, Split, Task, Verdict
 
@@ -25,3 +25,7 @@ def build_task(config: AnyTaskConfig) -> Task:
             from stages.tasks.math import Math
 
             return Math(config)
+        case GymTask():
+            from stages.tasks.gym import Gym
+
+            return Gym(config)

@@ -115,8 +115,8 @@ def test_parents_come_before_children() -> None:
         (["task.largest_numbr=9"], "task has no key 'largest_numbr'; did you mean 'largest_number'?"),
         (["task=arithmetic", "task.operations=[40]"], "task: operations is [40]; each count must be between 1 and 12"),
         (["task=arithmetic", "task.largest_target=9"], "task has no key 'largest_target'; did you mean 'largest_value'?"),
-        (["task.kind=sudoku"], "task.kind is sudoku; task needs one of arithmetic, countdown, math"),
-        (["task={use: countdown, kind: null}"], "task.kind is None; task needs one of arithmetic, countdown, math"),
+        (["task.kind=sudoku"], "task.kind is sudoku; task needs one of arithmetic, countdown, math, reasoning-gym"),
+        (["task={use: countdown, kind: null}"], "task.kind is None; task needs one of arithmetic, countdown, math, reasoning-gym"),
         (["task.max_prompt_tokens=250"], "lower task.max_prompt_tokens or max_response_tokens, or raise model.max_positions"),
     ],
 )  # fmt: skip
