@@ -254,10 +254,13 @@ def validate_recipe(tree: dict[str, Any], *, where: str) -> RecipeConfig:
 
 
 def _explain(detail: Any) -> str:
-    location = [str(part) for part in detail["loc"]]
+    location, config = _place([str(part) for part in detail["loc"]])
     path = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(".".join(location[:-1]) or "recipe", location[-1], _fields_at(location[:-1]))
+        return _unknown_key(".".join(location[:-1]) or "recipe", location[-1], config.model_fields)
+    if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        kind, kinds = detail["ctx"].get("tag"), ", ".join(sorted(_kinds(RecipeConfig.model_fields[path].annotation)))
+        return f"{path}.kind is {kind or 'missing'}; {path} needs one of {kinds}"
     if detail["type"] == "missing":
         parent = ".".join(location[:-1]) or "the recipe"
         return f"{path} is missing; {parent} needs it"
@@ -267,15 +270,28 @@ def _explain(detail: Any) -> str:
     return f"{path} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(location: list[str]) -> set[str]:
-    model: type[BaseModel] = RecipeConfig
+def _place(location: list[str]) -> tuple[list[str], type[BaseModel]]:
+    """An error's location as the user wrote it, and the innermost config around it; pydantic adds the kind chosen from a union."""
+    written: list[str] = []
+    config: type[BaseModel] = RecipeConfig
+    kinds: dict[str, type[BaseModel]] = {}
     for part in location:
-        field = model.model_fields.get(part)
-        if field is None:
-            break
-        candidates = [field.annotation, *get_args(field.annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return set(model.model_fields)
+        if part in kinds:
+            config, kinds = kinds[part], {}
+            continue
+        written.append(part)
+        annotation = config.model_fields[part].annotation if part in config.model_fields else None
+        kinds = _kinds(annotation)
+        if not kinds:
+            candidates = [annotation, *get_args(annotation)]
+            config = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), config)
+    return written, config
+
+
+def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The members of a union told apart by their `kind`; empty for anything else."""
+    members = [c for c in get_args(annotation) if isinstance(c, type) and issubclass(c, BaseModel) and "kind" in c.model_fields]
+    return {c.model_fields["kind"].default: c for c in members} if len(members) > 1 else {}
 
 
 def _unknown_key(where: str, key: str, known: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from pipeline.config import TaskConfig
 from pipeline.errors import NO_SPACE_EXIT, PriorlabError
 from pipeline.graph import Graph, StageNode
 from pipeline.store import Home, StageFolder, status_of, write_json_atomically
@@ -253,12 +254,20 @@ def environment(node: StageNode, lock: int, commit: str, devices: list[str] | No
     return inherited | {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        # The hub is for tasks whose data lie there; all else is on disk, and asking would only cost time.
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0" if _reads_hub(node) else "1"),
+        # Some of reasoning-gym's generators follow the order of sets: the problems before and after RL must be the same.
+        "PYTHONHASHSEED": "0",
         "PRIORLAB_LOCK_FD": str(lock),
         "PRIORLAB_COMMIT": commit,
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])),
     }
+
+
+def _reads_hub(node: StageNode) -> bool:
+    task = getattr(node.config, "task", None)
+    return isinstance(task, TaskConfig) and task.reads_hub
 
 
 def visible_devices() -> list[str]:

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import MAX_PROMPT_TOKENS, Dtype
+from pipeline.config import Dtype
+from pipeline.errors import PriorlabError
+from stages.tasks import Problem
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm import LLM
 
 
@@ -34,17 +37,25 @@ def engine_arguments(dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
     return arguments
 
 
-def build_engine(
-    checkpoint: Path, *, dtype: Dtype, seed: int, max_response_tokens: int, kv_cache_gib: int, gpu_memory_share: float
-) -> LLM:
-    """An engine for a HF folder."""
+def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, kv_cache_gib: int, gpu_memory_share: float) -> LLM:
+    """An engine for a HF folder; `max_tokens` bounds prompt and response together."""
     from vllm import LLM
 
     return LLM(
         model=str(checkpoint),
         seed=seed,
-        max_model_len=MAX_PROMPT_TOKENS + max_response_tokens,
+        max_model_len=max_tokens,
         gpu_memory_utilization=gpu_memory_share,
         disable_log_stats=True,
         **engine_arguments(dtype, kv_cache_gib),
     )
+
+
+def check_prompts(problems: list[Problem], tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+    """Raises `PriorlabError` if a prompt is longer than `room` tokens: the engine would refuse it in the middle of the run."""
+    lengths = [len(ids) for ids in tokenizer([problem.prompt for problem in problems])["input_ids"]]
+    if max(lengths) > room:
+        raise PriorlabError(
+            f"{sum(length > room for length in lengths)} of {len(problems)} prompts are longer than task.max_prompt_tokens = {room}, "
+            f"the longest has {max(lengths)} tokens; set task.max_prompt_tokens={max(lengths)} or leave long problems out"
+        )

@@ -13,7 +13,7 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """END closes a document and, as in packed text, stands before the next: encoding with special tokens puts it before a prompt."""
     vocabulary = {token: index for index, token in enumerate([END, PAD, *sorted(set(alphabet))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, vocabulary[END])])
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(

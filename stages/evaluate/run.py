@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import AutoTokenizer
 
 from pipeline.config import EvaluateStage
-from pipeline.errors import PriorlabError
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.engine import build_engine
+from stages.engine import build_engine, check_prompts
 from stages.evaluate.distribution import heldout_statistics
 from stages.evaluate.metrics import consensus, doubling_ks, pass_at_k
 from stages.evaluate.sample import GREEDY, Sample, sample
@@ -34,25 +34,21 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
     )  # fmt: skip
     problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
+    check_prompts(problems, AutoTokenizer.from_pretrained(checkpoint), config.task.max_prompt_tokens)
     stage.progress(0, 0, "starting the engine")
     engine = build_engine(
         checkpoint,
         dtype=protocol.dtype,
         seed=protocol.seed,
-        max_response_tokens=protocol.max_response_tokens,
+        max_tokens=config.task.max_prompt_tokens + protocol.max_response_tokens,
         kv_cache_gib=protocol.kv_cache_gib,
         gpu_memory_share=protocol.gpu_memory_share,
     )
     samples = sample(engine, problems, protocol, stage)
     stage.progress(0, 0, "verifying")
-    with Verifier(partial(build_task, config.task), workers=protocol.verify_workers, seconds=protocol.verify_seconds) as verifier:
+    with Verifier(partial(build_task, config.task), protocol) as verifier:
         verdicts = verifier.verify((sample.problem, sample.text) for sample in samples)
-        counts = verifier.counts
-    if counts.errors + counts.timeouts > 0.01 * counts.verified:
-        raise PriorlabError(
-            f"the verifier failed on {counts.errors} and timed out on {counts.timeouts} of {counts.verified} responses; "
-            "scores would be wrong. Raise evaluate.verify_seconds or mend the task's verifier."
-        )
+        counts = verifier.finish()
     per_problem = problem_metrics(samples, verdicts, protocol.samples)
 
     def write(folder: Path) -> None:

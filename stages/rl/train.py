@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from pipeline.config import MAX_PROMPT_TOKENS, RLConfig, RLStage
-from pipeline.errors import PriorlabError
+from pipeline.config import RLStage
 from pipeline.store import read_json
 from stages.checkpoint import export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
-from stages.engine import engine_arguments
+from stages.engine import check_prompts, engine_arguments
 from stages.evaluate.verify import Verifier
 from stages.processes import trainer_arguments
 from stages.rl.trainer import PREFLIGHT_FILE, RLTrainer
 from stages.tasks import Problem, build_task
-
-_VERIFY_SECONDS = 5.0
 
 
 def train(stage: Stage) -> dict[str, Any]:
@@ -32,6 +30,7 @@ def train(stage: Stage) -> dict[str, Any]:
     base = stage.parent("checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(base)
     problems = build_task(config.task).problems("rl", settings.problems, config.seed)
+    check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
     checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:
@@ -56,9 +55,9 @@ def _train(
     stage: Stage, config: RLStage, base: Path, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], checkpoint: Path | None
 ) -> None:
     settings = config.rl
-    arguments = _arguments(stage, settings, config.seed)
+    arguments = _arguments(stage, config)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with Verifier(partial(build_task, config.task), workers=1, seconds=_VERIFY_SECONDS) as verifier:
+    with Verifier(partial(build_task, config.task), settings) as verifier:
         trainer = RLTrainer(
             stage=stage,
             engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib),
@@ -74,20 +73,15 @@ def _train(
             trainer.rollouts_generated = int(stage.last_row()["rollouts_generated"])
             trainer.rollouts_used = int(stage.last_row()["rollouts_used"])
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        counts = verifier.counts
+        verifier.finish()
 
-    failures = counts.timeouts + counts.errors
-    if failures > 0.01 * counts.verified:
-        raise PriorlabError(
-            f"the verifier failed on {failures} of {counts.verified} responses, which then were paid 0; mend the task's verifier"
-        )
     if trainer.state.global_step != settings.steps:
         raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
     stage.export(lambda folder: save_export(trainer, tokenizer, folder))
 
 
 class Reward:
-    """1 for a verified response, else 0; the name is what TRL logs it under."""
+    """1 for a verified response, else 0; the name is what TRL logs it under. Logs the shares that the verifier failed on."""
 
     __name__ = "correct"
 
@@ -95,16 +89,22 @@ class Reward:
         self.problems = problems
         self.verifier = verifier
 
-    def __call__(self, completions: list[str], problem: list[int], **_: Any) -> list[float]:
+    def __call__(self, completions: list[str], problem: list[int], log_metric: Callable[[str, float], None], **_: Any) -> list[float]:
         pairs = [(self.problems[index], text) for index, text in zip(problem, completions, strict=True)]
-        return [float(verdict.correct) for verdict in self.verifier.verify(pairs)]
+        counts = self.verifier.counts
+        timeouts, errors = counts.timeouts, counts.errors
+        rewards = [float(verdict.correct) for verdict in self.verifier.verify(pairs)]
+        log_metric("verify/timeouts", (counts.timeouts - timeouts) / len(pairs))
+        log_metric("verify/errors", (counts.errors - errors) / len(pairs))
+        return rewards
 
 
-def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
+def _arguments(stage: Stage, config: RLStage) -> GRPOConfig:
+    settings = config.rl
     batch = settings.prompts_per_step * settings.samples_per_prompt // settings.updates_per_rollout
     shared = trainer_arguments(
         settings.optimizer, settings.launch, settings.dtype,
-        steps=settings.steps, batch=batch, seed=seed, folder=stage.folder.checkpoints,
+        steps=settings.steps, batch=batch, seed=config.seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
     return GRPOConfig(
         **shared,
@@ -123,5 +123,5 @@ def _arguments(stage: Stage, settings: RLConfig, seed: int) -> GRPOConfig:
         use_vllm=True,
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=settings.gpu_memory_share,
-        vllm_max_model_length=MAX_PROMPT_TOKENS + settings.max_response_tokens,
+        vllm_max_model_length=config.task.max_prompt_tokens + settings.max_response_tokens,
     )

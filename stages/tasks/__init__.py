@@ -1,15 +1,31 @@
-"""Reasoning tasks: problem generators with verifiable answers.
+"""Reasoning tasks: problems with verifiable answers, generated or read from data sets.
 
-A new task is one module with the `Task` protocol, one config class in `pipeline.config` and one line in `build_task`.
+A new task is one module with the `Task` protocol, one config class in `pipeline.config` and one case in `build_task`.
 """
 
-from pipeline.config import CountdownTask
-from stages.tasks.countdown import Countdown
+from pipeline.config import ArithmeticTask, CountdownTask, GymTask, MathTask
+from pipeline.config import Task as AnyTaskConfig
 from stages.tasks.protocol import Problem, Split, Task, Verdict
 
 __all__ = ["Problem", "Split", "Task", "Verdict", "build_task"]
 
 
-def build_task(config: CountdownTask) -> Task:
-    """The task that a config describes."""
-    return Countdown(config)
+def build_task(config: AnyTaskConfig) -> Task:
+    """The task that a config describes. Imports wait for the choice: verifier workers start anew, and sympy alone takes a second."""
+    match config:
+        case CountdownTask():
+            from stages.tasks.countdown import Countdown
+
+            return Countdown(config)
+        case ArithmeticTask():
+            from stages.tasks.arithmetic import Arithmetic
+
+            return Arithmetic(config)
+        case MathTask():
+            from stages.tasks.math import Math
+
+            return Math(config)
+        case GymTask():
+            from stages.tasks.gym import Gym
+
+            return Gym(config)

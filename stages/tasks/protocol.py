@@ -29,8 +29,10 @@ class Verdict:
 
 
 class Task(Protocol):
-    alphabet: str
-    """Every character that prompts and solutions use."""
+    @property
+    def alphabet(self) -> str:
+        """Every character that prompts and solutions use."""
+        ...
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """`count` distinct problems of a split; raises `PriorlabError` if there are not so many."""
@@ -41,7 +43,7 @@ class Task(Protocol):
         ...
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Never raises, whatever the text, and costs at most milliseconds."""
+        """Runs in a worker that can be killed, with limits on time and memory. A text that is no answer is wrong, not an error."""
         ...
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import CountdownTask
+from pipeline.config import CountdownTask, Verification
+from pipeline.errors import PriorlabError
 from stages.evaluate.metrics import pass_at_k
 from stages.evaluate.verify import Verifier
 from stages.tasks import Problem, Split, Verdict, build_task
@@ -62,18 +63,24 @@ def test_before_and_after_rl_are_measured_on_the_same_problems(smoke: FinishedSw
 
 
 class Trap:
-    """A task whose verifier hangs, ends its process or raises, by what the response says."""
+    """A task whose verifier hangs, swells, ends its process or raises, by what the response says."""
 
     alphabet = ""
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         if response == "hang":
             time.sleep(3600)
+        if response == "allocate":
+            bytearray(4 << 30)  # nothing touches it, so without a limit it succeeds
+        if response == "swell":
+            hoard: list[bytes] = []
+            while len(hoard) < 4096:
+                hoard.append(b"x" * (1 << 20))
         if response == "exit":
             os._exit(3)
         if response == "raise":
             raise RuntimeError("broken verifier")
-        return Verdict(correct=response == "right", answer=response)
+        return Verdict(correct=response != "wrong", answer=response)
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         raise NotImplementedError
@@ -82,18 +89,49 @@ class Trap:
         raise NotImplementedError
 
 
-def test_a_hanging_crashing_or_raising_verifier_costs_one_response_each() -> None:
-    with Verifier(Trap, workers=2, seconds=8) as verifier:
-        responses = ["right", "hang", "wrong", "exit", "raise", "right"]
+def test_a_hanging_swelling_crashing_or_raising_verifier_costs_one_response_each(caplog: pytest.LogCaptureFixture) -> None:
+    with Verifier(Trap, Verification(verify_workers=2, verify_seconds=8, verify_memory_mib=256)) as verifier:
+        responses = ["right", "hang", "wrong", "exit", "raise", "allocate", "swell", "right"]
         verdicts = verifier.verify((PROBLEM, response) for response in responses)
         again = verifier.verify([(PROBLEM, "right")])
-    assert [verdict.correct for verdict in verdicts] == [True, False, False, False, False, True]
-    assert (verifier.counts.timeouts, verifier.counts.errors) == (1, 2)
+    assert [verdict.correct for verdict in verdicts] == [True, False, False, False, False, False, False, True]
+    assert (verifier.counts.timeouts, verifier.counts.errors) == (1, 4)
     assert again[0].correct  # the pool goes on
+    assert "response 'hang': more than verify_seconds = 8" in caplog.text
+    assert "response 'raise': RuntimeError: broken verifier" in caplog.text
+    assert caplog.text.count("MemoryError") == 2
+
+
+def test_failures_past_the_share_stop_the_run_and_name_the_last() -> None:
+    with Verifier(Trap, Verification(verify_workers=2, max_verify_failures=0.05)) as verifier:
+        verifier.verify((PROBLEM, response) for response in ["raise"] * 10)  # few responses: no share to speak of yet
+        with pytest.raises(PriorlabError, match=r"failed on 10 and timed out on 0 of 10 responses.*response 'raise': RuntimeError"):
+            verifier.finish()
+        with pytest.raises(PriorlabError, match=r"max_verify_failures = 0\.05 allows.*[Rr]aise verify_seconds"):
+            verifier.verify((PROBLEM, response) for response in ["raise"] * 64)
+        assert verifier.counts.failures < 200
+
+
+def test_failures_below_the_share_are_counted_and_tolerated() -> None:
+    with Verifier(Trap, Verification(max_verify_failures=0.05)) as verifier:
+        verifier.verify((PROBLEM, response) for response in ["right"] * 63 + ["raise"])
+        counts = verifier.finish()
+    assert (counts.verified, counts.timeouts, counts.errors) == (64, 0, 1)
+
+
+def broken() -> Trap:
+    raise RuntimeError("no such data")
+
+
+def test_a_task_that_cannot_be_built_in_a_worker_stops_the_run_with_the_reason() -> None:
+    with Verifier(broken, Verification()) as verifier:
+        verifier.verify([(PROBLEM, "right")])
+        with pytest.raises(PriorlabError, match="RuntimeError: no such data"):
+            verifier.finish()
 
 
 def test_many_responses_keep_their_order() -> None:
-    with Verifier(partial(build_task, CountdownTask()), workers=2, seconds=30) as verifier:
+    with Verifier(partial(build_task, CountdownTask()), Verification(verify_workers=2, verify_seconds=30)) as verifier:
         responses = ["2+3*4" if i % 3 == 0 else "2+3+4" for i in range(500)]
         verdicts = verifier.verify((PROBLEM, response) for response in responses)
     assert [verdict.correct for verdict in verdicts] == [i % 3 == 0 for i in range(500)]

@@ -136,7 +136,7 @@ def test_the_export_is_a_checkpoint_that_vllm_agrees_with(smoke: FinishedSweep) 
     export = smoke.folder("pretrain").export
     assert not list(export.glob("*.bin"))  # no pickles
     assert len(AutoTokenizer.from_pretrained(export)) == AutoModelForCausalLM.from_pretrained(export).config.vocab_size
-    engine = engines.build_engine(export, dtype="float32", seed=0, max_response_tokens=1, kv_cache_gib=1, gpu_memory_share=0.5)
+    engine = engines.build_engine(export, dtype="float32", seed=0, max_tokens=64 + 1, kv_cache_gib=1, gpu_memory_share=0.5)
     ids = Blocks(smoke.folder("corpus").export / "heldout").rows([0, 1, 2])
     sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     results = engine.generate([TokensPrompt(prompt_token_ids=row.tolist()) for row in ids], sampling, use_tqdm=False)

@@ -42,6 +42,7 @@ def test_each_step_logs_what_a_user_needs(smoke: FinishedSweep) -> None:
         assert 1 <= row["completions/mean_length"] <= 16
         assert row["clip_ratio/high_mean"] == 0  # one update per generation: the ratio is 1
         assert row["learning_rate"] == 1e-3
+        assert (row["verify/timeouts"], row["verify/errors"]) == (0, 0)
 
 
 def test_the_record_counts_rollouts(smoke: FinishedSweep) -> None:

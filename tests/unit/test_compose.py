@@ -33,6 +33,8 @@ def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
     overrides = [f"{group}={name}"]
     if group == "prior":
         overrides.append("prior.k=5")
+    if group == "task":
+        overrides.append("model.max_positions=2048")
     recipe = only_recipe(*overrides)
     assert getattr(recipe, group).name == name
 
@@ -109,6 +111,17 @@ def test_parents_come_before_children() -> None:
         (["pretrain.launch.save_steps=30"], "save_steps is 30; it must be a multiple of log_steps (20)"),
         (["axes.prior=[{name: m, beta: 0.1}, {name: m, beta: 0.2}]"], "two cells of sweep 'quickstart' are called 'm-seed0'"),
         (["axes.prior=[" + "[" * 3000], "is no YAML"),
+        (["task.numbers=[9]"], "task: numbers is [9]; each count must be between 2 and 6"),
+        (["task.largest_numbr=9"], "task has no key 'largest_numbr'; did you mean 'largest_number'?"),
+        (["task=arithmetic", "task.operations=[40]"], "task: operations is [40]; each count must be between 1 and 12"),
+        (["task=arithmetic", "task.largest_target=9"], "task has no key 'largest_target'; did you mean 'largest_value'?"),
+        (["task={use: gsm8k, train: {hubb: x}}"], "task.train has no key 'hubb'; did you mean 'hub'?"),
+        (["task=gsm8k", "task.train.file=x.csv"], "task.train: file is 'x.csv', which cannot be read: No such file or directory"),
+        (["task=math500", "task.evaluate.hub=null"], "task.evaluate: hub is None and file None; give exactly one of the two"),
+        (["task=aime24"], "rl.max_response_tokens (16) and 1024 tokens for the prompt exceed model.max_positions (256)"),
+        (["task.kind=sudoku"], "task.kind is sudoku; task needs one of arithmetic, countdown, math, reasoning-gym"),
+        (["task={use: countdown, kind: null}"], "task.kind is None; task needs one of arithmetic, countdown, math, reasoning-gym"),
+        (["task.max_prompt_tokens=250"], "lower task.max_prompt_tokens or max_response_tokens, or raise model.max_positions"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_with_the_way_out(overrides: list[str], message: str) -> None:

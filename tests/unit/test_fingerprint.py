@@ -45,7 +45,9 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
     [
         "pretrain.launch={processes: 2, micro_batch: 8}", "pretrain.launch.micro_batch=8", "pretrain.launch.zero_stage=2",
         "pretrain.launch.save_steps=40", "pretrain.launch.log_steps=4", "pretrain.head_k=9", "rl.launch.micro_batch=64",
-        "rl.kv_cache_gib=2", "evaluate.verify_workers=2", "tracking.mode=disabled", "tracking.project=other",
+        "rl.kv_cache_gib=2", "evaluate.verify_workers=2",
+        "rl.verify_workers=2", "rl.max_verify_failures=0.1", "task.max_prompt_tokens=100",
+        "tracking.mode=disabled", "tracking.project=other",
         "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power",
     ],
 )  # fmt: skip
@@ -58,6 +60,8 @@ def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override
     [
         ("evaluate.samples=8", {"evaluate@pretrain", "evaluate@rl"}),
         ("rl.steps=3", {"rl", "evaluate@rl"}),
+        ("rl.verify_seconds=1", {"rl", "evaluate@rl"}),
+        ("evaluate.verify_memory_mib=512", {"evaluate@pretrain", "evaluate@rl"}),
         ("prior.beta=0.1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
         ("seed=1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
         ("corpus.seed=1", {"corpus", "pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),

@@ -1,0 +1,126 @@
+"""Math: problems and answers from data sets, prompts from templates, answers judged by math-verify.
+
+A problem is identified by its text. `task.evaluate` owns the split `evaluate`; a training row with the same text is dropped. The rest
+of `task.train` is for RL; if it has worked solutions, the shares of `split_of` for the corpus and the held-out text are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.config import MathSource, MathTask
+from pipeline.errors import PriorlabError
+from stages.tasks.answers import judge
+from stages.tasks.prompts import render_prompt
+from stages.tasks.protocol import Problem, Split, Verdict, split_of
+from stages.tasks.rows import column, read_rows
+
+
+@dataclass(frozen=True)
+class _Row:
+    problem: Problem
+    solution: str | None
+
+
+class Math:
+    """Each source is read at first need: a verifier worker needs none, an evaluation not the one to train on."""
+
+    def __init__(self, config: MathTask) -> None:
+        self.config = config
+
+    @cached_property
+    def alphabet(self) -> str:
+        rows = [*self._evaluation.values(), *(row for rows in self._training.values() for row in rows)]
+        return "".join(sorted(set().union(*(set(row.problem.prompt + (row.solution or "")) for row in rows))))
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        rows = self._rows(split)
+        if count > len(rows):
+            raise PriorlabError(
+                f"task {self.config.name!r} has {len(rows)} distinct problems in its {split!r} split, but {count} were asked for; "
+                f"set {split}.problems={len(rows)} or less"
+            )
+        return [row.problem for row in random.Random(f"math-problems-{split}-{seed}").sample(rows, count)]
+
+    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
+        train = self.config.train
+        if train is None or train.solution is None:
+            raise PriorlabError(
+                f"task {self.config.name!r} has no worked solutions, so no corpus can be made of it; name their column in "
+                "task.train.solution, or pre-train on another task"
+            )
+        rows = self._rows(split)
+        rng = random.Random(f"math-documents-{split}-{seed}")
+        return (row.problem.prompt + str(row.solution) for row in (rng.choice(rows) for _ in range(count)))
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        return judge(problem.data["answer"], response)
+
+    def _rows(self, split: Split) -> list[_Row]:
+        config = self.config
+        if split == "evaluate" and config.evaluate is not None:
+            return list(self._evaluation.values())
+        if config.train is None:
+            raise PriorlabError(
+                f"task {config.name!r} is for evaluation only, and its {split!r} split was asked for; give it a source to train on: "
+                "task.train={hub: NAME} or task.train={file: problems.jsonl}"
+            )
+        rows = self._training[split]
+        if not rows:
+            raise PriorlabError(f"task {config.name!r} has no problem in its {split!r} split; task.train needs more rows")
+        return rows
+
+    @cached_property
+    def _evaluation(self) -> dict[str, _Row]:
+        return {} if self.config.evaluate is None else self._load(self.config.evaluate, "task.evaluate")
+
+    @cached_property
+    def _training(self) -> dict[Split, list[_Row]]:
+        splits: dict[Split, list[_Row]] = {"corpus": [], "heldout": [], "rl": [], "evaluate": []}
+        for name, row in ({} if self.config.train is None else self._load(self.config.train, "task.train")).items():
+            if name in self._evaluation:
+                continue
+            split = split_of(name)
+            if (split == "evaluate" and self.config.evaluate is not None) or (split in ("corpus", "heldout") and row.solution is None):
+                split = "rl"
+            splits[split].append(row)
+        return splits
+
+    def _load(self, source: MathSource, key: str) -> dict[str, _Row]:
+        """Rows by identity, in the order of the source; of several rows with one problem the first counts."""
+        rows: dict[str, _Row] = {}
+        for place, row in read_rows(source, key):
+            text = _text(column(row, source.problem, place, f"{key}.problem"), place, f"{key}.problem")
+            if source.max_problem_characters is not None and len(text) > source.max_problem_characters:
+                continue
+            answer = _text(column(row, source.answer, place, f"{key}.answer"), place, f"{key}.answer")
+            if source.answer_pattern is not None:
+                match = re.search(source.answer_pattern, answer)
+                if match is None:
+                    raise PriorlabError(
+                        f"the answer of {place} is {answer[-60:]!r}, which does not match {key}.answer_pattern = "
+                        f"{source.answer_pattern!r}"
+                    )
+                answer = match[1].strip()
+            solution = None
+            if source.solution is not None:
+                solution = _text(column(row, source.solution, place, f"{key}.solution"), place, f"{key}.solution")
+            name = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+            problem = Problem(id=name, prompt=render_prompt(self.config, text), data={"answer": answer})
+            rows.setdefault(name, _Row(problem, solution))
+        return rows
+
+
+def _text(value: Any, place: str, key: str) -> str:
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
+    if not text:
+        raise PriorlabError(f"{place} has {value!r} where {key} points; expected text or a number")
+    return text

@@ -1,0 +1,87 @@
+"""Rows of a data set, from the Hugging Face hub or a local file, and columns within them; errors name the row and the key to mend."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import MathSource, sha256_of
+from pipeline.errors import PriorlabError
+
+
+def read_rows(source: MathSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row with its place, for messages. `key` is where the config holds the source, e.g. `task.train`."""
+    if source.file is None:
+        place, rows = str(source.hub), _from_hub(source, key)
+    else:
+        place, rows = source.file, _from_file(Path(source.file), source, key)
+    for number, row in enumerate(rows, start=1):
+        yield f"row {number} of {place}", row
+
+
+def column(row: dict[str, Any], path: str, place: str, key: str) -> Any:
+    """The value at a path like `reward_model.ground_truth` or `prompt.0.content`; a column of exactly that name comes first."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise PriorlabError(f"{place} has no column {path!r} ({key}); it has {', '.join(row)}")
+    return value
+
+
+def _from_hub(source: MathSource, key: str) -> Iterator[dict[str, Any]]:
+    import datasets  # seconds, and local files do without
+
+    try:
+        rows = datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
+    except Exception as error:  # of any of the libraries below, by what is wrong: the network, the name, the subset, the split
+        raise PriorlabError(
+            f"cannot load the data set {source.hub!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
+            f"{type(error).__name__}: {error}. Without a network, give a copy of it: {key}.hub=null {key}.file=COPY.parquet"
+        ) from error
+    yield from rows
+
+
+def _from_file(path: Path, source: MathSource, key: str) -> Iterator[dict[str, Any]]:
+    try:
+        status = path.stat()
+        if sha256_of(path, status.st_mtime_ns, status.st_size) != source.sha256:
+            raise PriorlabError(
+                f"{path} ({key}.file) has another content than when the run was planned (sha256 {str(source.sha256)[:12]}); start the "
+                "command anew to use what it holds now, or put the old content back"
+            )
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            yield from pq.read_table(path).to_pylist()
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                yield from csv.DictReader(file)
+        else:
+            yield from _json_lines(path, key)
+    except OSError as error:
+        raise PriorlabError(f"cannot read {path} ({key}.file): {error}") from error
+    except UnicodeDecodeError as error:
+        raise PriorlabError(f"{path} ({key}.file) is not UTF-8: {error}") from error
+
+
+def _json_lines(path: Path, key: str) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise PriorlabError(f"line {number} of {path} ({key}.file) is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise PriorlabError(f"line {number} of {path} ({key}.file) is {line[:40]!r}...; each line must be a JSON object")
+            yield row

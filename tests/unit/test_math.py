@@ -1,0 +1,325 @@
+"""Math: data sets in, prompts out, and answers judged as a mathematician would."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from pipeline.compose import available, load_recipe
+from pipeline.config import MathSource, MathTask
+from pipeline.errors import PriorlabError
+from stages.tasks import Problem, build_task
+from stages.tasks.answers import judge
+from stages.tasks.protocol import split_of
+
+ROWS = [
+    {"problem": f"What is {i} times\n\n{i + 1}?", "answer": str(i * (i + 1)), "solution": f"It is $\\boxed{{{i * (i + 1)}}}$."}
+    for i in range(200)
+]
+
+
+def jsonl(folder: Path, rows: list[dict[str, Any]], name: str = "data.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def task(file: str, **source: Any) -> MathTask:
+    return MathTask(train=MathSource(file=file, **source))
+
+
+@pytest.mark.parametrize(
+    ("reference", "response"),
+    [
+        ("18", "So the answer is \\boxed{18}."),
+        ("18", "#### 18"),
+        ("18", "The answer is $18$"),
+        ("18", "\\boxed{17} was wrong; \\boxed{18}"),
+        ("\\frac{1}{2}", "\\boxed{0.5}"),
+        ("27.0", "\\boxed{27}"),
+        ("1,000", "\\boxed{1000}"),
+        ("$2\\sqrt{3}$", "\\boxed{\\sqrt{12}}"),
+        ("x^2+1", "\\boxed{1+x^2}"),
+        ("(3, \\frac{\\pi}{2})", "\\boxed{(3,\\pi/2)}"),
+        ("\\{1,2\\}", "\\boxed{\\{2,1\\}}"),
+        ("\\text{Evelyn}", "\\boxed{\\text{Evelyn}}"),
+        ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\boxed{\\begin{pmatrix}1\\\\2\\end{pmatrix}}"),
+    ],
+)
+def test_equal_answers_score_however_they_are_written(reference: str, response: str) -> None:
+    assert judge(reference, response).correct
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "", " ", "\\boxed{}", "\\boxed{19}", "\\boxed{18} or \\boxed{17}", "\\boxed{18", "\\boxed{17, 18}", "\\boxed{0 or 18}",
+        "\\boxed{x}",
+        "\\boxed{[0,100]}", "\\boxed{\\infty}", "\\boxed{nan}", "\\boxed{1,..,18}", "eighteen", "the answer is 17, 18 or 19",
+        "１８", "١٨",
+        "\u202e81", "\U0001d7d9\U0001d7e0", "\ud800", "\x00" * 1000, "\\boxed{\ud800}", "\\boxed{18.001}", "\\boxed{" * 5000,
+        "\\boxed{" + "{" * 3000 + "18" + "}" * 3001, "\\boxed{" + "(" * 2000 + "18" + ")" * 2000 + "}", "(" * 500_000,
+        "\\boxed{" + "\\frac{1}{" * 300 + "2" + "}" * 301, "$" + "\\sqrt{" * 500 + "2" + "}" * 500 + "$", "$" * 1_000_000,
+        "1" * 1_000_000, "\\boxed{" + "1" * 1_000_000 + "}", "word " * 200_000, "\\boxed{18" + " " * 1_000_000 + "}",
+        "__import__('os')",
+    ],
+    ids=lambda text: ascii(text[:20]),
+)  # fmt: skip
+def test_no_other_text_scores_or_counts_as_a_failure_of_the_verifier(response: str) -> None:
+    assert not judge("18", response).correct
+
+
+def test_equal_answers_vote_together() -> None:
+    assert judge("1/2", "\\boxed{\\frac{1}{2}}").answer == judge("1/2", "\\boxed{0.5}").answer
+    assert judge("1/2", "no idea").answer is None
+
+
+def test_a_reference_that_cannot_be_read_is_an_error_and_not_a_wrong_answer() -> None:
+    with pytest.raises(ValueError, match=r"reference answer '\$\$' is no mathematics"):
+        judge("$$", "\\boxed{}")
+
+
+def test_jsonl_parquet_and_csv_give_the_same_problems(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "data.parquet")
+    with (tmp_path / "data.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ROWS[0])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    jsonl(tmp_path, ROWS)
+    found = [build_task(task(str(tmp_path / f"data.{end}"))).problems("rl", 50, seed=0) for end in ("jsonl", "parquet", "csv")]
+    assert found[0] == found[1] == found[2]
+    assert len({problem.id for problem in found[0]}) == 50
+
+
+def test_columns_may_lie_deep_and_answers_inside_text(tmp_path: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "Why?"}], "reward": {"truth": ["$2$", "$3$"]}, "work": "because\n#### 1,080 "}
+    file = jsonl(tmp_path, [row])
+    for columns, answer in (
+        ({"answer": "reward.truth"}, "$2$, $3$"),
+        ({"answer": "reward.truth.1"}, "$3$"),
+        ({"answer": "work", "answer_pattern": r"####\s*(\S.*)$"}, "1,080"),
+    ):
+        config = MathTask(evaluate=MathSource.model_validate({"file": file, "problem": "prompt.0.content", **columns}))
+        assert build_task(config).problems("evaluate", 1, seed=0)[0].data == {"answer": answer}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        ({"question": "?"}, {}, r"row 1 of .*data\.jsonl has no column 'problem' \(task\.evaluate\.problem\); it has question"),
+        ({"problem": "?", "answer": None}, {}, r"row 1 of .* has None where task\.evaluate\.answer points"),
+        (
+            {"problem": "?", "answer": "x"},
+            {"answer_pattern": "#(.)"},
+            r"row 1 of .* is 'x', which does not match task\.evaluate",
+        ),
+        (
+            {"problem": "?", "answer": "1"},
+            {"solution": "work"},
+            r"no column 'work' \(task\.evaluate\.solution\); it has problem, answer",
+        ),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_with_the_key(
+    row: dict[str, Any], columns: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    config = MathTask(evaluate=MathSource.model_validate({"file": jsonl(tmp_path, [row]), **columns}))
+    with pytest.raises(PriorlabError, match=message):
+        build_task(config).problems("evaluate", 1, seed=0)
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"problem": "?", "answer": "1"}\n{"problem": ')
+    with pytest.raises(PriorlabError, match=r"line 2 of .*data\.jsonl \(task\.train\.file\) is no JSON"):
+        build_task(task(str(tmp_path / "data.jsonl"))).problems("rl", 1, seed=0)
+
+
+def test_splits_never_share_a_problem_and_training_never_has_an_evaluation_problem(tmp_path: Path) -> None:
+    train = MathSource(file=jsonl(tmp_path, ROWS), solution="solution")
+    respaced = [{"problem": row["problem"].replace("\n\n", " "), "answer": row["answer"]} for row in ROWS[:40]]
+    evaluate = MathSource(file=jsonl(tmp_path, [*respaced, *respaced], "test.jsonl"))
+    math = build_task(MathTask(train=train, evaluate=evaluate))
+    assert len(math.problems("evaluate", 40, seed=0)) == 40
+    with pytest.raises(PriorlabError, match=r"has 40 distinct problems in its 'evaluate' split, but 41.*set evaluate\.problems=40"):
+        math.problems("evaluate", 41, seed=0)
+    rl = math.problems("rl", 20, seed=0)
+    assert not {p.id for p in rl} & {p.id for p in math.problems("evaluate", 40, seed=0)}
+    assert {split_of(p.id) for p in rl} <= {"rl", "evaluate"}
+    documents = {document for split in ("corpus", "heldout") for document in math.documents(split, 500, seed=0)}
+    for text in [p.prompt for p in rl] + [row["problem"] for row in ROWS[:40]]:
+        assert not any(document.startswith(text) for document in documents)
+
+
+def test_without_solutions_all_training_rows_but_the_evaluation_share_are_for_rl(tmp_path: Path) -> None:
+    math = build_task(task(jsonl(tmp_path, ROWS)))
+    with pytest.raises(PriorlabError) as error:
+        math.problems("rl", 1000, seed=0)
+    available = int(str(error.value).split("has ")[1].split()[0])
+    assert 150 < available < 200
+    assert {split_of(p.id) for p in math.problems("evaluate", 200 - available, seed=0)} == {"evaluate"}
+
+
+def test_every_document_is_a_prompt_with_a_solution_that_verifies(tmp_path: Path) -> None:
+    math = build_task(task(jsonl(tmp_path, ROWS), solution="solution"))
+    answers = {row["solution"]: row["answer"] for row in ROWS}
+    for document in math.documents("corpus", 50, seed=1):
+        solution = document.rpartition("\n\n")[2]
+        assert math.verify(Problem("", "", {"answer": answers[solution]}), solution).correct
+        assert set(document) <= set(math.alphabet)
+
+
+def test_a_corpus_without_solutions_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(PriorlabError, match=r"no worked solutions.*task\.train\.solution"):
+        build_task(task(jsonl(tmp_path, ROWS))).documents("corpus", 1, seed=0)
+
+
+def test_rl_on_a_task_for_evaluation_only_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    math = build_task(MathTask(evaluate=MathSource(file=jsonl(tmp_path, ROWS))))
+    with pytest.raises(PriorlabError, match=r"for evaluation only, and its 'rl' split.*give it a source to train on: task\.train="):
+        math.problems("rl", 1, seed=0)
+
+
+def test_long_problems_are_left_out_on_request(tmp_path: Path) -> None:
+    rows = [*ROWS[:3], {"problem": "x" * 2000, "answer": "1"}]
+    source = MathSource(file=jsonl(tmp_path, rows), max_problem_characters=1000)
+    with pytest.raises(PriorlabError, match="has 3 distinct problems"):
+        build_task(MathTask(evaluate=source)).problems("evaluate", 4, seed=0)
+
+
+def test_a_seed_repeats_and_another_differs(tmp_path: Path) -> None:
+    math = build_task(task(jsonl(tmp_path, ROWS)))
+    assert math.problems("rl", 20, seed=0) == math.problems("rl", 20, seed=0)
+    assert math.problems("rl", 20, seed=0) != math.problems("rl", 20, seed=1)
+
+
+def prompt_of(tmp_path: Path, **settings: Any) -> str:
+    source = MathSource(file=jsonl(tmp_path, [{"problem": "Find {x} in \\{1\\}.", "answer": "1"}]))
+    return build_task(MathTask(evaluate=source, **settings)).problems("evaluate", 1, seed=0)[0].prompt
+
+
+def test_the_prompt_template_replaces_the_problem_and_leaves_other_braces(tmp_path: Path) -> None:
+    assert prompt_of(tmp_path, prompt="Q: {problem}\nUse \\boxed{}.\nA:") == "Q: Find {x} in \\{1\\}.\nUse \\boxed{}.\nA:"
+
+
+CHAT = """
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def test_a_chat_template_wraps_the_prompt_as_transformers_does(tmp_path: Path) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    for system in (None, "Be brief."):
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": "Find {x} in \\{1\\}. Go."})
+        (expected,), _ = render_jinja_template([messages], chat_template=CHAT, add_generation_prompt=True)
+        assert prompt_of(tmp_path, prompt="{problem} Go.", chat_template=CHAT, system=system) == expected
+        assert expected.count("<|im_start|>") == len(messages) + 1
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no system messages') }}", "{{ messages.append(1) }}"])
+def test_a_chat_template_that_does_not_work_is_named(template: str, tmp_path: Path) -> None:
+    with pytest.raises(PriorlabError, match=r"task\.chat_template of task 'math' cannot be rendered"):
+        prompt_of(tmp_path, chat_template=template)
+
+
+def test_a_file_is_its_content_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    first, copy = task(jsonl(tmp_path, ROWS)), task(jsonl(tmp_path / "other", ROWS))
+    assert first.train is not None
+    assert first.train.sha256 is not None
+    assert first.identity() == copy.identity()
+    assert first.identity() != task(jsonl(tmp_path, ROWS[1:], "shorter.jsonl")).identity()
+    assert MathTask.model_validate(first.model_dump(mode="json")) == first  # as a spec holds it
+
+
+def test_a_file_changed_after_planning_is_refused(tmp_path: Path) -> None:
+    planned = task(jsonl(tmp_path, ROWS))
+    jsonl(tmp_path, ROWS[1:])
+    with pytest.raises(PriorlabError, match="has another content than when the run was planned"):
+        build_task(planned).problems("rl", 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "train and evaluate are both missing"),
+        ({"train": {}}, "give exactly one of the two"),
+        ({"train": {"hub": "a/b", "file": __file__.replace(".py", ".jsonl")}}, "which cannot be read: No such file"),
+        ({"train": {"file": "nowhere.jsonl"}}, "file is 'nowhere.jsonl', which cannot be read: No such file or directory"),
+        ({"train": {"file": "data.xlsx"}}, r"file is 'data.xlsx'; it must end in .jsonl, .parquet, .csv"),
+        ({"train": {"hub": "a/b", "answer_pattern": "("}}, "is no regular expression"),
+        ({"train": {"hub": "a/b", "answer_pattern": "#.*"}}, "put a group"),
+        ({"train": {"hub": "a/b"}, "prompt": "Solve!"}, "it needs {problem}"),
+        ({"train": {"hub": "a/b"}, "system": "Hi"}, "a system message needs a chat_template"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_when_the_recipe_is_read(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        MathTask.model_validate(settings)
+    assert message in str(error.value)
+
+
+def test_the_hub_out_of_reach_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    math = build_task(MathTask(evaluate=MathSource(hub="nobody/no-such-data")))
+    with pytest.raises(PriorlabError, match=r"cannot load the data set 'nobody/no-such-data'.*task\.evaluate\.file=COPY\.parquet"):
+        math.problems("evaluate", 1, seed=0)
+
+
+# One row shaped like each public data set, by its card.
+SHAPES: dict[str, dict[str, Any]] = {
+    "gsm8k": {"question": "How many?", "answer": "She has 4-1=<<4-1=3>>3 left.\n#### 3"},
+    "math500": {"problem": "How many?", "solution": "$\\boxed{3}$", "answer": "3", "subject": "Algebra", "level": 1, "unique_id": "x"},
+    "aime24": {"id": 60, "problem": "How many?", "solution": "...", "answer": "003", "url": "u", "year": "2024"},
+    "aime25": {"problem": "How many?", "answer": "3", "id": "0"},
+    "amc23": {"id": 0, "answer": "3.0", "url": "u", "question": "How many?"},
+    "minerva": {"question": "How many?", "answer": "3"},
+    "olympiadbench": {"id": 1, "question": "How many?", "solution": ["so"], "final_answer": ["$3$"], "unit": None},
+    "dapo-math": {"id": 60, "problem": "How many?", "solution": "...", "answer": "003", "url": "u", "year": "2024"},
+}
+
+
+def presets() -> list[str]:
+    return [name for name in available("task") if recipe_task(name).kind == "math"]
+
+
+def recipe_task(name: str, *overrides: str) -> Any:
+    (cell,) = load_recipe("quickstart", [f"task={name}", "model.max_positions=2048", *overrides]).cells()
+    return cell.recipe.task
+
+
+@pytest.mark.parametrize("name", presets())
+def test_each_preset_reads_rows_of_its_data_set(name: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path, [SHAPES[name]])
+    config = recipe_task(name, "task.evaluate.hub=null", f"task.evaluate.file={file}")
+    (problem,) = build_task(config).problems("evaluate", 1, seed=0)
+    assert problem.prompt.startswith("How many?\nPlease reason step by step")
+    assert judge(problem.data["answer"], "\\boxed{3}").correct
+
+
+def test_the_training_presets_read_rows_of_their_data_sets(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(60)]
+    gsm8k = build_task(recipe_task("gsm8k", "task.train.hub=null", f"task.train.file={jsonl(tmp_path, rows)}", "task.evaluate=null"))
+    assert any("It is" in document for document in gsm8k.documents("corpus", 5, seed=0))
+    rows = [{"prompt": f"{i}?", "solution": str(i), "data_source": "math_dapo"} for i in range(60)]
+    dapo = build_task(recipe_task("dapo-math", "task.train.hub=null", f"task.train.file={jsonl(tmp_path, rows)}", "task.evaluate=null"))
+    assert all(problem.prompt.startswith(f"{problem.data['answer']}?") for problem in dapo.problems("rl", 20, seed=0))
