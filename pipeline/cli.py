@@ -1,4 +1,4 @@
-"""The command line: `priorlab sweep | run | plan | status | report | resume | stage | doctor`."""
+"""The command line: `priorlab sweep | run | plan | status | report | resume | cancel | stage | doctor`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from pipeline.compose import Sweep, available, load_recipe, load_sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, build_graph
 from pipeline.runner import Outcome
+from pipeline.slurm.queue import job_of, live_jobs
 from pipeline.store import Home, status_of
 from pipeline.sweeps import (
+    cancel_sweep,
     compare_sweep,
     default_jobs,
     describe_plan,
@@ -116,11 +118,15 @@ def status(
         graph = build_graph(_saved(name, home).cells())
         folders = [node.folder(home) for node in graph.stages.values()]
     entries: list[dict[str, Any]] = []
+    jobs = live_jobs(folders)
     for folder in folders:
         progress = status_of(folder)
-        state = stage_state(folder)
+        state = stage_state(folder, jobs)
         log = folder.last_log()
+        job = job_of(folder, jobs)
         shown = "" if state in ("done", "new") else progress.get("message") or describe(progress)
+        if job is not None:
+            shown = "  ".join(filter(None, [shown, f"job {job.id}" + (f" waits: {job.reason}" if job.waiting else "")]))
         entries.append(
             {
                 "stage": f"{folder.path.parent.name}/{folder.path.name}",
@@ -171,6 +177,14 @@ def resume(
         _run(saved, jobs)
         return
     _rerun(name, home, force=False, alone=False, jobs=jobs)
+
+
+@app.command()
+def cancel(name: Annotated[str, typer.Argument(help="a sweep that was started with cluster=slurm")]) -> None:
+    """Cancel a sweep's Slurm jobs. What they have saved stays; `priorlab resume` goes on from there."""
+    home = _home()
+    for stage_name in cancel_sweep(_saved(name, home), home):
+        console.print(Text(f"cancelled {stage_name}"), soft_wrap=True)
 
 
 @app.command()
@@ -225,6 +239,14 @@ def _rerun(name: str, home: Home, *, force: bool, alone: bool, jobs: int | None)
 
 
 def _exit_by(outcome: Outcome, again: str) -> None:
+    if outcome.left:
+        name = again.split()[-1]
+        console.print(
+            f"{outcome.left} jobs go on in Slurm; `{again}` waits for them again, `priorlab status {name}` shows them, "
+            f"`priorlab cancel {name}` cancels them",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130 if outcome.interrupted else 0)
     if outcome.interrupted:
         errors.print(f"interrupted; `{again}` goes on where it stopped", soft_wrap=True)
         raise typer.Exit(130)
