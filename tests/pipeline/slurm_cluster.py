@@ -110,8 +110,9 @@ def _munge(folder: Path) -> list[str]:
 def _daemon(command: list[str], output: Path) -> Iterator[None]:
     program = _find(command[0])
     assert program is not None
+    start = [sys.executable, "-m", "pipeline.tether", str(os.getpid()), program, *command[1:]]  # no daemon outlives killed tests
     with output.open("wb") as log:
-        process = subprocess.Popen([program, *command[1:]], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(start, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
         yield
     finally:
