@@ -179,6 +179,14 @@ def _rerun(name: str, home: Home, *, force: bool, alone: bool, jobs: int | None)
 
 
 def _exit_by(outcome: Outcome, again: str) -> None:
+    if outcome.left:
+        name = again.split()[-1]
+        console.print(
+            f"{outcome.left} jobs go on in Slurm; `{again}` waits for them again, `priorlab status {name}` shows them, "
+            f"`priorlab cancel {name}` cancels them",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130 if outcome.interrupted else 0)
     if outcome.interrupted:
         errors.print(f"interrupted; `{again}` goes on where it stopped", soft_wrap=True)
         raise typer.Exit(130)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import RecipeConfig
 from pipeline.errors import PriorlabError
 
-GROUPS = ("task", "corpus", "model", "prior", "rl", "evaluate")
+GROUPS = ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")
 # Keys that make a prior another one; k is set beside a name to fit a vocabulary.
 _SHAPING = ("beta", "lambda_head", "lambda_tail")
 _SWEEP_KEYS = {"recipe", "axes", "description"}

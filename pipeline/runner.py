@@ -2,6 +2,7 @@
 
 A stage whose record is there is reused. One that another process runs right now is waited for. One that fails does not stop what does
 not depend on it. If this process dies, however it dies, the kernel tells its stages to end, and frees their locks when they have.
+Jobs on a cluster are pipeline/slurm's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from pipeline.config import TaskConfig
+from pipeline.config import ClusterConfig, TaskConfig
 from pipeline.errors import NO_SPACE_EXIT, PriorlabError
 from pipeline.graph import Graph, StageNode
 from pipeline.store import Home, StageFolder, status_of, write_json_atomically
@@ -28,7 +29,7 @@ _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
 _CANCELLED = "by `priorlab cancel`"
 
-State = str  # waiting | ready | running | elsewhere | reused | done | failed | cancelled | blocked
+State = str  # waiting | ready | queued | running | elsewhere | reused | done | failed | cancelled | blocked
 
 
 @dataclass
@@ -59,10 +60,25 @@ class View(Protocol):
         ...
 
 
+class Runner(Protocol):
+    """Brings all stages to an end state, or as far as it comes before `stop` is called (by a signal handler)."""
+
+    stopping: bool
+
+    def loop(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     states: list[StageState]
     interrupted: bool
+
+    @property
+    def left(self) -> int:
+        """Jobs that go on without this process."""
+        return sum(state.state in ("queued", "running") for state in self.states)
 
     @property
     def failed(self) -> list[StageState]:
@@ -77,14 +93,29 @@ class Outcome:
         return all(state.state in ("reused", "done") for state in self.states)
 
 
-def run(graph: Graph, home: Home, *, sweep: str, jobs: int, view: View, only: Iterable[str] | None = None) -> Outcome:
+def run(
+    graph: Graph,
+    home: Home,
+    *,
+    sweep: str,
+    jobs: int,
+    view: View,
+    cluster: ClusterConfig | None = None,
+    only: Iterable[str] | None = None,
+) -> Outcome:
     """Run every stage of the graph that has no record (or those whose fingerprint is in `only`), parents first."""
     wanted = set(graph.stages if only is None else only)
     states = {f: StageState(node, node.folder(home)) for f, node in graph.stages.items() if f in wanted}
     for state in states.values():
         if state.folder.record() is not None:
             state.state = "reused"
-    runner = _LocalRunner(home, sweep, jobs, states, view)
+    runner: Runner
+    if cluster is not None and cluster.kind == "slurm":
+        from pipeline.slurm.runner import SlurmRunner  # built on this module
+
+        runner = SlurmRunner(home, sweep, cluster, states, view)
+    else:
+        runner = _LocalRunner(home, sweep, jobs, states, view)
     with _interruptible(runner):
         runner.loop()
     return Outcome(list(states.values()), runner.stopping)
@@ -99,7 +130,7 @@ class _LocalRunner:
         self.view = view
         self.stopping = False
         self.stopped_at = 0.0
-        self.commit = _git_commit()
+        self.commit = git_commit()
         self.free_devices = visible_devices()
         self.has_devices = bool(self.free_devices)
 
@@ -177,7 +208,7 @@ class _LocalRunner:
         state.started = time.time()
         self._enter(state, "running")
         if self.stopping:
-            _kill_session(state.process, signal.SIGTERM)
+            signal_session(state.process, signal.SIGTERM)
 
     def _poll(self) -> None:
         for state in self.states.values():
@@ -189,9 +220,9 @@ class _LocalRunner:
             state.progress = status_of(state.folder)
             if code is None:
                 if self.stopping and time.time() > self.stopped_at + _GRACE_SECONDS:
-                    _kill_session(state.process, signal.SIGKILL)
+                    signal_session(state.process, signal.SIGKILL)
                 continue
-            _kill_session(state.process, signal.SIGKILL)  # workers that outlived their parent
+            signal_session(state.process, signal.SIGKILL)  # workers that outlived their parent
             state.ended = time.time()
             if state.folder.record_file.exists():  # whatever came after it
                 self._enter(state, "done")
@@ -200,7 +231,7 @@ class _LocalRunner:
             elif self.stopping:
                 self._enter(state, "waiting", "interrupted")
             else:
-                self._enter(state, "failed", _failure(state, code))
+                self._enter(state, "failed", failure(state.folder, code))
 
     def _poll_elsewhere(self, state: StageState) -> None:
         state.progress = status_of(state.folder)
@@ -227,45 +258,66 @@ class _LocalRunner:
         self.stopped_at = time.time()
         for state in self.states.values():
             if state.process is not None and state.state == "running":
-                _kill_session(state.process, signal.SIGTERM if first else signal.SIGKILL)
+                signal_session(state.process, signal.SIGTERM if first else signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines that the processes of a stage are spread over, as one of them sees it; `address` and `port` are of the first."""
+
+    count: int = 1
+    rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
 
 
 def command(node: StageNode, folder: StageFolder) -> list[str]:
-    """The stage's process: plain Python, or torchrun when the stage has several. torchrun picks its own free port."""
-    stage = ["-m", f"stages.{node.kind}", "--spec", str(folder.spec)]
-    processes = _processes(node)
+    """The stage's process on this machine."""
+    return launch_command(node.kind, folder, processes_of(node), Nodes())
+
+
+def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes) -> list[str]:
+    """Plain Python, or torchrun when the stage has several processes. Alone on a machine, torchrun picks its own free port."""
+    stage = ["-m", f"stages.{kind}", "--spec", str(folder.spec)]
     if processes == 1:
         start = [sys.executable, *stage]
     else:
-        start = [
-            sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
-            "--nnodes=1", f"--nproc-per-node={processes}", *stage,
-        ]  # fmt: skip
+        if nodes.count == 1:
+            meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+        else:
+            meeting = [f"--node-rank={nodes.rank}", f"--master-addr={nodes.address}", f"--master-port={nodes.port}"]
+        spread = [f"--nnodes={nodes.count}", f"--nproc-per-node={processes // nodes.count}"]
+        start = [sys.executable, "-m", "torch.distributed.run", *meeting, *spread, *stage]
     return [sys.executable, "-m", "pipeline.tether", str(os.getpid()), *start]
 
 
 def environment(node: StageNode, lock: int, commit: str, devices: list[str] | None = None) -> dict[str, str]:
     """What the stage's process sees; `devices` are its GPUs, and no others."""
-    threads = _threads(node)
+    return process_environment(threads_of(node), lock, commit, devices, hub=reads_hub(node))
+
+
+def process_environment(threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool) -> dict[str, str]:
+    """`environment` without a node; no lock on a machine that is not the stage's first, `hub` if the task's data lie on one."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
     if devices:
         inherited["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    if lock is not None:
+        inherited["PRIORLAB_LOCK_FD"] = str(lock)
     return inherited | {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         # The hub is for tasks whose data lie there; all else is on disk, and asking would only cost time.
-        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0" if _reads_hub(node) else "1"),
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0" if hub else "1"),
         # Some of reasoning-gym's generators follow the order of sets: the problems before and after RL must be the same.
         "PYTHONHASHSEED": "0",
-        "PRIORLAB_LOCK_FD": str(lock),
         "PRIORLAB_COMMIT": commit,
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])),
     }
 
 
-def _reads_hub(node: StageNode) -> bool:
+def reads_hub(node: StageNode) -> bool:
     task = getattr(node.config, "task", None)
     return isinstance(task, TaskConfig) and task.reads_hub
 
@@ -280,16 +332,16 @@ def visible_devices() -> list[str]:
 
 def needed_devices(node: StageNode) -> int:
     """One GPU per process of a stage; building a corpus needs none."""
-    return 0 if node.kind == "corpus" else _processes(node)
+    return 0 if node.kind == "corpus" else processes_of(node)
 
 
-def _processes(node: StageNode) -> int:
+def processes_of(node: StageNode) -> int:
     settings = getattr(node.config, node.kind)
     launch = getattr(settings, "launch", None)
     return 1 if launch is None else launch.processes
 
 
-def _threads(node: StageNode) -> int:
+def threads_of(node: StageNode) -> int:
     settings = getattr(node.config, node.kind)
     launch = getattr(settings, "launch", settings)
     return getattr(launch, "threads", 1)
@@ -299,24 +351,26 @@ def _depth(node: StageNode) -> int:
     return 1 + max((_depth(parent) for parent in node.parents.values()), default=0)
 
 
-def _failure(state: StageState, code: int) -> str:
+def failure(folder: StageFolder, code: int) -> str:
+    """Why a stage's process ended with this code and no record, for people."""
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
     if code == NO_SPACE_EXIT:
-        return f"no space left on the disk of {state.folder.path}; free some and run the same command again"
-    message = state.progress.get("message")
+        return f"no space left on the disk of {folder.path}; free some and run the same command again"
+    message = status_of(folder).get("message")
     return str(message) if message else f"ended with exit code {code}" if code else "ended without writing its record"
 
 
-def _kill_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal a process started as the leader of a session, and all in its group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
 @contextmanager
-def _interruptible(runner: _LocalRunner) -> Iterator[None]:
+def _interruptible(runner: Runner) -> Iterator[None]:
     """Ctrl-C (or SIGTERM) once ends the stages in order, twice kills them."""
 
     def handler(_number: int, _frame: FrameType | None) -> None:
@@ -330,7 +384,7 @@ def _interruptible(runner: _LocalRunner) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Commit of the code, with a mark if the tree differs from it."""
     git = shutil.which("git")
     root = Path(__file__).parent.parent

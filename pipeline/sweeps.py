@@ -13,11 +13,12 @@ import yaml
 
 from pipeline.compare import load_evaluations, summary_rows
 from pipeline.compose import Cell, Sweep
-from pipeline.config import STAGE_CONFIGS, CorpusStage, RecipeConfig
+from pipeline.config import STAGE_CONFIGS, ClusterConfig, CorpusStage, RecipeConfig
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import drift
 from pipeline.graph import CellPlan, Graph, StageNode, build_graph, graph_from_specs
 from pipeline.runner import Outcome, View, run, visible_devices
+from pipeline.slurm.queue import Job, job_of, live_jobs
 from pipeline.store import Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
 
 
@@ -40,12 +41,13 @@ def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
     for plan in graph.cells:
         for node in plan.stages():
             users.setdefault(node.fingerprint, []).append(plan.cell.id)
+    jobs = live_jobs(node.folder(home) for node in graph.stages.values())
     return [
         {
             "stage": node.name,
             "kind": node.kind,
             "fingerprint": node.fingerprint,
-            "state": stage_state(node.folder(home)),
+            "state": stage_state(node.folder(home), jobs),
             "work": _work(node),
             "cells": users[node.fingerprint],
             "parents": {role: parent.name for role, parent in node.parents.items()},
@@ -55,12 +57,15 @@ def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
     ]
 
 
-def stage_state(folder: StageFolder) -> str:
-    """done | running | cancelled | failed | unfinished | new"""
+def stage_state(folder: StageFolder, jobs: dict[str, Job]) -> str:
+    """done | queued | running | cancelled | failed | unfinished | new; `jobs` are those that live in Slurm."""
     if folder.record() is not None:
         return "done"
     if not folder.path.exists():
         return "new"
+    job = job_of(folder, jobs)
+    if job is not None:
+        return "queued" if job.waiting else "running"
     if folder.is_held():
         return "running"
     if folder.cancelled.exists():
@@ -89,9 +94,21 @@ def _work(node: StageNode) -> str:
 def run_sweep(sweep: Sweep, home: Home, *, jobs: int, view: View) -> tuple[Graph, Outcome]:
     """Run what is missing. Raises `PriorlabError` if another process runs this sweep."""
     graph = build_graph(sweep.cells())
+    cluster = _cluster_of(graph)
     with home.sweep_lock(sweep.name):
         save_definition(sweep, graph, home)
-        return graph, run(graph, home, sweep=sweep.name, jobs=jobs, view=view)
+        return graph, run(graph, home, sweep=sweep.name, jobs=jobs, view=view, cluster=cluster)
+
+
+def _cluster_of(graph: Graph) -> ClusterConfig:
+    """The one cluster of all cells."""
+    first, *others = graph.cells
+    for plan in others:
+        if plan.cell.recipe.cluster != first.cell.recipe.cluster:
+            raise PriorlabError(
+                f"cells {first.cell.id} and {plan.cell.id} have different clusters; a sweep runs on one, so cluster can be no axis"
+            )
+    return first.cell.recipe.cluster
 
 
 def save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
@@ -236,7 +253,9 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
             wanted = {target.fingerprint}
     else:
         wanted |= {node.fingerprint for node in graph.ancestors(target) if node.folder(home).record() is None}
-    return run(graph, home, sweep=spec["sweep"], jobs=jobs, view=view, only=wanted)
+    saved = saved_sweep(spec["sweep"], home)
+    cluster = None if saved is None else _cluster_of(build_graph(saved.cells()))
+    return run(graph, home, sweep=spec["sweep"], jobs=jobs, view=view, cluster=cluster, only=wanted)
 
 
 def _readable_spec(folder: StageFolder) -> dict[str, Any] | None:

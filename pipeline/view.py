@@ -16,7 +16,7 @@ from pipeline.runner import StageState
 
 _PLAIN_SECONDS = 15.0
 _STYLES = {
-    "done": "green", "reused": "green", "running": "cyan", "elsewhere": "cyan",
+    "done": "green", "reused": "green", "running": "cyan", "elsewhere": "cyan", "queued": "dim",
     "failed": "bold red", "blocked": "yellow", "cancelled": "yellow",
 }  # fmt: skip
 _SHOWN_ROWS = 24
@@ -90,7 +90,7 @@ class LiveView:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for title in ("stage", "", "progress", "rate", "left"):
             table.add_column(title, style="none", header_style="dim", no_wrap=True)
-        for state in [s for s in states if s.state in ("running", "elsewhere", "failed")][:_SHOWN_ROWS]:
+        for state in [s for s in states if s.state in ("running", "elsewhere", "failed", "queued")][:_SHOWN_ROWS]:
             rate, left = describe_pace(state.progress)
             total = state.progress.get("total") or 0
             bar = ProgressBar(total=total, completed=state.progress.get("step", 0), width=16) if total else Text("")

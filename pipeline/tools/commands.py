@@ -20,6 +20,7 @@ from rich.text import Text
 
 from pipeline.errors import PriorlabError
 from pipeline.progress import duration, number
+from pipeline.slurm.queue import live_jobs
 from pipeline.store import Home
 from pipeline.terminal import console, plain_table, print_json, print_wide
 from pipeline.tools import adopt as adopting
@@ -57,7 +58,9 @@ def status(
         raise PriorlabError(f"--state is {unknown[0]!r}; a stage is one of {', '.join(STATES)}")
 
     def look() -> list[StageReport]:
-        reports = [report_on(folder) for folder in folders_of(home, name)]
+        folders = folders_of(home, name)
+        jobs = live_jobs(folders)
+        reports = [report_on(folder, jobs) for folder in folders]
         return [report for report in reports if not state or report.state in state]
 
     if watch and not as_json:

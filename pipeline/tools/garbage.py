@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
+from pipeline.slurm.queue import all_jobs, job_of
 from pipeline.store import Home, StageFolder, read_json
 from pipeline.sweeps import saved_sweep
 
@@ -44,10 +45,11 @@ def find(home: Home) -> list[Item]:
         raise PriorlabError(
             f"{home.path} holds stages and no sweep, so all of them would go; remove the folder by hand if that is meant"
         )
-    needed = _needed(home, folders)
+    busy = _busy(folders)
+    needed = _needed(home, folders, busy)
     items = [Item(path, None, "left by an interrupted gc", _freed(path)) for path in sorted(_trash(home).glob("*"))]
     for folder in folders:
-        if folder.is_held():
+        if folder in busy:
             continue
         if _digits(folder) not in needed:
             items.append(Item(folder.path, folder, "no kept sweep needs it", _freed(folder.path)))
@@ -80,12 +82,20 @@ def delete(items: list[Item], home: Home) -> Iterator[Item]:
         _trash(home).rmdir()
 
 
-def _needed(home: Home, folders: list[StageFolder]) -> set[str]:
+def _busy(folders: list[StageFolder]) -> list[StageFolder]:
+    """Stages that run, or wait in Slurm. Raises `PriorlabError` if Slurm has to be asked and does not answer."""
+    submitted = [folder for folder in folders if (folder.path / "job.json").exists() and not folder.record_file.exists()]
+    jobs = all_jobs() if submitted else {}
+    waiting = [folder for folder in submitted if (job := job_of(folder, jobs)) is not None and job.live]
+    return [folder for folder in folders if folder in waiting or folder.is_held()]
+
+
+def _needed(home: Home, folders: list[StageFolder], busy: list[StageFolder]) -> set[str]:
     """Digits of the fingerprints of all that must stay."""
     by_digits = {_digits(folder): folder for folder in folders}
     needed: set[str] = set()
     waiting = {digits for name in kept_sweeps(home) for digits in _stages_of(name, home)}
-    waiting |= {digits for digits, folder in by_digits.items() if folder.is_held() or _is_adopted(folder)}
+    waiting |= {digits for digits, folder in by_digits.items() if folder in busy or _is_adopted(folder)}
     while waiting:
         digits = waiting.pop()
         needed.add(digits)

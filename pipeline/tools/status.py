@@ -9,10 +9,11 @@ from typing import Any
 from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
 from pipeline.progress import describe, rate, seconds_left
+from pipeline.slurm.queue import Job, job_of
 from pipeline.store import Home, StageFolder, status_of
 from pipeline.sweeps import known_sweep, stage_state
 
-STATES = ("running", "failed", "cancelled", "unfinished", "damaged", "new", "done")
+STATES = ("running", "queued", "failed", "cancelled", "unfinished", "damaged", "new", "done")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class StageReport:
     stage: str
     """KIND/SLUG-FINGERPRINT"""
     state: str
-    """One of STATES; `unfinished` was begun and is not running, `damaged` has a record that cannot be read."""
+    """One of STATES; `queued` waits in Slurm, `unfinished` was begun and is not running, `damaged` has a record that cannot be read."""
     step: int | None
     total: int | None
     unit: str | None
@@ -48,10 +49,11 @@ def folders_of(home: Home, sweep: str | None) -> list[StageFolder]:
     return [node.folder(home) for node in build_graph(known_sweep(sweep, home).cells()).stages.values()]
 
 
-def report_on(folder: StageFolder) -> StageReport:
+def report_on(folder: StageFolder, jobs: dict[str, Job]) -> StageReport:
+    """`jobs` are the live ones in Slurm (`pipeline.slurm.queue.live_jobs`)."""
     progress: dict[str, Any] = status_of(folder)
     try:
-        state, problem = stage_state(folder), progress.get("message", "")
+        state, problem = stage_state(folder, jobs), progress.get("message", "")
     except PriorlabError as error:  # one bad file must not hide the other stages
         state, problem = "damaged", str(error)
     attempts, log = folder.attempts(), folder.last_log()
@@ -66,10 +68,17 @@ def report_on(folder: StageFolder) -> StageReport:
         seconds_left=seconds_left(running),
         reported=progress.get("time"),
         attempts=len(attempts),
-        progress="" if state in ("done", "new") else problem or describe(progress),
+        progress=_shown(state, problem or describe(progress), job_of(folder, jobs)),
         log=_text(log),
         folder=str(folder.path),
     )
+
+
+def _shown(state: str, progress: str, job: Job | None) -> str:
+    parts = [] if state in ("done", "new") else [progress]
+    if job is not None:
+        parts.append(f"job {job.id}" + (f" waits: {job.reason}" if job.waiting else ""))
+    return "  ".join(filter(None, parts))
 
 
 def _text(path: Path | None) -> str | None:

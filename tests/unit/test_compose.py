@@ -1,5 +1,6 @@
 """Configs: names, overrides, axes, and errors that say what to do."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,29 @@ def test_an_override_sets_one_value_and_keeps_its_neighbours() -> None:
 def test_another_name_keeps_the_keys_beside_the_old_one() -> None:
     prior = only_recipe("prior=tail").prior
     assert (prior.name, prior.lambda_tail, prior.k) == ("tail", -0.1, 5)
+
+
+def test_where_stages_run_is_chosen_by_name_and_is_no_part_of_identity() -> None:
+    local = build_graph(load_recipe("quickstart").cells())
+    slurm = build_graph(load_recipe("quickstart", ["cluster=slurm", "cluster.max_jobs=3"]).cells())
+    assert local.stages.keys() == slurm.stages.keys()
+    cluster = slurm.cells[0].cell.recipe.cluster
+    assert (cluster.kind, cluster.max_jobs, cluster.resources("pretrain").gpus_per_process) == ("slurm", 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["cluster.max_jobs=3"], "max_jobs is set, but no cluster is chosen; add cluster=slurm"),
+        (["cluster=slurm", "cluster.pretrain.node=2"], "cluster.pretrain has no key 'node'; did you mean 'nodes'?"),
+        (["cluster=slurm", "cluster.rl.minutes=5"], "warning_seconds is 90, more than a fifth of rl.minutes (5); raise rl"),
+        (["cluster=slurm", "cluster.pretrain.nodes=2"], "cluster.pretrain.nodes is 2; pretrain.launch.processes (1) cannot be spread"),
+        (["cluster=slurm", "cluster.evaluate.nodes=2"], "cluster.evaluate.nodes is 2; the one process of the stage evaluate cannot"),
+    ],
+)  # fmt: skip
+def test_a_cluster_that_cannot_be_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(PriorlabError, match=re.escape(message)):
+        only_recipe(*overrides)
 
 
 def test_no_rl_is_a_recipe_of_pretraining_alone() -> None:

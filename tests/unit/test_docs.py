@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.compose import available, load_recipe, load_sweep
-from pipeline.config import Prior
+from pipeline.config import ClusterConfig, Prior, Resources
 from pipeline.graph import build_graph
 from pipeline.tools.status import STATES, StageReport
 from scripts.figures import objective as objective_figures
@@ -67,6 +67,15 @@ def test_the_table_of_priors_is_the_configs() -> None:
 def test_links_and_pictures_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_page_on_slurm_shows_a_valid_cluster_and_names_every_key() -> None:
+    page = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    cluster = ClusterConfig.model_validate(yaml.safe_load(example))
+    assert (cluster.kind, cluster.resources("pretrain").options) == ("slurm", {"constraint": "h100"})
+    named = set(re.findall(r"`(\w+)`", page))
+    assert {*ClusterConfig.model_fields, *Resources.model_fields} - {"name", "kind"} <= named
 
 
 def test_help_shows_every_command() -> None:
