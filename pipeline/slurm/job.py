@@ -97,7 +97,8 @@ class StageJob:
         from submitit.helpers import DelayedSubmission
 
         folder = StageFolder(Path(self.folder))
-        if time.time() - self._started > 0.8 * 60 * self.minutes and _saved(folder) <= self._saved_before:
+        timed_out = time.time() - self._started > 0.8 * 60 * self.minutes
+        if timed_out and _saved(folder) <= self._saved_before and not folder.record_file.exists():
             launch = f", or lower {self.kind}.launch.save_steps" if self.kind in ("pretrain", "rl") else ""
             _report(
                 folder,
