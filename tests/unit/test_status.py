@@ -78,7 +78,7 @@ def test_stages_are_chosen_by_sweep_and_state(shelf: Shelf) -> None:
     assert [entry["state"] for entry in shelf.json("status", "smoke")] == ["done", "failed", "new"]
     assert [entry["state"] for entry in shelf.json("status", "other")] == ["done", "done", "new"]
     assert [entry["stage"] for entry in shelf.json("status", "--state", "failed")] == [plan.chain["pretrain"].name]
-    assert "a stage is one of running, failed" in shelf.refusal("status", "--state", "broken")
+    assert "a stage is one of running, queued, failed" in shelf.refusal("status", "--state", "broken")
     assert "there are: other, smoke" in shelf.refusal("status", "nothing")
     shown = shelf.call("status").output
     assert "the loss is nan" in shown
