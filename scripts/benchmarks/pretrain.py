@@ -68,9 +68,12 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
     """Run stage and loops in turns; print and return their medians."""
     log_steps = max(1, arguments.steps // 10)
-    launch = [f"processes={processes}", f"zero_stage={arguments.zero_stage}", f"log_steps={log_steps}", f"save_steps={5 * log_steps}"]
+    (cell,) = load_recipe(arguments.recipe, arguments.set).cells()
+    micro_batch = cell.recipe.pretrain.launch.micro_batch // processes  # the same global batch, split
+    launch = [f"processes={processes}", f"zero_stage={arguments.zero_stage}", f"micro_batch={micro_batch}"]
+    launch += [f"log_steps={log_steps}", f"save_steps={5 * log_steps}"]
     schedule = [f"pretrain.steps={arguments.steps}", "pretrain.optimizer.warmup_steps=0", "pretrain.optimizer.decay_steps=0"]
-    overrides = [*schedule, *(f"pretrain.launch.{setting}" for setting in launch), *arguments.set]
+    overrides = [*arguments.set, *schedule, *(f"pretrain.launch.{setting}" for setting in launch)]
     rates: dict[str, list[float]] = {name: [] for name in (STAGE, LOOP, LOOP_OUR_LOSS)}
     waits: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -87,7 +87,7 @@ def fused_loss_and_statistics(
     chunk = chunk_tokens or max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocab * weight.element_size()))
     rows = (targets != ignore_index).nonzero().squeeze(-1)
     if len(rows) < len(targets):  # rows that do not count cost nothing
-        hidden, targets = hidden[rows], targets[rows]
+        hidden, targets = hidden.index_select(0, rows), targets[rows]
     total, statistics = _FusedLoss.apply(hidden, weight, targets, prior, head_k, divisor, chunk, passes or passes_for(vocab))
     return total, statistics
 
