@@ -12,9 +12,10 @@ from collections.abc import Iterator
 
 from pipeline.config import ArithmeticTask
 from pipeline.errors import PriorlabError
-from stages.tasks.protocol import Problem, Split, Verdict, split_of
+from stages.tasks.generated import GeneratedTask
+from stages.tasks.protocol import Problem, Verdict
 
-# Draws without a new problem after which a split counts as exhausted.
+# Chains out of range in a row, after which there seem to be none in range.
 _PATIENCE = 20_000
 # Twelve operations on numbers of six digits, and as many steps, are shorter; the bound keeps the verifier's time in microseconds.
 _MAX_CHARACTERS = 2048
@@ -24,46 +25,14 @@ Chain = tuple[list[int], list[str]]
 """Numbers, and the operators between them."""
 
 
-class Arithmetic:
+class Arithmetic(GeneratedTask):
+    kind = "arithmetic"
+    knobs = "task.operations, task.largest_number or task.largest_value"
     alphabet = "0123456789+-*=:"
 
     def __init__(self, config: ArithmeticTask) -> None:
+        super().__init__(config.name)
         self.config = config
-
-    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        rng = random.Random(f"arithmetic-problems-{split}-{seed}")
-        found: dict[str, Problem] = {}
-        misses = 0
-        while len(found) < count:
-            problem, _ = self._draw(rng)
-            if split_of(problem.id) == split and problem.id not in found:
-                found[problem.id] = problem
-                misses = 0
-                continue
-            misses += 1
-            if misses > _PATIENCE:
-                raise PriorlabError(
-                    f"task {self.config.name!r} has only about {len(found)} distinct problems in its {split!r} split, "
-                    f"but {count} were asked for; ask for fewer, or widen task.operations, task.largest_number or "
-                    "task.largest_value"
-                )
-        return list(found.values())
-
-    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
-        rng = random.Random(f"arithmetic-documents-{split}-{seed}")
-        made = misses = 0
-        while made < count:
-            problem, steps = self._draw(rng)
-            if split_of(problem.id) == split:
-                made, misses = made + 1, 0
-                yield problem.prompt + "=".join(steps[1:])
-                continue
-            misses += 1
-            if misses > _PATIENCE:
-                raise PriorlabError(
-                    f"task {self.config.name!r} has no problem in its {split!r} split; widen task.operations, "
-                    "task.largest_number or task.largest_value"
-                )
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         match = _RESPONSE.fullmatch(response) if len(response) <= _MAX_CHARACTERS else None
@@ -71,8 +40,8 @@ class Arithmetic:
             return Verdict(correct=False, answer=None)
         return Verdict(correct=int(match[1]) == problem.data["value"], answer=match[1])
 
-    def _draw(self, rng: random.Random) -> tuple[Problem, list[str]]:
-        """A problem and its chain after each step, uniform over the chains whose intermediate results all stay in range."""
+    def draw(self, rng: random.Random) -> tuple[Problem, str]:
+        """A chain, and what is left of it after each step; uniform over the chains whose intermediate results all stay in range."""
         config = self.config
         for _ in range(_PATIENCE):
             operations = rng.choice(config.operations)
@@ -81,7 +50,7 @@ class Arithmetic:
             steps = list(_steps(numbers, operators))
             if all(0 <= number <= config.largest_value for remaining, _ in steps for number in remaining):
                 texts = [_render(step) for step in steps]
-                return Problem(id=texts[0], prompt=f"{texts[0]}:", data={"value": steps[-1][0][0]}), texts
+                return Problem(id=texts[0], prompt=f"{texts[0]}:", data={"value": steps[-1][0][0]}), "=".join(texts[1:])
         raise PriorlabError(
             f"task {config.name!r}: {_PATIENCE:,} random chains in a row left 0..{config.largest_value}; raise task.largest_value, "
             "or lower task.operations or task.largest_number"

@@ -1,0 +1,60 @@
+"""Tasks whose problems are drawn at random: each draw belongs to one split, and draws of other splits are passed over."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from pipeline.errors import PriorlabError
+from stages.tasks.protocol import Problem, Split, split_of
+
+# Draws without a new problem after which a split counts as exhausted.
+_PATIENCE = 20_000
+
+
+class GeneratedTask(ABC):
+    """`problems` and `documents` of the task protocol, out of `draw`."""
+
+    kind: str
+    """Part of the random seeds."""
+    knobs: str
+    """The config keys that widen the space of problems."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> tuple[Problem, str]:
+        """A problem and a right response with its steps."""
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        rng = random.Random(f"{self.kind}-problems-{split}-{seed}")
+        found: dict[str, Problem] = {}
+        misses = 0
+        while len(found) < count:
+            problem, _ = self.draw(rng)
+            if split_of(problem.id) == split and problem.id not in found:
+                found[problem.id] = problem
+                misses = 0
+                continue
+            misses += 1
+            if misses > _PATIENCE:
+                raise PriorlabError(
+                    f"task {self.name!r} has only about {len(found)} distinct problems in its {split!r} split, "
+                    f"but {count} were asked for; ask for fewer, or widen {self.knobs}"
+                )
+        return list(found.values())
+
+    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
+        rng = random.Random(f"{self.kind}-documents-{split}-{seed}")
+        made = misses = 0
+        while made < count:
+            problem, response = self.draw(rng)
+            if split_of(problem.id) == split:
+                made, misses = made + 1, 0
+                yield problem.prompt + response
+                continue
+            misses += 1
+            if misses > _PATIENCE:
+                raise PriorlabError(f"task {self.name!r} has no problem in its {split!r} split; widen {self.knobs}")
