@@ -44,7 +44,7 @@ def train(stage: Stage) -> dict[str, Any]:
         "steps": settings.steps,
         "rollouts": last["rollouts_generated"],
         "rollouts_used": last["rollouts_used"],
-        "preflight": read_json(stage.folder.path / PREFLIGHT_FILE),
+        **{f"preflight/{name}": share for name, share in (read_json(stage.folder.path / PREFLIGHT_FILE) or {}).items()},
         "reward": last["reward_raw"],
         "entropy": last["entropy"],
         "length": last["completions/mean_length"],
