@@ -124,7 +124,8 @@ def test_logged_values_fit_together(smoke: FinishedSweep) -> None:
 def test_another_prior_trains_another_model_from_the_same_start(smoke: FinishedSweep) -> None:
     ce, tail = (rows(smoke.lab, smoke.node("pretrain", cell)) for cell in (0, 1))
     assert ce[0]["cross_entropy"] == pytest.approx(tail[0]["cross_entropy"], rel=0.05)
-    assert ce[-1]["tail_mass"] > tail[-1]["tail_mass"]
+    # Over the whole run: rounding alone moves a single interval by as much as the prior does in so short a training.
+    assert sum(row["tail_mass"] for row in ce) > sum(row["tail_mass"] for row in tail)
 
 
 def test_the_export_is_a_checkpoint_that_vllm_agrees_with(smoke: FinishedSweep) -> None:
