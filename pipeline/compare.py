@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import EvaluateStage
+from pipeline.config.recipe import EvaluateStage
 from pipeline.errors import PriorlabError
 from pipeline.graph import CellPlan, Graph
 from pipeline.store import Home, read_json, verify_manifest, write_text_atomically

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import RecipeConfig
+from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
 
 GROUPS = ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 
-from pipeline.config import TrackingConfig
+from pipeline.config.recipe import TrackingConfig
 from pipeline.store import Home
 from pipeline.tracking import resolve_mode
 

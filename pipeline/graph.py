@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.compose import Cell
-from pipeline.config import (
+from pipeline.config.recipe import (
     RECIPE_VERSIONS,
     STAGE_CONFIGS,
     CorpusStage,

@@ -13,11 +13,13 @@ import yaml
 
 from pipeline.compare import load_evaluations, summary_rows
 from pipeline.compose import Cell, Sweep
-from pipeline.config import STAGE_CONFIGS, ClusterConfig, CorpusStage, RecipeConfig
+from pipeline.config.cluster import ClusterConfig
+from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage, RecipeConfig
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import drift
 from pipeline.graph import CellPlan, Graph, StageNode, build_graph, graph_from_specs
-from pipeline.runner import Outcome, View, run, visible_devices
+from pipeline.launch import visible_devices
+from pipeline.runner import Outcome, View, run
 from pipeline.slurm.queue import Job, job_of, live_jobs
 from pipeline.store import Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pipeline.config import TrackingConfig
+from pipeline.config.recipe import TrackingConfig
 
 if TYPE_CHECKING:
     from pipeline.compare import Evaluation  # numpy, which stages' runs do not need here

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from pipeline.config import Launch
+from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store import read_json, write_json_atomically
 

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.config import STAGE_CONFIGS, StageConfig, TrackingConfig
+from pipeline.config.recipe import STAGE_CONFIGS, StageConfig, TrackingConfig
 from pipeline.errors import NO_SPACE_EXIT, PriorlabError
 from pipeline.store import StageFolder, manifest_of, read_json, verify_manifest, write_json_atomically
 from pipeline.tether import die_with

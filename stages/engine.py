@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Dtype
+from pipeline.config.base import Dtype
 from pipeline.errors import PriorlabError
 from stages.tasks import Problem
 

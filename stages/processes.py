@@ -7,7 +7,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import AdamWConfig, Dtype, Launch
+from pipeline.config.base import Dtype
+from pipeline.config.training import AdamWConfig, Launch
 
 
 def prepare(threads: int) -> None:

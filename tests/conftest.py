@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.compose import load_sweep
 from pipeline.graph import Graph, StageNode, build_graph
-from pipeline.runner import command, environment
+from pipeline.launch import command, environment
 from pipeline.store import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import PriorlabError
-from pipeline.runner import Nodes, failure, launch_command, process_environment, signal_session
+from pipeline.launch import Nodes, failure, launch_command, process_environment, signal_session
 from pipeline.store import StageFolder, status_of, write_json_atomically
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ClusterConfig
+from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import PriorlabError
 from pipeline.graph import StageNode
-from pipeline.runner import StageState, State, View, git_commit, processes_of, reads_hub, threads_of
+from pipeline.launch import git_commit, processes_of, reads_hub, threads_of
+from pipeline.runner import StageState, State, View
 from pipeline.slurm.job import StageJob
 from pipeline.slurm.queue import Job, all_jobs, cancel, job_name, job_of, remember, require_slurm, submitted_by
 from pipeline.store import Home, status_of, take_lock, write_json_atomically

@@ -19,7 +19,8 @@ from pipeline.compose import load_recipe
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import canonical_json
 from pipeline.graph import StageNode, build_graph
-from pipeline.runner import View, environment, run
+from pipeline.launch import environment
+from pipeline.runner import View, run
 from pipeline.store import Home, sha256_of, status_of, write_json_atomically
 
 _KEPT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RECIPE_VERSIONS
+from pipeline.config.recipe import RECIPE_VERSIONS
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import drift
 from pipeline.graph import StageNode

@@ -26,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain.fused import fused_linear_shaped_loss, fused_loss_and_statistics
 from stages.pretrain.objective import shaped_loss
 

@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from pipeline.compose import load_recipe
-from pipeline.config import PretrainStage
+from pipeline.config.recipe import PretrainStage
 from pipeline.graph import StageNode, build_graph
 from pipeline.runner import StageState, run
 from pipeline.store import Home

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import CorpusStage
+from pipeline.config.recipe import CorpusStage
 from stages.contract import Stage, main
 
 if TYPE_CHECKING:

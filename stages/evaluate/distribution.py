@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.config import Dtype
+from pipeline.config.base import Dtype
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.pretrain.objective import distribution_statistics

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from pebble import ProcessPool
 
-from pipeline.config import Verification
+from pipeline.config.evaluation import Verification
 from pipeline.errors import PriorlabError
 from stages.tasks import Problem, Task, Verdict
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain.row_step import STATISTICS, Passes, passes_for, row_step_
 
 # A chunk holds 64 MiB of logits, but at least as many rows as a matmul needs to run at full speed.

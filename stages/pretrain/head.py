@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain.fused import fused_loss_and_statistics
 
 

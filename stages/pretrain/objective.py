@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 
 # For beta < 0 the weight (1 - pi_x)^beta diverges as pi_x -> 1, while its product with the gradient, (1 - pi_x)^(1 + beta), vanishes.
 # Below this bound 1 - pi_x counts as the bound, which caps the weight: 31.6 at beta = -0.25.

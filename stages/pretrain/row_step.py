@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain.objective import positive_weight
 
 STATISTICS = ("cross_entropy", "entropy", "head_mass", "tail_mass")

@@ -18,7 +18,8 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline.config import Launch, PretrainStage
+from pipeline.config.recipe import PretrainStage
+from pipeline.config.training import Launch
 from stages.checkpoint import MarkComplete, export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object, set_seed
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
-from pipeline.config import RLConfig
+from pipeline.config.training import RLConfig
 from pipeline.errors import PriorlabError
 from pipeline.store import write_json_atomically
 from stages.checkpoint import MarkComplete

@@ -1,10 +1,10 @@
 """Reasoning tasks: problems with verifiable answers, generated or read from data sets.
 
-A new task is one module with the `Task` protocol, one config class in `pipeline.config` and one case in `build_task`.
+A new task is one module with the `Task` protocol, one config class in `pipeline.config.tasks` and one case in `build_task`.
 """
 
-from pipeline.config import ArithmeticTask, CountdownTask, GymTask, MathTask
-from pipeline.config import Task as AnyTaskConfig
+from pipeline.config.tasks import ArithmeticTask, CountdownTask, GymTask, MathTask
+from pipeline.config.tasks import Task as AnyTaskConfig
 from stages.tasks.protocol import Problem, Split, Task, Verdict
 
 __all__ = ["Problem", "Split", "Task", "Verdict", "build_task"]

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from pipeline.config import ArithmeticTask
+from pipeline.config.tasks import ArithmeticTask
 from pipeline.errors import PriorlabError
 from stages.tasks.generated import GeneratedTask
 from stages.tasks.protocol import Problem, Verdict

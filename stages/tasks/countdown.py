@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from pipeline.config import CountdownTask
+from pipeline.config.tasks import CountdownTask
 from stages.tasks.expression import Node, NotAnExpressionError, canonical, combine, parse, render
 from stages.tasks.generated import GeneratedTask
 from stages.tasks.protocol import Problem, Verdict

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import GymTask
+from pipeline.config.tasks import GymTask
 from pipeline.errors import PriorlabError
 from stages.tasks.protocol import Problem, Split, Verdict, split_of
 

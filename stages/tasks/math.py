@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.config import MathSource, MathTask
+from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
 from stages.tasks.answers import judge
 from stages.tasks.prompts import render_prompt

@@ -7,7 +7,7 @@ from typing import NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pipeline.config import MathTask
+from pipeline.config.tasks import MathTask
 from pipeline.errors import PriorlabError
 
 

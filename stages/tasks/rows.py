@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import MathSource, sha256_of
+from pipeline.config.tasks import MathSource
 from pipeline.errors import PriorlabError
+from pipeline.store import sha256_of
 
 
 def read_rows(source: MathSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -52,8 +53,7 @@ def _from_hub(source: MathSource, key: str) -> Iterator[dict[str, Any]]:
 
 def _from_file(path: Path, source: MathSource, key: str) -> Iterator[dict[str, Any]]:
     try:
-        status = path.stat()
-        if sha256_of(path, status.st_mtime_ns, status.st_size) != source.sha256:
+        if sha256_of(path) != source.sha256:
             raise PriorlabError(
                 f"{path} ({key}.file) has another content than when the run was planned (sha256 {str(source.sha256)[:12]}); start the "
                 "command anew to use what it holds now, or put the old content back"

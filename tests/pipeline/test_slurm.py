@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.config import STAGE_CONFIGS
+from pipeline.config.recipe import STAGE_CONFIGS
 from pipeline.slurm.queue import Job, all_jobs, cancel, job_of
 from pipeline.store import Home, StageFolder, status_of
 from tests.conftest import Lab, rows, smoke_graph

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import TrackingConfig
+from pipeline.config.recipe import TrackingConfig
 from pipeline.tracking import resolve_mode
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 from tests.wandb_files import OfflineRun, read_runs

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import CountdownTask, Verification
+from pipeline.config.evaluation import Verification
+from pipeline.config.tasks import CountdownTask
 from pipeline.errors import PriorlabError
 from stages.evaluate.metrics import pass_at_k
 from stages.evaluate.verify import Verifier

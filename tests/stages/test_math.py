@@ -11,7 +11,8 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.config import MathSource, MathTask, Verification
+from pipeline.config.evaluation import Verification
+from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
 from pipeline.graph import StageNode
 from pipeline.store import write_json_atomically

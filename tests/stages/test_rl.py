@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import Launch
+from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store import write_json_atomically
 from stages.checkpoint import last_complete

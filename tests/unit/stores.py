@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.compose import Sweep, load_sweep
-from pipeline.config import RECIPE_VERSIONS
+from pipeline.config.recipe import RECIPE_VERSIONS
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, StageNode, build_graph
 from pipeline.store import Home, StageFolder, manifest_of, write_json_atomically

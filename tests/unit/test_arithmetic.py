@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import ArithmeticTask
+from pipeline.config.tasks import ArithmeticTask
 from pipeline.errors import PriorlabError
 from stages.tasks import Problem, Verdict, build_task
 from stages.tasks.protocol import split_of

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.compose import GROUPS, available, config_folders, load_recipe, load_sweep, parse_override
-from pipeline.config import RecipeConfig
+from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import CountdownTask
+from pipeline.config.tasks import CountdownTask
 from pipeline.errors import PriorlabError
 from stages.tasks import Problem, Verdict, build_task
 from stages.tasks.expression import MAX_CHARACTERS, Node, NotAnExpressionError, canonical, combine, parse, render

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RECIPE_VERSIONS
+from pipeline.config.recipe import RECIPE_VERSIONS
 from pipeline.graph import Graph
 from pipeline.store import write_json_atomically
 from tests.unit.stores import Shelf, shelf_at

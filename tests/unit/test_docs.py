@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.compose import available, load_recipe, load_sweep
-from pipeline.config import ClusterConfig, Prior, Resources
+from pipeline.config.cluster import ClusterConfig, Resources
+from pipeline.config.prior import Prior
 from pipeline.graph import build_graph
 from pipeline.tools.status import STATES, StageReport
 from scripts.figures import objective as objective_figures

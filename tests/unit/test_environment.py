@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.compose import load_recipe
 from pipeline.graph import build_graph
-from pipeline.runner import environment
+from pipeline.launch import environment
 
 
 @pytest.mark.parametrize(("task", "offline"), [("countdown", "1"), ("arithmetic", "1"), ("gsm8k", "0"), ("math500", "0")])

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.compose import load_recipe
-from pipeline.config import RECIPE_VERSIONS, STAGE_CONFIGS, Prior
+from pipeline.config.prior import Prior
+from pipeline.config.recipe import RECIPE_VERSIONS, STAGE_CONFIGS
 from pipeline.fingerprint import canonical_json, drift, fingerprint
 from pipeline.graph import Graph, build_graph
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain.fused import fused_linear_shaped_loss, fused_loss_and_statistics
 from stages.pretrain.objective import distribution_statistics, shaped_loss
 from stages.pretrain.row_step import EAGER, STATISTICS, passes_for
@@ -160,7 +160,7 @@ def test_compiled_passes_equal_the_eager_ones(prior: Prior, dtype: torch.dtype) 
 def test_without_a_compiler_the_passes_run_eagerly_and_say_so() -> None:
     script = """
 import torch, warnings
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain.fused import fused_linear_shaped_loss
 from stages.pretrain.objective import shaped_loss
 hidden, weight = torch.randn(4, 8), torch.randn(8192, 8)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import GymTask, Verification
+from pipeline.config.evaluation import Verification
+from pipeline.config.tasks import GymTask
 from pipeline.errors import PriorlabError
 from stages.evaluate.verify import Verifier
 from stages.tasks import Task, build_task

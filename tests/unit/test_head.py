@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain.head import attach
 from stages.pretrain.objective import shaped_loss
 from stages.pretrain.row_step import STATISTICS

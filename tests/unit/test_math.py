@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.compose import available, load_recipe
-from pipeline.config import MathSource, MathTask
+from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
 from stages.tasks import Problem, build_task
 from stages.tasks.answers import judge

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain.objective import MIN_COMPLEMENT, distribution_statistics, head_mask, positive_weight, shaped_loss
 
 CE = Prior()

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 # In a process of its own: the interpreter is chosen when the kernels are defined, and for the whole process.
 _SCRIPT = """
 import itertools, torch
-from pipeline.config import Prior
+from pipeline.config.prior import Prior
 from stages.pretrain import row_step, row_step_triton
 from stages.pretrain.fused import fused_loss_and_statistics
 

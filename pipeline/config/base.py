@@ -1,0 +1,46 @@
+"""What all configs share: unknown keys are errors, instances are immutable, and each field is identity or execution.
+
+*Identity* decides the numbers a stage produces, and so its fingerprint; *execution* is where and how it runs (declared with
+`execution(...)`). `Config.identity()` keeps the first kind and normalises away knobs that cannot matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def execution(default: Any, **constraints: Any) -> Any:
+    """A field that must not change results, hence not the fingerprint."""
+    return Field(default, json_schema_extra={"execution": True}, **constraints)
+
+
+def identity_since(default: Any, **constraints: Any) -> Any:
+    """An identity field that came after results had been made: at its default it is left out, so that they keep their fingerprints."""
+    return Field(default, json_schema_extra={"left_out_at_default": True}, **constraints)
+
+
+class Config(BaseModel):
+    """Base of all configs: unknown keys are errors, instances are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide results, as plain JSON types."""
+        kept: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("execution"):
+                continue
+            value = getattr(self, name)
+            if isinstance(extra, dict) and extra.get("left_out_at_default") and value == field.default:
+                continue
+            kept[name] = value.identity() if isinstance(value, Config) else _plain(value)
+        return kept
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,63 @@
+"""Where stages run: as processes of this machine, or as Slurm jobs. Execution only."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from pipeline.config.base import Config, execution
+
+
+class Resources(Config):
+    """What the Slurm job of one kind of stage asks for. Its processes (`launch.processes`) are spread evenly over its nodes."""
+
+    nodes: int = execution(1, ge=1)
+    gpus_per_process: int = execution(0, ge=0)
+    cpus_per_process: int = execution(1, ge=1)
+    memory_gib: float | None = execution(None, gt=0, description="per node; none given is the partition's default")
+    minutes: int = execution(60, ge=1, description="time limit; a stage that has saved step checkpoints goes on in a requeued job")
+    partition: str | None = execution(None)
+    options: dict[str, str | int | bool] = execution({}, description="further options of sbatch, e.g. {constraint: a100}")
+
+
+class ClusterConfig(Config):
+    """Where stages run: as processes of this machine, or as Slurm jobs. Execution only; a whole sweep has one."""
+
+    name: str = execution("cluster")
+    kind: Literal["local", "slurm"] = execution(...)
+    partition: str | None = execution(None, description="of stages that name none themselves")
+    options: dict[str, str | int | bool] = execution({}, description="further options of sbatch for every job, e.g. {account: mine}")
+    max_jobs: int | None = execution(None, ge=1, description="how many jobs of a sweep may run at a time")
+    on_interrupt: Literal["leave", "cancel"] = execution("leave", description="what Ctrl-C does with the jobs")
+    wait: bool = execution(True, description="false: submit, and return at once")
+    poll_seconds: float = execution(10.0, gt=0, description="between two questions to Slurm's controller")
+    warning_seconds: int = execution(90, ge=1, description="before the time limit, to end the stage in order and requeue it")
+    max_timeouts: int = execution(100, ge=0, description="how often a job may reach its time limit and be requeued")
+    corpus: Resources = execution(Resources())
+    pretrain: Resources = execution(Resources())
+    rl: Resources = execution(Resources())
+    evaluate: Resources = execution(Resources())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "kind" not in given:
+            raise ValueError(f"{', '.join(given) or 'nothing'} is set, but no cluster is chosen; add cluster=slurm")
+        return given
+
+    @model_validator(mode="after")
+    def _time_to_work(self) -> ClusterConfig:
+        for kind, minutes in ((name, value.minutes) for name, value in self if isinstance(value, Resources)):
+            if self.warning_seconds * 5 > minutes * 60:
+                raise ValueError(
+                    f"warning_seconds is {self.warning_seconds}, more than a fifth of {kind}.minutes ({minutes}); "
+                    f"raise {kind}.minutes, or lower warning_seconds"
+                )
+        return self
+
+    def resources(self, kind: str) -> Resources:
+        """Of a kind of stage."""
+        found = getattr(self, kind)
+        assert isinstance(found, Resources)
+        return found

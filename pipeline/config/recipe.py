@@ -1,0 +1,113 @@
+"""The whole pipeline of one cell, and from it the input of each kind of stage."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config, execution
+from pipeline.config.cluster import ClusterConfig
+from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.prior import Prior
+from pipeline.config.tasks import Task
+from pipeline.config.training import CorpusConfig, ModelConfig, PretrainConfig, RLConfig
+
+
+class TrackingConfig(Config):
+    """Weights & Biases. `auto` is online when a key is found (environment or netrc), else offline."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = execution("auto")
+    project: str = execution("priorlab")
+    entity: str | None = execution(None)
+
+
+class RecipeConfig(Config):
+    """The whole pipeline of one cell."""
+
+    name: str = execution("recipe")
+    task: Task
+    corpus: CorpusConfig
+    model: ModelConfig
+    prior: Prior
+    pretrain: PretrainConfig
+    rl: RLConfig | None = None
+    evaluate: EvaluateConfig
+    seed: int = Field(0, ge=0, lt=2**32)
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig(kind="local"), json_schema_extra={"execution": True})
+
+    @model_validator(mode="after")
+    def _processes_fit_the_nodes(self) -> RecipeConfig:
+        for kind in STAGE_CONFIGS:
+            settings = getattr(self, kind)
+            launch = getattr(settings, "launch", None)
+            processes, nodes = 1 if launch is None else launch.processes, self.cluster.resources(kind).nodes
+            if self.cluster.kind == "slurm" and settings is not None and processes % nodes:
+                key = f"{kind}.launch.processes ({processes})" if launch is not None else f"the one process of the stage {kind}"
+                raise ValueError(f"cluster.{kind}.nodes is {nodes}; {key} cannot be spread evenly over so many nodes")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> RecipeConfig:
+        if self.corpus.block_size > self.model.max_positions:
+            raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
+        for name, settings in (("rl", self.rl), ("evaluate", self.evaluate)):
+            prompt = self.task.max_prompt_tokens
+            if settings is not None and prompt + settings.max_response_tokens > self.model.max_positions:
+                raise ValueError(
+                    f"{name}.max_response_tokens ({settings.max_response_tokens}) and {prompt} tokens for the prompt exceed "
+                    f"model.max_positions ({self.model.max_positions}); lower task.max_prompt_tokens or max_response_tokens, "
+                    "or raise model.max_positions"
+                )
+        return self
+
+
+class CorpusStage(Config):
+    """Input of the stage `corpus`: a tokenizer, training blocks and held-out blocks."""
+
+    task: Task
+    corpus: CorpusConfig
+
+
+class PretrainStage(Config):
+    """Input of the stage `pretrain`; parent: corpus."""
+
+    model: ModelConfig
+    prior: Prior
+    pretrain: PretrainConfig
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        """An adopted checkpoint is its files and nothing else: what it was trained with is not known here."""
+        return super().identity() if self.pretrain.adopted is None else {"adopted": self.pretrain.adopted}
+
+
+class RLStage(Config):
+    """Input of the stage `rl`; parent: checkpoint."""
+
+    task: Task
+    rl: RLConfig
+    seed: int
+
+
+class EvaluateStage(Config):
+    """Input of the stage `evaluate`; parents: checkpoint and corpus."""
+
+    task: Task
+    evaluate: EvaluateConfig
+
+
+StageConfig = CorpusStage | PretrainStage | RLStage | EvaluateStage
+
+
+STAGE_CONFIGS: dict[str, type[StageConfig]] = {
+    "corpus": CorpusStage,
+    "pretrain": PretrainStage,
+    "rl": RLStage,
+    "evaluate": EvaluateStage,
+}
+
+
+# Raised by hand when a change of code changes what a stage of this kind produces; code itself is not fingerprinted.
+RECIPE_VERSIONS: dict[str, int] = {"corpus": 1, "pretrain": 2, "rl": 2, "evaluate": 1}

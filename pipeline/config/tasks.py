@@ -1,0 +1,176 @@
+"""Tasks: problems, and where they come from. One config class per kind of task; `Task` is told apart by `kind`."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config, execution
+from pipeline.store import sha256_of
+
+
+class TaskConfig(Config):
+    """What every task has."""
+
+    max_prompt_tokens: int = execution(
+        64, ge=1, description="room for a prompt beside the response; the stages refuse longer ones, so it decides no number"
+    )
+
+    @property
+    def reads_hub(self) -> bool:
+        """Whether its data come from the Hugging Face hub."""
+        return False
+
+
+class CountdownTask(TaskConfig):
+    """Reach `target` with an expression that uses each given number exactly once."""
+
+    kind: Literal["countdown"] = "countdown"
+    name: str = execution("countdown")
+    numbers: tuple[int, ...] = Field((4,), min_length=1, description="how many numbers a problem gives; drawn uniformly")
+    largest_number: int = Field(9, ge=1)
+    largest_target: int = Field(99, ge=0)
+    operators: tuple[Literal["+", "-", "*"], ...] = Field(("+", "-", "*"), min_length=1)
+
+    @model_validator(mode="after")
+    def _few_numbers(self) -> CountdownTask:
+        if any(not 2 <= count <= 6 for count in self.numbers):
+            raise ValueError(f"numbers is {list(self.numbers)}; each count must be between 2 and 6")
+        return self
+
+
+class ArithmeticTask(TaskConfig):
+    """The value of a chain such as `3+8*2-5`, reached by worked steps; `operations` and the two bounds set the difficulty."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    name: str = execution("arithmetic")
+    operations: tuple[int, ...] = Field((3,), min_length=1, description="how many operations a problem chains; drawn uniformly")
+    largest_number: int = Field(9, ge=1, lt=10**6)
+    largest_value: int = Field(99, ge=1, lt=10**9, description="no intermediate result leaves 0..largest_value")
+    operators: tuple[Literal["+", "-", "*"], ...] = Field(("+", "-", "*"), min_length=1)
+
+    @model_validator(mode="after")
+    def _short_chains(self) -> ArithmeticTask:
+        if any(not 1 <= count <= 12 for count in self.operations):
+            raise ValueError(f"operations is {list(self.operations)}; each count must be between 1 and 12")
+        return self
+
+
+DATA_FORMATS = (".jsonl", ".parquet", ".csv")
+
+
+class MathSource(Config):
+    """Rows of problems and answers: a data set of the Hugging Face hub, or a local file.
+
+    A column may lie inside another: `reward_model.ground_truth`, `prompt.0.content`. A file counts by its content: `sha256`, filled in
+    when the recipe is read, is its identity wherever it lies.
+    """
+
+    hub: str | None = Field(None, description="name of a data set on the hub, e.g. openai/gsm8k")
+    subset: str | None = None
+    revision: str | None = Field(None, description="commit or tag of the data set; without it, whatever the hub has")
+    split: str = "train"
+    file: str | None = execution(None, description="a .jsonl, .parquet or .csv file instead of a data set of the hub")
+    sha256: str | None = None
+    problem: str = Field("problem", min_length=1, description="column of the problem's text")
+    answer: str = Field("answer", min_length=1, description="column of the reference answer; several in a list are one answer, a, b")
+    answer_pattern: str | None = Field(None, description="regular expression whose first group is the answer within that column")
+    solution: str | None = Field(None, description="column of a worked solution, to pre-train on")
+    max_problem_characters: int | None = Field(None, ge=1, description="rows with longer problems are left out")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _identify_file(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("file"), str) or data.get("sha256"):
+            return data
+        path = Path(data["file"]).expanduser().absolute()
+        if path.suffix not in DATA_FORMATS:
+            raise ValueError(f"file is {data['file']!r}; it must end in {', '.join(DATA_FORMATS)}")
+        try:
+            status = path.stat()
+            return data | {"file": str(path), "sha256": _digest(path, status.st_mtime_ns, status.st_size)}
+        except OSError as error:
+            raise ValueError(f"file is {data['file']!r}, which cannot be read: {error.strerror} ({path})") from error
+
+    @model_validator(mode="after")
+    def _one_place(self) -> MathSource:
+        if (self.hub is None) == (self.file is None):
+            raise ValueError(f"hub is {self.hub!r} and file {self.file!r}; give exactly one of the two (and null for the other)")
+        if self.answer_pattern is not None:
+            try:
+                groups = re.compile(self.answer_pattern).groups
+            except re.error as error:
+                raise ValueError(f"answer_pattern is {self.answer_pattern!r}, which is no regular expression: {error}") from error
+            if groups < 1:
+                raise ValueError(f"answer_pattern is {self.answer_pattern!r}; put a group, (...), around the answer")
+        return self
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _modified_ns: int, _size: int) -> str:
+    """Read once for all cells of a sweep; time and size make a changed file a new key."""
+    return sha256_of(path)
+
+
+class MathTask(TaskConfig):
+    """Problems and answers from data sets, judged by math-verify.
+
+    `train` feeds RL (and, if it has solutions, the corpus), `evaluate` the evaluation; without it, a fixed share of `train` does.
+    """
+
+    kind: Literal["math"] = "math"
+    name: str = execution("math")
+    max_prompt_tokens: int = execution(1024, ge=1)
+    train: MathSource | None = None
+    evaluate: MathSource | None = None
+    prompt: str = Field(
+        "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n\n",
+        description="what the model reads; {problem} is replaced, other braces are plain text",
+    )
+    chat_template: str | None = Field(
+        None, description="Jinja template of a chat, as in a tokenizer's config, around the prompt as a user message"
+    )
+    system: str | None = Field(None, description="system message of the chat")
+
+    @property
+    def reads_hub(self) -> bool:
+        return any(source is not None and source.hub is not None for source in (self.train, self.evaluate))
+
+    @model_validator(mode="after")
+    def _complete(self) -> MathTask:
+        if self.train is None and self.evaluate is None:
+            raise ValueError("train and evaluate are both missing; give the problems' source, e.g. train: {file: problems.jsonl}")
+        if "{problem}" not in self.prompt:
+            raise ValueError(f"prompt is {self.prompt!r}; it needs {{problem}} where the problem's text goes")
+        if self.system is not None and self.chat_template is None:
+            raise ValueError("system is set, but a system message needs a chat_template; set it too, or write the text into prompt")
+        return self
+
+
+class GymTask(TaskConfig):
+    """A task of reasoning-gym (arXiv 2505.24760), by name; an optional extra of the installation."""
+
+    kind: Literal["reasoning-gym"] = "reasoning-gym"
+    name: str = execution("reasoning-gym")
+    max_prompt_tokens: int = execution(1024, ge=1)
+    dataset: str = Field(min_length=1, description="name in reasoning-gym, e.g. chain_sum")
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of that data set, e.g. min_terms")
+    prompt: str = Field("{question}\nAnswer: ", description="what the model reads; {question} is replaced, other braces are plain text")
+
+    @model_validator(mode="after")
+    def _complete(self) -> GymTask:
+        if "{question}" not in self.prompt:
+            raise ValueError(f"prompt is {self.prompt!r}; it needs {{question}} where the question's text goes")
+        ours = sorted({"seed", "size"} & self.options.keys())
+        if ours:
+            raise ValueError(
+                f"options has {' and '.join(ours)}, which the stages choose (corpus.seed, evaluate.problems, ...); drop it"
+            )
+        return self
+
+
+Task = Annotated[CountdownTask | ArithmeticTask | MathTask | GymTask, Field(discriminator="kind")]

@@ -1,0 +1,170 @@
+"""What is trained and how: text, model, pre-training, RL, and how a training stage is spread over processes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config, Dtype, execution, identity_since
+from pipeline.config.evaluation import Verification
+
+
+class CorpusConfig(Config):
+    """Text of the task's worked solutions, tokenised and packed into equal blocks."""
+
+    name: str = execution("corpus")
+    documents: int = Field(ge=1)
+    heldout_documents: int = Field(ge=1, description="from problems no training document uses")
+    block_size: int = Field(ge=2, description="tokens per training sequence")
+    seed: int = 0
+
+
+class ModelConfig(Config):
+    """A Qwen3 decoder, trained from scratch; the vocabulary comes from the corpus's tokenizer."""
+
+    name: str = execution("qwen3")
+    architecture: Literal["qwen3"] = "qwen3"
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    ffn_width: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    tied_embeddings: bool = True
+    rope_base: float = Field(1e4, gt=0)
+    max_positions: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+
+class Launch(Config):
+    """How a training stage is spread over processes. Execution only: the same batch gives the same run."""
+
+    processes: int = execution(1, ge=1)
+    micro_batch: int = execution(16, ge=1, description="sequences per process and forward pass")
+    zero_stage: Literal[0, 1, 2, 3] = execution(0)
+    gradient_checkpointing: bool = execution(False)
+    threads: int = execution(1, ge=1, description="CPU threads per process")
+    save_steps: int = execution(100, ge=1)
+    log_steps: int = execution(10, ge=1)
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    @model_validator(mode="after")
+    def _saves_fall_on_logs(self) -> Launch:
+        if self.save_steps % self.log_steps:
+            raise ValueError(
+                f"save_steps is {self.save_steps}; it must be a multiple of log_steps ({self.log_steps}), so that a resumed run logs "
+                "the same averages as an uninterrupted one"
+            )
+        return self
+
+    def check_dtype(self, dtype: Dtype) -> None:
+        if dtype == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "dtype bfloat16 needs launch.zero_stage >= 1: at stage 0 there are no float32 weights to sum small updates in"
+            )
+
+
+class AdamWConfig(Config):
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    decay_steps: int = Field(0, ge=0, description="last steps, over which the rate falls linearly to final_ratio")
+    final_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.1, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+
+
+class PretrainConfig(Config):
+    """Stage one: tokens consumed = steps x global_batch x the corpus's block_size."""
+
+    steps: int = Field(ge=1)
+    global_batch: int = Field(ge=1, description="blocks per optimizer step, over all processes")
+    optimizer: AdamWConfig
+    dtype: Dtype = "float32"
+    head_k: int = execution(5, ge=1, description="size of the head whose mass is logged")
+    launch: Launch = Launch()
+    adopted: str | None = identity_since(
+        None,
+        pattern="^sha256:[0-9a-f]{64}$",
+        description="digest of a checkpoint that `priorlab adopt` brought in, in place of training one",
+    )
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> PretrainConfig:
+        one_pass = self.launch.processes * self.launch.micro_batch
+        if self.global_batch % one_pass:
+            raise ValueError(
+                f"global_batch is {self.global_batch}; it must be a multiple of processes x micro_batch = "
+                f"{self.launch.processes} x {self.launch.micro_batch} = {one_pass}"
+            )
+        self.launch.check_dtype(self.dtype)
+        if self.optimizer.warmup_steps + self.optimizer.decay_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.optimizer.warmup_steps}) + decay_steps ({self.optimizer.decay_steps}) exceed steps ({self.steps})"
+            )
+        return self
+
+
+class RLConfig(Verification):
+    """Stage two: on-policy GRPO without a KL term, rewards from the task's verifier."""
+
+    name: str = execution("rl")
+    steps: int = Field(ge=1, description="optimizer steps")
+    problems: int = Field(ge=1, description="distinct training problems")
+    prompts_per_step: int = Field(ge=1, description="problems per batch of rollouts")
+    samples_per_prompt: int = Field(16, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    max_response_tokens: int = Field(ge=1)
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.28, gt=0)
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    sampling_rounds: int = Field(
+        1, ge=1, description="dynamic sampling: rounds in which groups of equal rewards are replaced; 1 keeps every group"
+    )
+    updates_per_rollout: int = Field(1, ge=1, description="optimizer steps on each batch of rollouts; clipping acts from the second on")
+    mask_truncated: bool = Field(False, description="leave responses cut at max_response_tokens out of the loss")
+    preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to see that rewards differ at all")
+    optimizer: AdamWConfig
+    dtype: Dtype = "float32"
+    max_logprob_mismatch: float = execution(
+        1e-3, gt=0, description="largest allowed |log-prob of the rollout engine - of the trainer| of a sampled token"
+    )
+    kv_cache_gib: int = execution(1, ge=1, description="rollout engine's cache on CPU")
+    gpu_memory_share: float = execution(0.4, gt=0, lt=1, description="of each GPU, for the rollout engine")
+    launch: Launch = Launch()
+
+    def identity(self) -> dict[str, Any]:
+        """Each process seeds its own sampling, so their number decides which responses are drawn."""
+        return super().identity() | {"processes": self.launch.processes}
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> RLConfig:
+        batch = self.prompts_per_step * self.samples_per_prompt
+        one_pass = self.launch.processes * self.launch.micro_batch
+        divisor = one_pass * self.updates_per_rollout
+        if batch % divisor:
+            raise ValueError(
+                f"prompts_per_step x samples_per_prompt is {batch}; it must be a multiple of processes x micro_batch x "
+                f"updates_per_rollout = {self.launch.processes} x {self.launch.micro_batch} x {self.updates_per_rollout} = {divisor}"
+            )
+        if self.prompts_per_step % self.launch.processes:
+            raise ValueError(
+                f"prompts_per_step is {self.prompts_per_step}; it must be a multiple of launch.processes "
+                f"({self.launch.processes}), so that each group is sampled by one process"
+            )
+        for name, number in (("steps", self.steps), ("launch.save_steps", self.launch.save_steps)):
+            if number % self.updates_per_rollout:
+                raise ValueError(f"{name} is {number}; it must be a multiple of updates_per_rollout ({self.updates_per_rollout})")
+        self.launch.check_dtype(self.dtype)
+        if self.problems < self.prompts_per_step:
+            raise ValueError(f"problems ({self.problems}) must be at least prompts_per_step ({self.prompts_per_step})")
+        return self
