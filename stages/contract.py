@@ -226,11 +226,12 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
 
 def _hold_lock(stage: Stage) -> None:
     """The orchestrator hands its lock down (PRIORLAB_LOCK_FD); a stage started by hand takes its own."""
-    if stage.rank == 0 and "PRIORLAB_LOCK_FD" not in os.environ and stage.folder.lock() is None:
+    if stage.rank != 0 or "PRIORLAB_LOCK_FD" in os.environ:
+        return
+    if stage.folder.lock() is None:
         holder = (stage.folder.path / "lock").read_text(encoding="utf-8")
         raise PriorlabError(f"{stage.folder.path} is already run by {holder or 'another process'}; wait for it or stop it")
-    if "PRIORLAB_LOCK_FD" not in os.environ and stage.rank == 0:
-        stage.folder.cancelled.unlink(missing_ok=True)
+    stage.folder.cancelled.unlink(missing_ok=True)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +76,20 @@ def start(lab: Lab, node: StageNode) -> subprocess.Popen[bytes]:
             )  # fmt: skip
     finally:
         os.close(lock)
+
+
+def kill_once_saved(lab: Lab, node: StageNode, *, step: int) -> None:
+    """Start the stage and kill it, with all its processes, as soon as the checkpoint of `step` is complete."""
+    folder = lab.folder(node)
+    process = start(lab, node)
+    deadline = time.time() + 200
+    while not (folder.checkpoints / f"checkpoint-{step}" / "complete").exists():
+        assert process.poll() is None, (folder.path / "out.log").read_text()
+        assert time.time() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert folder.record() is None
 
 
 def finish(lab: Lab, node: StageNode, process: subprocess.Popen[bytes]) -> list[dict[str, float]]:

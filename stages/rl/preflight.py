@@ -25,8 +25,10 @@ class Preflight:
             f"no learning signal: each of {self.problems} problems got {samples} responses of equal reward "
             f"(pass@1 {self.pass_at_1:.3f}, {self.ended:.0%} of the responses end by themselves)"
         )
-        if self.pass_at_1 > 0:
+        if self.pass_at_1 == 1:
             return f"{measured}; the problems are too easy for this policy: make the task harder"
+        if self.pass_at_1 > 0:
+            return f"{measured}; each is solved always or never: vary the task's difficulty, or raise rl.samples_per_prompt"
         if self.ended < 0.5:
             return f"{measured}; most responses are cut off: raise rl.max_response_tokens, or pre-train longer"
         return f"{measured}; the problems are too hard: make the task easier, pre-train longer, or raise rl.samples_per_prompt"

@@ -83,6 +83,7 @@ class RLTrainer(GRPOTrainer):
         self._metrics["train"] = defaultdict(list)
         found = preflight(self._sample(rows), self.eos_token_ids, self._sum_over_ranks)
         self._metrics["train"], self.state.num_input_tokens_seen = metrics, tokens_seen
+        self._pending_metrics.clear()  # what the reward function reported of these problems
         if self.stage.rank == 0:
             write_json_atomically(self.stage.folder.path / PREFLIGHT_FILE, asdict(found))
         if found.mixed == 0:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store import write_json_atomically
 from stages.checkpoint import last_complete
-from tests.conftest import FinishedSweep, Lab, finish, smoke_graph, start
+from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, smoke_graph, start
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
@@ -68,15 +65,7 @@ def test_rl_killed_after_its_last_step_checkpoint_or_before_ends_with_the_same_p
     folder.path.mkdir(parents=True)
     write_json_atomically(folder.spec, node.spec(lab.home, "test"))
     for step in (1, 3):
-        process = start(lab, node)
-        deadline = time.time() + 200
-        while not (folder.checkpoints / f"checkpoint-{step}" / "complete").exists():
-            assert process.poll() is None, (folder.path / "out.log").read_text()
-            assert time.time() < deadline
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert folder.record() is None
+        kill_once_saved(lab, node, step=step)
     finish(lab, node, start(lab, node))
     ours, expected = logged(folder.path), logged(smoke.folder("rl").path)
     for row, other in zip(ours, expected, strict=True):

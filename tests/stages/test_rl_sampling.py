@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from safetensors.torch import load_file
 
 from pipeline.graph import StageNode
 from pipeline.store import Home, read_json, write_json_atomically
-from tests.conftest import FinishedSweep, Lab, finish, smoke_graph, start
+from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, smoke_graph, start
 
 GENERATED = 4 * 8  # prompts_per_step x samples_per_prompt of the smoke recipe
 DYNAMIC = ("rl.sampling_rounds=3", "rl.updates_per_rollout=4", "rl.steps=8", "rl.launch.save_steps=4", "rl.launch.micro_batch=4")
@@ -69,16 +66,7 @@ def test_killed_between_generations_it_ends_with_the_same_policy(
 ) -> None:
     expected_lab, node, expected = dynamic
     assert rl_stage(lab, smoke, *DYNAMIC).fingerprint == node.fingerprint
-    folder = lab.folder(node)
-    process = start(lab, node)
-    deadline = time.time() + 200
-    while not (folder.checkpoints / "checkpoint-4" / "complete").exists():
-        assert process.poll() is None, (folder.path / "out.log").read_text()
-        assert time.time() < deadline
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert folder.record() is None
+    kill_once_saved(lab, node, step=4)
     timings = ("step_time", "profiling")
     for row, other in zip(finish(lab, node, start(lab, node)), expected, strict=True):
         for metric in other:

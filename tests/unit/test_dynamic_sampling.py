@@ -76,12 +76,10 @@ def test_a_full_rank_samples_along_with_one_that_lacks_groups() -> None:
 
 @given(right=st.lists(st.lists(st.integers(0, SAMPLES), min_size=1, max_size=6), min_size=1, max_size=6), extra=st.integers(0, 3))
 def test_the_batch_keeps_its_size_and_learns_from_mixed_groups_only(right: list[list[int]], extra: int) -> None:
-    rounds = len(right) + 1
-    drawn, _ = draw([*right, [extra]], rounds=rounds)
+    drawn, _ = draw([*right, [extra]], rounds=len(right) + 1)
     assert len(drawn.groups) == len(right[0])
-    if rounds > 1:
-        assert all(g.mixed for g in drawn.kept)
-        assert not any(g.mixed for g in drawn.fillers)
+    assert all(g.mixed for g in drawn.kept)
+    assert not any(g.mixed for g in drawn.fillers)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +87,7 @@ def test_the_batch_keeps_its_size_and_learns_from_mixed_groups_only(right: list[
     [
         ([group(0, 0), group(1, 0)], "too hard"),
         ([group(0, 4), group(1, 4)], "too easy"),
+        ([group(0, 4), group(1, 0)], "solved always or never"),
         ([group(0, 0, ended=1), group(1, 0, ended=0)], "raise rl.max_response_tokens"),
     ],
 )
