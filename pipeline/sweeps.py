@@ -286,8 +286,8 @@ def _add_dependents_never_started(graph: Graph, target: str, home: Home) -> None
 def _clear(folder: StageFolder) -> None:
     lock = folder.lock()
     if lock is None:
-        raise PriorlabError(f"{folder.path} is running; stop it before forcing it again")
+        raise PriorlabError(f"{folder.path} is run by {folder.holder()}; stop it before forcing it again")
     try:
         folder.clear()
     finally:
-        os.close(lock)
+        folder.unlock(lock)

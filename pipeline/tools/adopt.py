@@ -9,7 +9,6 @@ the same stage whatever prior, seed or schedule the recipe names, since none of 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ def _import(node: StageNode, source: dict[str, object], home: Home, sweep: str) 
                 stdout=output, stderr=subprocess.STDOUT, check=False,
             ).returncode  # fmt: skip
     finally:
-        os.close(lock)
+        folder.unlock(lock)
     if not folder.record_file.exists():
         message = status_of(folder).get("message", f"ended with exit code {code}")
         raise PriorlabError(f"{source['source']} was not adopted: {message}\n       log: {log}")

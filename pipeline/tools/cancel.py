@@ -30,8 +30,8 @@ from pipeline.tools.processes import holder_text, holders, runs_spec, signal_hol
 _POLL_SECONDS = 0.1
 _START_SECONDS = 3.0
 """An orchestrator holds a stage's lock for an instant before the stage does."""
-_GRACE_SECONDS = 15.0
-"""A driver itself gives its stages ten."""
+_GRACE_SECONDS = 90.0
+"""A stage takes up to sixty to save a step checkpoint; a driver gives its stages a little more."""
 
 
 @dataclass
@@ -103,7 +103,7 @@ def _end(lock: Path, is_meant: Callable[[int], bool], *, group: bool) -> int | N
     if process is None:
         return None
     for number in (signal.SIGTERM, signal.SIGKILL):
-        signal_holder(process, lock, number, group=group)
+        signal_holder(process, lock, number, group=group and number == signal.SIGKILL)  # else a stage needs its workers until it ends
         if _wait(lambda: process not in holders(lock), _GRACE_SECONDS):
             return process
     raise PriorlabError(f"process {process} holds {lock} and does not end, not even by SIGKILL; see what it waits for (a dead disk?)")

@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.config.recipe import PretrainStage
 from pipeline.config.training import Launch
-from stages.checkpoint import MarkComplete, export_finished, last_complete, save_export, step_of, verify_export
+from stages.checkpoint import StepCheckpoints, export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.pretrain.head import ShapedHead, attach
@@ -62,7 +62,7 @@ class PretrainTrainer(Trainer):
         self.head = head
         self.tokens_per_step = tokens_per_step
         self.remove_callback(PrinterCallback)
-        self.add_callback(MarkComplete(launch))
+        self.add_callback(StepCheckpoints(stage, launch))
         self._last_log = (time.perf_counter(), self.state.global_step)
         self._waited = 0.0
 
@@ -124,7 +124,8 @@ def train(stage: Stage) -> dict[str, Any]:
             data_collator=collate,
         )
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with stage.guard.saving():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step != settings.steps:
             raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
         stage.export(lambda folder: save_export(trainer, tokenizer, folder))

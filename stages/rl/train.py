@@ -72,7 +72,8 @@ def _train(
         if checkpoint is not None:
             trainer.rollouts_generated = int(stage.last_row()["rollouts_generated"])
             trainer.rollouts_used = int(stage.last_row()["rollouts_used"])
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with stage.guard.saving():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         verifier.finish()
 
     if trainer.state.global_step != settings.steps:

@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 from pipeline.config.training import RLConfig
 from pipeline.errors import PriorlabError
 from pipeline.store import write_json_atomically
-from stages.checkpoint import MarkComplete
+from stages.checkpoint import StepCheckpoints
 from stages.contract import Stage
 from stages.rl.dynamic_sampling import Draw, Group, Row, draw_groups
 from stages.rl.preflight import preflight
@@ -44,7 +44,7 @@ class RLTrainer(GRPOTrainer):
         set_seed(self.args.seed, device_specific=True)
         self.stage = stage
         self.remove_callback(PrinterCallback)
-        self.add_callback(MarkComplete(settings.launch))
+        self.add_callback(StepCheckpoints(stage, settings.launch, every=settings.updates_per_rollout))
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         if not self.model.training:

@@ -80,7 +80,7 @@ def test_rl_killed_after_its_last_step_checkpoint_or_before_ends_with_the_same_p
 def test_resuming_on_another_layout_of_processes_is_refused(smoke: FinishedSweep, lab: Lab) -> None:
     folder = lab.home.path / "rl-x" / "checkpoints"
     (folder / "checkpoint-2").mkdir(parents=True)
-    write_json_atomically(folder / "checkpoint-2" / "complete", {"processes": 2, "zero_stage": 1})
+    write_json_atomically(folder / "checkpoint-2" / "complete", {"layout": {"processes": 2, "zero_stage": 1}, "manifest": {}})
     (folder / "checkpoint-2-copy").mkdir()
     assert last_complete(folder, Launch(processes=2, zero_stage=1), remove_others=True) == folder / "checkpoint-2"
     with pytest.raises(PriorlabError, match=r"was written with \{'processes': 2, 'zero_stage': 1\}.*priorlab stage rl-x --force"):
