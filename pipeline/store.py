@@ -28,6 +28,8 @@ from pipeline import lease
 from pipeline.errors import PriorlabError
 
 _HASH_CHUNK = 1 << 20
+_LISTING_NS = 2 * 10**9
+"""A folder changed so recently may change again without another time stamp."""
 
 
 def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> None:
@@ -274,6 +276,21 @@ def take_lock(path: Path) -> int | None:
     return descriptor
 
 
+_listings: dict[Path, tuple[int, dict[str, str]]] = {}
+
+
+def _folders_by_digits(parent: Path) -> dict[str, str]:
+    """Names of the stage folders of one kind by the digits they end with; listed anew only when one was added or removed."""
+    try:
+        changed = parent.stat().st_mtime_ns
+    except FileNotFoundError:
+        return {}
+    known = _listings.get(parent)
+    if known is None or known[0] != changed or time.time_ns() - changed < _LISTING_NS:
+        known = _listings[parent] = changed, {name.rpartition("-")[2]: name for name in os.listdir(parent)}  # noqa: PTH208 (names)
+    return known[1]
+
+
 @dataclass(frozen=True)
 class Home:
     """The root of all runs: $PRIORLAB_HOME, or `runs` in the current folder."""
@@ -288,11 +305,7 @@ class Home:
         """The folder with this fingerprint: names are labels, so one made under another slug is found and reused."""
         parent = self.path / "stages" / kind
         usual = parent / f"{slug}-{fingerprint[:12]}"
-        if usual.exists():  # listing the folder for each of a thousand stages takes seconds
-            return StageFolder(usual)
-        for existing in parent.glob(f"*-{fingerprint[:12]}"):
-            return StageFolder(existing)
-        return StageFolder(usual)
+        return StageFolder(parent / _folders_by_digits(parent).get(fingerprint[:12], usual.name))
 
     def stages(self) -> list[StageFolder]:
         return [StageFolder(path.parent) for path in sorted(self.path.glob("stages/*/*/spec.json"))]

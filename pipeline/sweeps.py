@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from pipeline.compare import load_evaluations, summary_rows
-from pipeline.compose import Cell, Sweep
+from pipeline.compose import Cell, Sweep, validate_in_full
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage, RecipeConfig
+from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import drift
 from pipeline.graph import CellPlan, Graph, StageNode, build_graph, graph_from_specs
@@ -43,19 +43,20 @@ def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
     for plan in graph.cells:
         for node in plan.stages():
             users.setdefault(node.fingerprint, []).append(plan.cell.id)
-    jobs = live_jobs(node.folder(home) for node in graph.stages.values())
+    folders = {fingerprint: node.folder(home) for fingerprint, node in graph.stages.items()}
+    jobs = live_jobs(folders.values())
     return [
         {
             "stage": node.name,
             "kind": node.kind,
-            "fingerprint": node.fingerprint,
-            "state": stage_state(node.folder(home), jobs),
+            "fingerprint": fingerprint,
+            "state": stage_state(folders[fingerprint], jobs),
             "work": _work(node),
-            "cells": users[node.fingerprint],
+            "cells": users[fingerprint],
             "parents": {role: parent.name for role, parent in node.parents.items()},
-            "folder": str(node.folder(home).path),
+            "folder": str(folders[fingerprint].path),
         }
-        for node in graph.stages.values()
+        for fingerprint, node in graph.stages.items()
     ]
 
 
@@ -143,7 +144,8 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
     try:
         tree = yaml.safe_load(definition.read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
-        cells = tuple(Cell(row["cell"], row["coordinates"], RecipeConfig.model_validate(row["recipe"])) for row in rows)
+        parts: dict[str, Any] = {}
+        cells = tuple(Cell(row["cell"], row["coordinates"], validate_in_full(row["recipe"], parts)) for row in rows)
         return Sweep(name, tree["axes"], tree["recipe"], tree["description"], cells)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise PriorlabError(

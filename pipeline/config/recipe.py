@@ -22,6 +22,9 @@ class TrackingConfig(Config):
     entity: str | None = execution(None)
 
 
+_THIS_MACHINE = ClusterConfig(kind="local")
+
+
 class RecipeConfig(Config):
     """The whole pipeline of one cell."""
 
@@ -35,7 +38,7 @@ class RecipeConfig(Config):
     evaluate: EvaluateConfig
     seed: int = Field(0, ge=0, lt=2**32)
     tracking: TrackingConfig = TrackingConfig()
-    cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig(kind="local"), json_schema_extra={"execution": True})
+    cluster: ClusterConfig = Field(default_factory=lambda: _THIS_MACHINE, json_schema_extra={"execution": True})
 
     @model_validator(mode="after")
     def _processes_fit_the_nodes(self) -> RecipeConfig:

@@ -34,9 +34,9 @@ _TRACESYSGOOD, _EXITKILL = 1, 1 << 20
 _ENTRY = 1
 # Numbers of x86-64; other machines are killed at every call, which takes longer and shows the same.
 _CHANGING = {
-    1: "write", 18: "pwrite64", 20: "writev", 40: "sendfile", 74: "fsync", 75: "fdatasync", 76: "truncate", 77: "ftruncate",
-    82: "rename", 83: "mkdir", 84: "rmdir", 86: "link", 87: "unlink", 88: "symlink", 257: "openat", 258: "mkdirat", 263: "unlinkat", 264: "renameat",
-    265: "linkat", 280: "utimensat", 316: "renameat2", 326: "copy_file_range", 73: "flock",
+    1: "write", 18: "pwrite64", 20: "writev", 40: "sendfile", 73: "flock", 74: "fsync", 75: "fdatasync", 76: "truncate",
+    77: "ftruncate", 82: "rename", 83: "mkdir", 84: "rmdir", 86: "link", 87: "unlink", 88: "symlink", 257: "openat",
+    258: "mkdirat", 263: "unlinkat", 264: "renameat", 265: "linkat", 280: "utimensat", 316: "renameat2", 326: "copy_file_range",
 }  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -184,6 +184,7 @@ def _overwrite(folder: Path) -> None:
 
 def _spec(folder: Path) -> object:
     found = read_json(folder / "spec.json")  # raises if it is torn
+    assert isinstance(found, dict)
     return found["state"][:3]
 
 

@@ -29,7 +29,11 @@ def work(stage: Stage) -> dict[str, Any]:
     for role in stage.spec["parents"]:
         stage.parent(role)
     behave(json.loads(os.environ.get("TINY", "{}")).get(stage.spec["kind"], ""), stage)
-    stage.export(lambda folder: (folder / "result.txt").write_text(stage.spec["fingerprint"], encoding="utf-8"))
+
+    def write(folder: Path) -> None:
+        (folder / "result.txt").write_text(stage.spec["fingerprint"], encoding="utf-8")
+
+    stage.export(write)
     note("end", stage)
     return {"value": 1.0}
 
