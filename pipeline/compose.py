@@ -22,13 +22,13 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
+from pipeline.store import NAME
 
 GROUPS = ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")
 # Keys that make a prior another one; k is set beside a name to fit a vocabulary.
 _SHAPING = ("beta", "lambda_head", "lambda_tail")
 _SWEEP_KEYS = {"recipe", "axes", "description"}
 _SHIPPED = Path(__file__).resolve().parent.parent / "configs"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -147,10 +147,13 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
         repeated = next((value for value in values if values.count(value) > 1), None)
         if repeated is not None:
             raise PriorlabError(f"axes.{axis} of sweep {name!r} lists {label(repeated)!r} twice")
-    chosen = rename or Path(name).stem
-    if not _NAME.fullmatch(chosen):
-        raise PriorlabError(f"{chosen!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
-    return Sweep(chosen, axes, recipe, tree.get("description", ""))
+    return Sweep(_sweep_name(rename or Path(name).stem), axes, recipe, tree.get("description", ""))
+
+
+def _sweep_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise PriorlabError(f"{name!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
+    return name
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
@@ -159,7 +162,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
     for override in overrides:
         path, value = parse_override(override)
         assign(recipe, path, value)
-    return Sweep(f"{Path(name).stem}-run", {}, recipe)
+    return Sweep(_sweep_name(f"{Path(name).stem}-run"), {}, recipe)
 
 
 def _flatten_axes(tree: dict[str, Any], sweep: str, prefix: str = "") -> dict[str, Any]:
@@ -350,7 +353,7 @@ def _read(group: str, name: Any) -> dict[str, Any]:
         raise PriorlabError(f"{group} is {name!r}; give the name of a file in configs/{group}")
     if name.endswith((".yaml", ".yml")):
         candidates = [Path(name)]
-    elif _NAME.fullmatch(name):
+    elif NAME.fullmatch(name):
         candidates = [folder / group / f"{name}.yaml" for folder in config_folders()]
     else:
         raise PriorlabError(f"{name!r} is no name of a {group}; names have letters, digits, '.', '_' and '-'")

@@ -177,7 +177,7 @@ def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
         parents = {role: add(parent["fingerprint"]) for role, parent in spec["parents"].items()}
         config = STAGE_CONFIGS[spec["kind"]].model_validate(spec["config"])
         tracking = TrackingConfig.model_validate(spec["tracking"])
-        node = StageNode(spec["kind"], spec["slug"], config, parents, spec["labels"], tracking)
+        node = StageNode(spec["kind"], _slug(spec["slug"]), config, parents, spec["labels"], tracking)
         if node.fingerprint != fingerprint_:
             raise PriorlabError(
                 f"{spec['kind']}/{spec['slug']}-{fingerprint_[:12]} was made by another version of priorlab (this one would give "

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -27,6 +28,8 @@ from typing import Any
 from pipeline import lease
 from pipeline.errors import PriorlabError
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of what becomes a folder below the home, or is looked up as a file: no part of it leads elsewhere."""
 _HASH_CHUNK = 1 << 20
 _LISTING_NS = 2 * 10**9
 """A folder changed so recently may change again without another time stamp."""
@@ -327,6 +330,8 @@ class Home:
         raise PriorlabError(f"{name!r} means several stages ({listed}); give one of these names, or more digits of the fingerprint")
 
     def sweep(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
+            raise PriorlabError(f"{name!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
         return self.path / "sweeps" / name
 
     @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pipeline.graph import CellPlan, Graph, StageNode, build_graph, graph_from_s
 from pipeline.launch import visible_devices
 from pipeline.runner import Outcome, View, run
 from pipeline.slurm.queue import Job, job_of, live_jobs
-from pipeline.store import Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
+from pipeline.store import NAME, Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def _cell_row(plan: CellPlan) -> dict[str, Any]:
 
 def saved_sweep(name: str, home: Home) -> Sweep | None:
     """A sweep as it was last started, with the recipes its cells had then; None if it never was."""
+    if not NAME.fullmatch(name):  # the name of a stage, or a path
+        return None
     folder = home.sweep(name)
     definition, listed = folder / "sweep.yaml", folder / "cells.jsonl"
     if not definition.exists() or not listed.exists():

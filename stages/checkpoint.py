@@ -119,7 +119,9 @@ def _layout(launch: Launch) -> dict[str, int]:
 
 def export_finished(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Export from the last step's checkpoint: a run that was killed after it and before its record has nothing left to train."""
-    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False).save_pretrained(
+        folder
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -144,7 +146,7 @@ def verify_export(folder: Path) -> None:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # under ZeRO-3 from_config would partition, which all ranks must do together
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -157,6 +159,6 @@ def verify_export(folder: Path) -> None:
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise PriorlabError(f"export {folder} does not match its config in {', '.join(wrong[:5])}")
-    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    vocabulary = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     if vocabulary > config.vocab_size:
         raise PriorlabError(f"export {folder}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}")

@@ -20,6 +20,8 @@ from pipeline.launch import command, environment
 from pipeline.store import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent
+SECRETS = {name: f"planted{number}" * 5 for number, name in enumerate(("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"))}
+"""In the environment of every command that tests run; tests/pipeline/test_security.py looks where they went."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Lab:
     home: Home
 
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_API", "PRIORLAB_LOCK"))}
-        return inherited | {"PRIORLAB_HOME": str(self.home.path), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRIORLAB_LOCK")}
+        return inherited | {"PRIORLAB_HOME": str(self.home.path), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"} | SECRETS
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "pipeline.cli", *arguments]

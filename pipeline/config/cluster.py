@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.base import Config, execution
 
@@ -22,6 +22,16 @@ class Retries(Config):
     longest_delay_seconds: float = execution(300.0, ge=0)
 
 
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"is {value!r}; it becomes a line of a job's script, so it must be one line of printable characters")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Option = Annotated[str, Field(pattern="^[a-z][a-z-]*$")]
+
+
 class Resources(Config):
     """What one kind of stage needs. On this machine only `memory_gib` counts; the rest is what its Slurm job asks for.
 
@@ -33,8 +43,8 @@ class Resources(Config):
     cpus_per_process: int = execution(1, ge=1)
     memory_gib: float | None = execution(None, gt=0, description="per node; none given is the partition's default, or here a guess")
     minutes: int = execution(60, ge=1, description="time limit; a stage that has saved step checkpoints goes on in a requeued job")
-    partition: str | None = execution(None)
-    options: dict[str, str | int | bool] = execution({}, description="further options of sbatch, e.g. {constraint: a100}")
+    partition: Line | None = execution(None)
+    options: dict[Option, Line | int | bool] = execution({}, description="further options of sbatch, e.g. {constraint: a100}")
 
 
 class ClusterConfig(Config):
@@ -42,8 +52,10 @@ class ClusterConfig(Config):
 
     name: str = execution("cluster")
     kind: Literal["local", "slurm"] = execution(...)
-    partition: str | None = execution(None, description="of stages that name none themselves")
-    options: dict[str, str | int | bool] = execution({}, description="further options of sbatch for every job, e.g. {account: mine}")
+    partition: Line | None = execution(None, description="of stages that name none themselves")
+    options: dict[Option, Line | int | bool] = execution(
+        {}, description="further options of sbatch for every job, e.g. {account: mine}"
+    )
     max_jobs: int | None = execution(None, ge=1, description="how many jobs of a sweep may run at a time")
     on_interrupt: Literal["leave", "cancel"] = execution("leave", description="what Ctrl-C does with the jobs")
     wait: bool = execution(True, description="false: submit, and return at once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def write_comparison(
 
 
 def _markdown(name: str, description: str, rows: list[dict[str, Any]]) -> str:
-    return f"# Sweep {name}\n\n{description}\n\n{tables.markdown_table(rows)}\n{_NOTE}\n"
+    return f"# Sweep {name}\n\n{html.escape(description, quote=False)}\n\n{tables.markdown_table(rows)}\n{_NOTE}\n"
 
 
 _NOTE = (

@@ -23,7 +23,7 @@ from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
 from pipeline.slurm import queue
 from pipeline.slurm.queue import job_of, live_jobs
-from pipeline.store import Home, StageFolder, lock_is_held, read_json, write_json_atomically
+from pipeline.store import NAME, Home, StageFolder, lock_is_held, read_json, write_json_atomically
 from pipeline.sweeps import known_sweep
 from pipeline.tools.processes import holder_text, holders, runs_spec, signal_holder
 
@@ -46,7 +46,7 @@ class Cancelled:
 
 def cancel(name: str, home: Home) -> Cancelled:
     """A sweep if there is one of this name, else a stage."""
-    if (home.sweep(name) / "sweep.yaml").exists():
+    if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
         return _cancel_sweep(name, home)
     folder = home.find_stage(name)
     return Cancelled(stages=[folder.name] if _cancel_jobs([folder]) or _cancel_stage(folder) else [])

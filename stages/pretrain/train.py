@@ -104,7 +104,7 @@ def train(stage: Stage) -> dict[str, Any]:
     config = stage.config_as(PretrainStage)
     settings, launch = config.pretrain, config.pretrain.launch
     corpus = stage.parent("corpus")
-    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer", trust_remote_code=False)
     blocks = Blocks(corpus / "train")
     checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0)
     model = build_model(config.model, tokenizer, config.seed)

@@ -28,7 +28,7 @@ def train(stage: Stage) -> dict[str, Any]:
     config = stage.config_as(RLStage)
     settings = config.rl
     base = stage.parent("checkpoint")
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     problems = build_task(config.task).problems("rl", settings.problems, config.seed)
     check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
     checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
@@ -56,7 +56,7 @@ def _train(
 ) -> None:
     settings = config.rl
     arguments = _arguments(stage, config)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     with Verifier(partial(build_task, config.task), settings) as verifier:
         trainer = RLTrainer(
             stage=stage,
