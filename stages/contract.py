@@ -73,7 +73,9 @@ class Stage:
         folder = StageFolder(Path(self.spec["parents"][role]["folder"]))
         record = folder.record()
         if record is None:
-            raise PriorlabError(f"parent stage {folder.path} ({role}) has no record.json, so it is not done; run it first")
+            raise PriorlabError(
+                f"parent stage {folder.path} ({role}) has no record.json: not run, or gone; start the sweep again, which runs it"
+            )
         if record["fingerprint"] != self.spec["parents"][role]["fingerprint"]:
             raise PriorlabError(f"parent stage {folder.path} ({role}) has another fingerprint than this spec asks for")
         if self.rank == 0:

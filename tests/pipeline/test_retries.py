@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -81,6 +82,20 @@ def test_a_retry_can_be_interrupted(begin: Callable[..., Run]) -> None:
     states, notes = run.end(timeout=5)
     assert "again in 1000 s" in notes
     assert states["corpus"][0] == "waiting"
+
+
+def test_a_parent_that_vanished_while_its_child_waited_is_named(begin: Callable[..., Run], tmp_path: Path) -> None:
+    run = Run(tmp_path / "home", {"pretrain": "takes 2"}, *FAST)
+    corpus = run.folder("corpus")
+    run.wait_for(lambda: run.log.exists() and "start pretrain/" in run.log.read_text())
+    shutil.rmtree(corpus.path)
+    states, _ = run.end()
+    assert states["pretrain"][0] == "done"
+    assert states["evaluate"][0] == "failed"
+    assert f"parent stage {corpus.path} (corpus) has no record.json: not run, or gone; start" in states["evaluate"][1]
+    again = Run(tmp_path / "home", {}, *FAST)
+    states, notes = again.end()
+    assert {state for state, _ in states.values()} == {"reused", "done"}, notes
 
 
 def test_delays_double_up_to_a_cap_for_each_stage_and_cause() -> None:
