@@ -275,6 +275,54 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(smoke: FinishedSweep
     assert [entry["state"] for entry in state] == ["done", "done", "done"]
 
 
+def survivors(lab: Lab) -> list[str]:
+    """Command lines of the processes that inherited this home."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"PRIORLAB_HOME={lab.home.path}\0".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [line for line in found if line]  # a zombie has none
+
+
+def test_no_engine_verifier_or_wandb_process_survives_rl(smoke: FinishedSweep, lab: Lab) -> None:
+    """Driver and stage killed at once, so that neither can tidy up; then Ctrl-C, after which RL goes on from where it saved."""
+    lab.borrow(smoke.lab, *(smoke.node(role) for role in ("corpus", "pretrain", "evaluate@pretrain")))
+    command = ("sweep", "smoke", "axes.prior=[ce]", "rl.steps=400", "rl.launch.save_steps=400")
+    folder = lab.folder(smoke_graph(*command[2:]).cells[0].chain["rl"])
+
+    def begun() -> subprocess.Popen[str]:
+        driver = lab.start(*command)
+        _wait_for(folder.metrics, driver)
+        assert len(survivors(lab)) >= 4, survivors(lab)  # driver, stage, verifier, W&B's
+        return driver
+
+    def gone() -> bool:
+        deadline = time.time() + 30
+        while survivors(lab) and time.time() < deadline:
+            time.sleep(0.1)
+        return not survivors(lab)
+
+    driver = begun()
+    driver.send_signal(signal.SIGSTOP)
+    os.kill(json.loads(folder.status.read_text())["pid"], signal.SIGKILL)
+    driver.kill()
+    driver.communicate()
+    assert gone(), survivors(lab)
+    folder.metrics.unlink()
+
+    driver = begun()
+    driver.send_signal(signal.SIGINT)
+    printed, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130, printed
+    assert gone(), survivors(lab)
+    (saved,) = folder.checkpoints.glob("*/complete")
+    steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+    assert steps == list(range(1, int(saved.parent.name.partition("-")[2]) + 1))
+
+
 def test_stages_side_by_side_get_gpus_of_their_own(smoke: FinishedSweep, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     lab.borrow(smoke.lab, smoke.node("corpus"))
