@@ -89,10 +89,12 @@ class LocalRunner:
             for parent in parents.values():
                 self._children[parent.node.fingerprint].append(state)
             self._missing[fingerprint] = sum(parent.state not in _FINISHED for parent in parents.values())
-            if state.state in _FINISHED:
-                self._learn_peak(state)
-            elif not self._missing[fingerprint]:
+            if state.state not in _FINISHED and not self._missing[fingerprint]:
                 self._make_ready(state)
+        if self._ready:
+            for state in self.states.values():
+                if state.state in _FINISHED:
+                    self._learn_peak(state)
 
     def _finished(self) -> bool:
         return not (self._running or (not self.stopping and (self._ready or self._elsewhere or self._delayed)))

@@ -6,7 +6,8 @@
 Every figure is of a real command in a process of its own, imports and output included. `plan`: a sweep of that many cells, of which
 nothing exists. `no-op`: `priorlab sweep` where every stage has its record and the comparison is written. `status`: `priorlab status
 --json` on the same home. The seconds per stage are of stages that do nothing, one after the other: from the end of one's work to the
-first line of the next one's, less a Python process that only imports what they import. Memory is the command's largest.
+first line of the next one's, less a Python process that only imports what they import. Memory is the command's largest, CPU its own
+seconds: on a busy machine they tell more than the clock.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def _axes(cells: int) -> list[str]:
     return ["axes.prior=[ce,tail,head,precision,diversity]", "axes.seed=[0,1]", f"axes.rl.optimizer.learning_rate={json.dumps(rates)}"]
 
 
-def _priorlab(home: Path, *command: str) -> tuple[float, float]:
-    """Seconds and GiB of a command; its output goes to a file, as a log's would."""
+def _priorlab(home: Path, *command: str) -> tuple[float, float, float]:
+    """Seconds by the clock, of CPU, and GiB of a command; its output goes to a file, as a log's would."""
     environment = os.environ | {"PRIORLAB_HOME": str(home), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     with (home / "printed").open("wb") as printed:
         started = time.perf_counter()
@@ -76,13 +77,14 @@ def _priorlab(home: Path, *command: str) -> tuple[float, float]:
         seconds = time.perf_counter() - started
     if status:
         sys.exit(f"priorlab {command[0]} failed")
-    return seconds, used.ru_maxrss / 2**20
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
 
 
-def _row(what: str, cells: int, seconds: float, gib: float) -> dict[str, Any]:
+def _row(what: str, cells: int, seconds: float, cpu: float, gib: float) -> dict[str, Any]:
     goal = GOALS.get((what, cells))
-    print(f"{what:<13} {cells:>6,} cells  {seconds:>7.2f} s  {gib:.2f} GiB{'' if goal is None else f'  (goal {goal:g} s)'}", flush=True)
-    return {"what": what, "cells": cells, "seconds": round(seconds, 3), "memory_gib": round(gib, 3)}
+    aim = "" if goal is None else f"  (goal {goal:g} s)"
+    print(f"{what:<13} {cells:>6,} cells  {seconds:>7.2f} s  {cpu:>7.2f} s of CPU  {gib:.2f} GiB{aim}", flush=True)
+    return {"what": what, "cells": cells, "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "memory_gib": round(gib, 3)}
 
 
 def _finish_everything(home: Home, axes: list[str]) -> None:
