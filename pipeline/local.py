@@ -228,6 +228,9 @@ class LocalRunner:
             self._enter(state, "cancelled", _CANCELLED)
         elif self.stopping:
             self._enter(state, "waiting", "interrupted")
+        elif (holder := state.folder.runs_elsewhere()) is not None:  # this machine slept, or did not reach the home
+            self._elsewhere.append(state)
+            self._enter(state, "elsewhere", f"taken over by {holder}")
         else:
             reason, cause = failure(state.folder, code), cause_of_exit(code)
             delay = self.attempts.next_delay(state.node.fingerprint, cause)

@@ -212,11 +212,16 @@ class StageFolder:
         if lease.handed_down(self.path) is not None and (descriptor := self.lock()) is not None:
             self.unlock(descriptor)
 
+    def runs_elsewhere(self) -> str | None:
+        """Who on another machine runs this stage, for people; None if nobody does."""
+        holder = lease.other_holder(self.path)
+        return holder and f"{holder} (taken over once it has been silent for {lease.SILENCE_SECONDS:.0f} seconds)"
+
     def holder(self) -> str:
         """Who runs this stage, for people."""
-        elsewhere = lease.other_holder(self.path)
+        elsewhere = self.runs_elsewhere()
         if elsewhere is not None:
-            return f"{elsewhere} (taken over once it has been silent for {lease.SILENCE_SECONDS:.0f} seconds)"
+            return elsewhere
         try:
             return (self.path / "lock").read_text(encoding="utf-8") or "another process"
         except OSError:

@@ -98,9 +98,9 @@ class Guard:
 
 
 def _kill_rest_of_group() -> None:
-    """Kill what is left of the process group, if this process leads one, as it does when an orchestrator or torchrun started it."""
+    """Kill what is left of the process group that this process leads, if an orchestrator started it: a shell has others in it."""
     own = os.getpid()
-    if os.getpgrp() != own:
+    if os.getpgrp() != own or "PRIORLAB_LOCK_FD" not in os.environ:
         return
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
