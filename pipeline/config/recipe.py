@@ -52,10 +52,8 @@ class RecipeConfig(Config):
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
-        limits = [("evaluate", self.evaluate.max_response_tokens)]
-        if self.rl is not None:
-            limits.append(("rl", self.rl.longest_response))
-        for name, limit in limits:
+        limits = [] if self.rl is None else [("rl", self.rl.longest_response)]
+        for name, limit in [*limits, ("evaluate", self.evaluate.max_response_tokens)]:
             prompt = self.task.max_prompt_tokens
             if prompt + limit > self.model.max_positions:
                 raise ValueError(

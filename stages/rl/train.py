@@ -94,7 +94,7 @@ def _train(
     """Train to the last step and export; `rows` are those that the checkpoint's past has logged."""
     settings = config.rl
     training, validation = problems[: settings.problems], problems[settings.problems :]
-    arguments = _arguments(stage, config)
+    arguments = GRPOConfig(**grpo_arguments(stage, config))  # before the model: under ZeRO-3 transformers then loads it in partitions
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with Verifier(partial(build_task, config.task), settings) as verifier:
         trainer = RLTrainer(
@@ -136,29 +136,29 @@ class Reward:
         return rewards
 
 
-def _arguments(stage: Stage, config: RLStage) -> GRPOConfig:
+def grpo_arguments(stage: Stage, config: RLStage) -> dict[str, Any]:
+    """The recipe in the words of TRL's `GRPOConfig`."""
     settings = config.rl
     batch = settings.prompts_per_step * settings.samples_per_prompt // settings.updates_per_rollout
     shared = trainer_arguments(
         settings.optimizer, settings.launch, settings.dtype,
         steps=settings.steps, batch=batch, seed=config.seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
-    return GRPOConfig(
-        **shared,
-        steps_per_generation=shared["gradient_accumulation_steps"] * settings.updates_per_rollout,
-        num_generations=settings.samples_per_prompt,
-        temperature=settings.temperature,
-        top_p=1.0,
-        top_k=0,
-        max_completion_length=settings.max_response_tokens,
-        beta=0.0,  # no KL term
-        epsilon=settings.clip_low,
-        epsilon_high=settings.clip_high,
-        loss_type="dapo",  # token-level: every token of the batch counts the same
-        scale_rewards=settings.scale_rewards,
-        mask_truncated_completions=settings.mask_truncated,
-        use_vllm=settings.rollouts == "vllm",
-        vllm_mode="colocate",
-        vllm_gpu_memory_utilization=settings.gpu_memory_share,
-        vllm_max_model_length=config.task.max_prompt_tokens + settings.longest_response,
-    )
+    return shared | {
+        "steps_per_generation": shared["gradient_accumulation_steps"] * settings.updates_per_rollout,
+        "num_generations": settings.samples_per_prompt,
+        "temperature": settings.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "max_completion_length": settings.max_response_tokens,
+        "beta": 0.0,  # no KL term
+        "epsilon": settings.clip_low,
+        "epsilon_high": settings.clip_high,
+        "loss_type": "dapo",  # token-level: every token of the batch counts the same
+        "scale_rewards": settings.scale_rewards,
+        "mask_truncated_completions": settings.mask_truncated,
+        "use_vllm": settings.rollouts == "vllm",
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": settings.gpu_memory_share,
+        "vllm_max_model_length": config.task.max_prompt_tokens + settings.longest_response,
+    }
