@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the recipe, as on the command line")
     parser.add_argument("--steps", type=int, default=10, help="RL steps of each run")
-    parser.add_argument("--pretrain-steps", type=int, default=300, help="so that responses have a realistic length")
+    parser.add_argument("--pretrain-steps", type=int, default=400, help="so that responses have a realistic length")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--arm", nargs=2, metavar=("NAME", "SPEC"), help=argparse.SUPPRESS)
@@ -60,12 +60,10 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace, home: Home) -> dict[str, Any]:
     import torch
 
-    schedule = [f"rl.steps={arguments.steps}", "pretrain.optimizer.warmup_steps=0", "pretrain.optimizer.decay_steps=0"]
-    schedule += [f"pretrain.steps={arguments.pretrain_steps}"]
     arms: dict[str, list[str]] = {STAGE: [], STAGE_HF: ["rl.rollouts=transformers"], TRL_HF: []}
     if torch.cuda.is_available():
         arms[TRL_VLLM] = []
-    overrides = [*arguments.set, *schedule]
+    overrides = [*arguments.set, f"rl.steps={arguments.steps}", f"pretrain.steps={arguments.pretrain_steps}"]
     run_stages(arguments.recipe, overrides, home, "corpus", "pretrain")
     times: dict[str, dict[str, list[float]]] = {arm: defaultdict(list) for arm in arms}
     for repeat in range(arguments.repeats):
