@@ -36,10 +36,9 @@ def clip_fp32_gradients(engine: Any) -> None:
     if engine.has_moe_layers or engine.mpu is not None:
         _clip(engine)
         return
-    parameters = [parameter for parameter in _parameters(engine) if parameter.grad is not None]
-    norms = torch._foreach_norm([parameter.grad for parameter in parameters])
+    norms = torch._foreach_norm([parameter.grad for parameter in _parameters(engine) if parameter.grad is not None])
     norm = torch.stack(norms).pow(2.0).sum().pow(0.5)  # not vector_norm, which rounds otherwise
-    clip_grads_with_norm_(parameters, engine.gradient_clipping(), norm, foreach=True)
+    clip_grads_with_norm_(_parameters(engine), engine.gradient_clipping(), norm, foreach=True)
 
 
 def zero_grad(engine: Any) -> None:

@@ -6,7 +6,6 @@ and micro-batches, and a resumed run continues exactly where the step checkpoint
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
 import time
@@ -142,7 +141,6 @@ def train(stage: Stage) -> dict[str, Any]:
             data_collator=collate,
         )
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
-        gc.freeze()  # what is alive now stays: collections during training need not look at it
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step != settings.steps:
             raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
