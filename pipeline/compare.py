@@ -70,7 +70,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                 Evaluation(
                     plan=plan,
                     after=after,
-                    step=_step(plan, after),
+                    step=_step(plan, after, home),
                     n=node.config.evaluate.samples,
                     problems=details["problems"],
                     metrics={
@@ -82,9 +82,13 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
     return found
 
 
-def _step(plan: CellPlan, after: str) -> int:
+def _step(plan: CellPlan, after: str, home: Home) -> int:
+    """Optimizer steps that the evaluated checkpoint has seen in its stage; RL may hand on an earlier one than its last."""
     recipe = plan.cell.recipe
-    return recipe.rl.steps if after == "rl" and recipe.rl is not None else recipe.pretrain.steps
+    if after != "rl" or recipe.rl is None:
+        return recipe.pretrain.steps
+    record = plan.chain["rl"].folder(home).record() if recipe.rl.export == "best" else None
+    return recipe.rl.steps if record is None else int(record["metrics"]["exported_step"])
 
 
 def bootstrap(values: NDArray[np.float64]) -> Interval:
@@ -159,7 +163,11 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
                 if folder.record() is None:
                     continue
                 table = pq.read_table(folder.export / "samples.parquet")
-                labels = [("cell", plan.cell.id, pa.string()), ("after", after, pa.string()), ("step", _step(plan, after), pa.int64())]
+                labels = [
+                    ("cell", plan.cell.id, pa.string()),
+                    ("after", after, pa.string()),
+                    ("step", _step(plan, after, home), pa.int64()),
+                ]
                 for position, (name, value, kind) in enumerate(labels):
                     table = table.add_column(position, name, pa.array([value] * len(table), kind))
                 writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")

@@ -35,7 +35,7 @@ class Config(BaseModel):
         for name, default in _identity_fields(type(self)):
             value = getattr(self, name)
             if value != default or default is _ALWAYS:
-                kept[name] = value.identity() if isinstance(value, Config) else _plain(value)
+                kept[name] = _plain(value)
         return kept
 
 
@@ -54,4 +54,6 @@ def _identity_fields(config: type[Config]) -> list[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.identity()
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -141,6 +141,6 @@ def test_a_stage_that_was_stopped_while_another_machine_took_over_commits_nothin
     assert theirs.is_mine()
     theirs.release()  # the other machine gives up: this one's turn again
     states, notes = run.end()
-    assert "elsewhere: taken over by process" in notes
+    assert "taken over by process" in notes
     assert {state for state, _ in states.values()} == {"done"}
     assert len(folder.attempts()) == 2
