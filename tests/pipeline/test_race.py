@@ -18,7 +18,7 @@ from pipeline.store import Home, verify_manifest
 from tests.conftest import ROOT
 from tests.pipeline.tiny import started
 
-FIFTY = ("axes.prior=[ce, tail, head, precision, diversity]", "axes.seed=[0, 1, 2, 3, 4]", "rl=null", "tracking.mode=disabled")
+FIFTY = ("axes.prior=[ce, tail, head, precision, diversity]", "axes.seed=[0, 1, 2, 3, 4]", "rl=null")
 DRIVERS = 8
 
 

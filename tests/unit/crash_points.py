@@ -129,7 +129,7 @@ def _begun(folder: Path) -> None:
     from pipeline.compose import load_sweep
     from pipeline.graph import build_graph
 
-    node = build_graph(load_sweep("smoke", ["tracking.mode=disabled"]).cells()).cells[0].chain["corpus"]
+    node = build_graph(load_sweep("smoke").cells()).cells[0].chain["corpus"]
     write_json_atomically(folder / "spec.json", node.spec(Home(folder.parent.parent.parent), "smoke"))
     (folder / "checkpoints" / "checkpoint-5").mkdir(parents=True)
     (folder / "checkpoints" / "checkpoint-5" / "complete").write_text("{}")
@@ -230,6 +230,7 @@ OPERATIONS = {
 
 
 def main() -> None:
+    os.environ["WANDB_MODE"] = "disabled"
     contract.provenance()  # what it imports and looks up is no part of the commit
     print(json.dumps(explore(OPERATIONS[sys.argv[1]], Path(sys.argv[2]))))
 

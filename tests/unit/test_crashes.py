@@ -69,6 +69,7 @@ def test_a_record_stands_only_beside_files_that_are_on_the_disk(tmp_path: Path, 
             assert {part.stat().st_ino for part in parts} <= synced
         return replace(source, target)
 
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(os, "fsync", remember)
     monkeypatch.setattr(Path, "replace", check)
     stage = Stage(folder / "spec.json", Guard())
