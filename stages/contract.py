@@ -94,10 +94,15 @@ class Stage:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self._tracked().log({"step": step, **values})
 
-    def last_row(self) -> dict[str, float]:
-        """The last row of metrics.jsonl: what training ended with."""
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of metrics.jsonl."""
         lines = self.folder.metrics.read_text(encoding="utf-8").splitlines() if self.folder.metrics.exists() else []
-        return json.loads(lines[-1]) if lines else {}
+        return [json.loads(line) for line in lines]
+
+    def last_row(self) -> dict[str, float]:
+        """What training ended with; {} before it began."""
+        rows = self.rows()
+        return rows[-1] if rows else {}
 
     def rewind_metrics(self, step: int) -> None:
         """Drop rows after `step`: the resumed run logs them again."""

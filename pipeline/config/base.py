@@ -36,11 +36,13 @@ class Config(BaseModel):
             if isinstance(extra, dict) and extra.get("execution"):
                 continue
             value = getattr(self, name)
-            if isinstance(extra, dict) and extra.get("left_out_at_default") and value == field.default:
+            if isinstance(extra, dict) and extra.get("left_out_at_default") and _plain(value) == _plain(field.default):
                 continue
-            kept[name] = value.identity() if isinstance(value, Config) else _plain(value)
+            kept[name] = _plain(value)
         return kept
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.identity()
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

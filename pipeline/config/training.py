@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.evaluation import Verification
+from pipeline.config.exploration import Exploration, NoExploration
 
 
 class CorpusConfig(Config):
@@ -132,6 +133,7 @@ class RLConfig(Verification):
     )
     updates_per_rollout: int = Field(1, ge=1, description="optimizer steps on each batch of rollouts; clipping acts from the second on")
     mask_truncated: bool = Field(False, description="leave responses cut at max_response_tokens out of the loss")
+    exploration: Exploration = identity_since(NoExploration())
     preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to see that rewards differ at all")
     optimizer: AdamWConfig
     dtype: Dtype = "float32"

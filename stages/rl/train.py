@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
@@ -39,7 +40,8 @@ def train(stage: Stage) -> dict[str, Any]:
         _train(stage, config, base, tokenizer, problems, checkpoint)
     if stage.rank == 0:
         verify_export(stage.folder.export)
-    last = stage.last_row()
+    rows = stage.rows()
+    last = rows[-1]
     return {
         "steps": settings.steps,
         "rollouts": last["rollouts_generated"],
@@ -48,6 +50,7 @@ def train(stage: Stage) -> dict[str, Any]:
         "reward": last["reward_raw"],
         "entropy": last["entropy"],
         "length": last["completions/mean_length"],
+        "seconds_per_step": float(np.mean([row["step_time"] for row in rows[1:] or rows])),  # the first step warms up
     }
 
 
@@ -60,6 +63,7 @@ def _train(
     with Verifier(partial(build_task, config.task), settings) as verifier:
         trainer = RLTrainer(
             stage=stage,
+            base=base,
             engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib),
             settings=settings,
             model=model,

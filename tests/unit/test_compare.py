@@ -27,6 +27,7 @@ def evaluation(plan: CellPlan, after: str, rate: float, seed: int = 0, problems:
         problems=[f"p{i}" for i in range(problems)],
         metrics={"pass@k": {1: values, 8: np.minimum(1, 3 * values)}, "greedy": {1: np.round(values)}},
         heldout={name: np.full(10, 0.5) for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")},
+        step_seconds=np.full(5, 2.0) if after == "rl" else np.array([]),
     )
 
 
