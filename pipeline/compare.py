@@ -72,22 +72,30 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                 Evaluation(
                     plan=plan,
                     after=after,
-                    step=_step(plan, after),
+                    step=_step(plan, after, home),
                     n=node.config.evaluate.samples,
                     problems=details["problems"],
                     metrics={
                         name: {int(k): np.asarray(values) for k, values in by_k.items()} for name, by_k in details["metrics"].items()
                     },
                     heldout={name: np.asarray(values) for name, values in details["heldout"].items()},
-                    step_seconds=np.array([row["step_time"] for row in stage_rows(plan, "rl", home)[1:]] if after == "rl" else []),
+                    step_seconds=_step_seconds(plan, home) if after == "rl" else np.array([]),
                 )
             )
     return found
 
 
-def _step(plan: CellPlan, after: str) -> int:
+def _step(plan: CellPlan, after: str, home: Home) -> int:
+    """Optimizer steps that the evaluated checkpoint has seen in its stage; RL may hand on an earlier one than its last."""
     recipe = plan.cell.recipe
-    return recipe.rl.steps if after == "rl" and recipe.rl is not None else recipe.pretrain.steps
+    if after != "rl" or recipe.rl is None:
+        return recipe.pretrain.steps
+    record = plan.chain["rl"].folder(home).record() if recipe.rl.export == "best" else None
+    return recipe.rl.steps if record is None else int(record["metrics"]["exported_step"])
+
+
+def _step_seconds(plan: CellPlan, home: Home) -> NDArray[np.float64]:
+    return np.array([row["step_time"] for row in stage_rows(plan, "rl", home) if "step_time" in row][1:])
 
 
 def bootstrap(values: NDArray[np.float64]) -> Interval:
@@ -174,7 +182,7 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for plan, after, file in finished:
             table = pq.read_table(file)
-            for (name, kind), value in zip(kinds, (plan.cell.id, after, _step(plan, after)), strict=True):
+            for (name, kind), value in zip(kinds, (plan.cell.id, after, _step(plan, after, home)), strict=True):
                 table = table.append_column(name, pa.array([value] * len(table), kind))
             columns = [
                 table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type) for column in schema

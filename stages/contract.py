@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pipeline.config.recipe import STAGE_CONFIGS, StageConfig, TrackingConfig
 from pipeline.errors import NO_SPACE_EXIT, PriorlabError
-from pipeline.store import StageFolder, manifest_of, read_json, verify_manifest, write_json_atomically
+from pipeline.store import StageFolder, manifest_of, read_json, verify_manifest, write_json_atomically, write_text_atomically
 from pipeline.tether import die_with
 from pipeline.tracking import StageRun
 
@@ -94,31 +94,24 @@ class Stage:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self._tracked().log({"step": step, **values})
 
-    def rows(self) -> list[dict[str, float]]:
-        """The rows of metrics.jsonl."""
-        lines = self.folder.metrics.read_text(encoding="utf-8").splitlines() if self.folder.metrics.exists() else []
-        return [json.loads(line) for line in lines]
-
     def last_row(self) -> dict[str, float]:
-        """What training ended with; {} before it began."""
-        rows = self.rows()
-        return rows[-1] if rows else {}
+        """The last row of metrics.jsonl that training wrote (it has a loss): what training ended with."""
+        return next((row for row in reversed(self.rows()) if "loss" in row), {})
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop rows after `step`: the resumed run logs them again."""
-        if self.rank != 0 or not self.folder.metrics.exists():
-            return
-        kept = []
-        for line in self.folder.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut short
-                continue
-            if row["step"] <= step:
-                kept.append(line)
-        temporary = self.folder.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.folder.metrics)
+    def rewind_metrics(self, step: int) -> list[dict[str, float]]:
+        """Drop rows after `step`, which the resumed run logs again; returns those that stay. Every rank may call it."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        if self.rank == 0 and self.folder.metrics.exists():
+            write_text_atomically(self.folder.metrics, "".join(f"{json.dumps(row)}\n" for row in kept))
+        return kept
+
+    def rows(self) -> list[dict[str, float]]:
+        """metrics.jsonl as far as it can be read."""
+        rows = []
+        for line in self.folder.metrics.read_text(encoding="utf-8").splitlines() if self.folder.metrics.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut short
+                rows.append(json.loads(line))
+        return rows
 
     def export(self, write: Callable[[Path], None]) -> None:
         """Fill the export folder through `write`, all or nothing. Ranks other than 0 take part in `write` and touch no folder."""

@@ -52,11 +52,14 @@ class RecipeConfig(Config):
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
-        for name, settings in (("rl", self.rl), ("evaluate", self.evaluate)):
+        limits = [("evaluate", self.evaluate.max_response_tokens)]
+        if self.rl is not None:
+            limits.append(("rl", self.rl.longest_response))
+        for name, limit in limits:
             prompt = self.task.max_prompt_tokens
-            if settings is not None and prompt + settings.max_response_tokens > self.model.max_positions:
+            if prompt + limit > self.model.max_positions:
                 raise ValueError(
-                    f"{name}.max_response_tokens ({settings.max_response_tokens}) and {prompt} tokens for the prompt exceed "
+                    f"{name}.max_response_tokens ({limit}) and {prompt} tokens for the prompt exceed "
                     f"model.max_positions ({self.model.max_positions}); lower task.max_prompt_tokens or max_response_tokens, "
                     "or raise model.max_positions"
                 )

@@ -115,6 +115,31 @@ class PretrainConfig(Config):
         return self
 
 
+class ValidationConfig(Config):
+    """Evaluation while RL runs, on problems of the RL split that are not trained on.
+
+    Measured before the first step, each `every` steps, and after the last.
+    """
+
+    every: int = Field(ge=1, description="RL steps between two evaluations")
+    problems: int = Field(64, ge=1)
+    samples: int = Field(16, ge=1, description="responses per problem")
+    best_k: int = Field(1, ge=1, description="the best policy has the highest pass@best_k; of equals, the earliest")
+
+    @model_validator(mode="after")
+    def _k_is_measured(self) -> ValidationConfig:
+        if self.best_k > self.samples:
+            raise ValueError(f"best_k is {self.best_k}, but only {self.samples} samples are drawn per problem; raise samples")
+        return self
+
+
+class Lengthening(Config):
+    """Responses may be longer from some step on."""
+
+    after_steps: int = Field(ge=1)
+    max_response_tokens: int = Field(ge=1)
+
+
 class RLConfig(Verification):
     """Stage two: on-policy GRPO without a KL term, rewards from the task's verifier."""
 
@@ -125,6 +150,7 @@ class RLConfig(Verification):
     samples_per_prompt: int = Field(16, ge=2)
     temperature: float = Field(1.0, gt=0)
     max_response_tokens: int = Field(ge=1)
+    lengthen: tuple[Lengthening, ...] = identity_since((), description="later limits on responses, by step, in place of the first")
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -135,6 +161,9 @@ class RLConfig(Verification):
     mask_truncated: bool = Field(False, description="leave responses cut at max_response_tokens out of the loss")
     exploration: Exploration = identity_since(NoExploration())
     preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to see that rewards differ at all")
+    validation: ValidationConfig | None = identity_since(None, description="evaluation while RL runs")
+    export: Literal["last", "best"] = identity_since("last", description="the policy handed on; the best is known by validation")
+    rollouts: Literal["vllm", "transformers"] = identity_since("vllm", description="what samples responses")
     optimizer: AdamWConfig
     dtype: Dtype = "float32"
     max_logprob_mismatch: float = execution(
@@ -147,6 +176,37 @@ class RLConfig(Verification):
     def identity(self) -> dict[str, Any]:
         """Each process seeds its own sampling, so their number decides which responses are drawn."""
         return super().identity() | {"processes": self.launch.processes}
+
+    def response_tokens_at(self, step: int) -> int:
+        """The limit on a response that is sampled after `step` optimizer steps."""
+        return next(
+            (later.max_response_tokens for later in reversed(self.lengthen) if later.after_steps <= step), self.max_response_tokens
+        )
+
+    @property
+    def longest_response(self) -> int:
+        return max([self.max_response_tokens, *(later.max_response_tokens for later in self.lengthen)])
+
+    @model_validator(mode="after")
+    def _lengthening_is_in_order(self) -> RLConfig:
+        steps = [later.after_steps for later in self.lengthen]
+        if steps != sorted(set(steps)) or any(step >= self.steps or step % self.updates_per_rollout for step in steps):
+            raise ValueError(
+                f"lengthen has after_steps {steps}; they must rise, stay below steps ({self.steps}), and be multiples of "
+                f"updates_per_rollout ({self.updates_per_rollout}), since responses are sampled only then"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> RLConfig:
+        if self.export == "best" and self.validation is None:
+            raise ValueError("export is 'best', but nothing measures which policy is; set validation.every, or export: last")
+        if self.validation is not None and self.validation.every % self.updates_per_rollout:
+            raise ValueError(
+                f"validation.every is {self.validation.every}; it must be a multiple of updates_per_rollout "
+                f"({self.updates_per_rollout})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RLConfig:

@@ -25,7 +25,8 @@ class Group:
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     completions: list[Any]
-    log_probs: list[list[float]]
+    log_probs: list[list[float] | None]
+    """Of the sampled tokens, by what sampled them; None where that does not tell."""
     rewards: Float[Tensor, "samples functions"]
 
     @property

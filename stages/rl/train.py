@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import GRPOConfig
 
 from pipeline.config.recipe import RLStage
+from pipeline.config.training import RLConfig
 from pipeline.store import read_json
 from stages.checkpoint import export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
@@ -21,6 +23,7 @@ from stages.engine import check_prompts, engine_arguments
 from stages.evaluate.verify import Verifier
 from stages.processes import trainer_arguments
 from stages.rl.trainer import PREFLIGHT_FILE, RLTrainer
+from stages.rl.validation import best_folder, best_step, validate
 from stages.tasks import Problem, build_task
 
 
@@ -30,34 +33,71 @@ def train(stage: Stage) -> dict[str, Any]:
     settings = config.rl
     base = stage.parent("checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    problems = build_task(config.task).problems("rl", settings.problems, config.seed)
+    problems = _problems(config)
     check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
     checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
-    if checkpoint is not None and step_of(checkpoint) == settings.steps:
+    done = -1 if checkpoint is None else step_of(checkpoint)
+    rows = stage.rewind_metrics(done)
+    if checkpoint is not None and done == settings.steps:
         if stage.rank == 0:
-            stage.export(lambda folder: export_finished(checkpoint, tokenizer, folder))
+            _export(stage, settings, rows, lambda folder: export_finished(checkpoint, tokenizer, folder))
     else:
-        _train(stage, config, base, tokenizer, problems, checkpoint)
+        _train(stage, config, base, tokenizer, problems, checkpoint, rows)
     if stage.rank == 0:
         verify_export(stage.folder.export)
     rows = stage.rows()
-    last = rows[-1]
+    last, best = stage.last_row(), _best(settings, rows)
+    step_times = [row["step_time"] for row in rows if "step_time" in row]
     return {
         "steps": settings.steps,
+        **({} if best is None else {"best_step": best}),
+        "exported_step": best if settings.export == "best" else settings.steps,
         "rollouts": last["rollouts_generated"],
         "rollouts_used": last["rollouts_used"],
         **{f"preflight/{name}": share for name, share in (read_json(stage.folder.path / PREFLIGHT_FILE) or {}).items()},
         "reward": last["reward_raw"],
         "entropy": last["entropy"],
         "length": last["completions/mean_length"],
-        "seconds_per_step": float(np.mean([row["step_time"] for row in rows[1:] or rows])),  # the first step warms up
+        "seconds_per_step": float(np.mean(step_times[1:] or step_times)),  # the first step warms up
     }
 
 
-def _train(
-    stage: Stage, config: RLStage, base: Path, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], checkpoint: Path | None
-) -> None:
+def _problems(config: RLStage) -> list[Problem]:
+    """Those to train on, then those to validate on."""
     settings = config.rl
+    count = settings.problems + (settings.validation.problems if settings.validation is not None else 0)
+    return build_task(config.task).problems("rl", count, config.seed)
+
+
+def _best(settings: RLConfig, rows: list[dict[str, float]]) -> int | None:
+    return None if settings.validation is None else best_step(rows, settings.validation.best_k)
+
+
+def _export(stage: Stage, settings: RLConfig, rows: list[dict[str, float]], write_last: Callable[[Path], None]) -> None:
+    """The policy handed on; where there is validation, the other one of last and best beside it, in a folder of that name."""
+    best = _best(settings, rows)
+
+    def write(folder: Path) -> None:
+        write_last(folder / "last" if settings.export == "best" else folder)
+        if best is not None and stage.rank == 0:
+            kept = best_folder(stage.folder.checkpoints, best)
+            shutil.copytree(kept, folder if settings.export == "best" else folder / "best", dirs_exist_ok=True)
+
+    stage.export(write)
+
+
+def _train(
+    stage: Stage,
+    config: RLStage,
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    checkpoint: Path | None,
+    rows: list[dict[str, float]],
+) -> None:
+    """Train to the last step and export; `rows` are those that the checkpoint's past has logged."""
+    settings = config.rl
+    training, validation = problems[: settings.problems], problems[settings.problems :]
     arguments = _arguments(stage, config)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with Verifier(partial(build_task, config.task), settings) as verifier:
@@ -69,19 +109,17 @@ def _train(
             model=model,
             args=arguments,
             processing_class=tokenizer,
-            reward_funcs=Reward(problems, verifier),
-            train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "problem": i} for i, p in enumerate(problems)]),
+            reward_funcs=Reward(training, verifier),
+            train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "problem": i} for i, p in enumerate(training)]),
+            validate=None if settings.validation is None else partial(validate, validation, settings.validation, verifier),
         )
-        stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
-        if checkpoint is not None:
-            trainer.rollouts_generated = int(stage.last_row()["rollouts_generated"])
-            trainer.rollouts_used = int(stage.last_row()["rollouts_used"])
+        trainer.continue_from(rows)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         verifier.finish()
 
     if trainer.state.global_step != settings.steps:
         raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
-    stage.export(lambda folder: save_export(trainer, tokenizer, folder))
+    _export(stage, settings, trainer.validations, lambda folder: save_export(trainer, tokenizer, folder))
 
 
 class Reward:
@@ -124,8 +162,8 @@ def _arguments(stage: Stage, config: RLStage) -> GRPOConfig:
         loss_type="dapo",  # token-level: every token of the batch counts the same
         scale_rewards=settings.scale_rewards,
         mask_truncated_completions=settings.mask_truncated,
-        use_vllm=True,
+        use_vllm=settings.rollouts == "vllm",
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=settings.gpu_memory_share,
-        vllm_max_model_length=config.task.max_prompt_tokens + settings.max_response_tokens,
+        vllm_max_model_length=config.task.max_prompt_tokens + settings.longest_response,
     )

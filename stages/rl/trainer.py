@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,34 +12,54 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
 from trl import GRPOTrainer
 
 from pipeline.config.training import RLConfig
 from pipeline.errors import PriorlabError
 from pipeline.store import write_json_atomically
-from stages.checkpoint import MarkComplete
+from stages.checkpoint import MarkComplete, save_export
 from stages.contract import Stage
 from stages.rl.dynamic_sampling import Draw, Group, Row, draw_groups
 from stages.rl.exploration import Context, Tokens, build_exploration
 from stages.rl.preflight import preflight
 from stages.rl.rollout import rollouts_by
+from stages.rl.validation import Response, best_step, forget_others, keep
+from stages.tasks import Problem
 
 PREFLIGHT_FILE = "preflight.json"
 _MISMATCH = "sampling/sampling_logp_difference/max"
 
 
+Validate = Callable[[Callable[[list[Problem]], list[Response]], slice, Callable[[list[Any]], list[Any]]], dict[str, float]]
+"""`validation.validate` with its problems, settings and verifier given."""
+
+
 class RLTrainer(GRPOTrainer):
-    """GRPOTrainer that samples with `RolloutEngine`, stops on a rollout/trainer mismatch, and logs to the stage.
+    """GRPOTrainer that samples with `RolloutEngine`, stops on a rollout/trainer mismatch, validates, and logs to the stage.
 
     TRL 1.16 has no hook for dynamic sampling: groups are drawn before its `_generate_and_score_completions`, which then finds them
     where it would generate and score (`_drawn`).
     """
 
-    def __init__(self, *, stage: Stage, base: Path, engine_arguments: dict[str, Any], settings: RLConfig, **trainer: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stage: Stage,
+        base: Path,
+        engine_arguments: dict[str, Any],
+        settings: RLConfig,
+        validate: Validate | None,
+        **trainer: Any,
+    ) -> None:
         with rollouts_by(engine_arguments):
             super().__init__(**trainer)
         self.settings = settings
+        self.validate = validate
+        self.validations: list[dict[str, float]] = []
+        """Rows of metrics.jsonl, one per measured step; a resumed stage fills in those of its past."""
         self._drawn: Draw | None = None
         context = Context(base, settings.samples_per_prompt, self.args.seed, lambda name, x: self._log_metric(f"exploration/{name}", x))
         self.exploration = build_exploration(settings.exploration, context)
@@ -51,12 +72,27 @@ class RLTrainer(GRPOTrainer):
         self.stage = stage
         self.remove_callback(PrinterCallback)
         self.add_callback(MarkComplete(settings.launch))
+        if validate is not None:
+            self.add_callback(_Validation(self))
+
+    def continue_from(self, rows: list[dict[str, float]]) -> None:
+        """Take over the counts and validations of `rows`, which the steps before this process have logged."""
+        if rows:
+            self.rollouts_generated, self.rollouts_used = (int(rows[-1][name]) for name in ("rollouts_generated", "rollouts_used"))
+        self.validations = [row for row in rows if "loss" not in row]
+        if self.validate is not None and self.stage.rank == 0:
+            forget_others(self.stage.folder.checkpoints, best_step(rows, self._best_k))
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
+        if self.use_vllm:
+            self.vllm_generation.max_completion_length = self._response_tokens
+        else:
+            self.generation_config.max_new_tokens = self._response_tokens
         if self.state.global_step == 0:
             self._preflight()
+            self.evaluate()
         problems = set(gather_object([row["problem"] for row in inputs]))
         draw = draw_groups(
             inputs,
@@ -73,7 +109,15 @@ class RLTrainer(GRPOTrainer):
             self._drawn = None
         batch |= self._for_exploration(draw)
         self._count(draw)
-        mismatch = self._metrics["train"][_MISMATCH][-1]
+        if self.use_vllm:
+            self._check_mismatch(self._metrics["train"][_MISMATCH][-1])
+        return batch
+
+    @property
+    def _response_tokens(self) -> int:
+        return self.settings.response_tokens_at(self.state.global_step)
+
+    def _check_mismatch(self, mismatch: float) -> None:
         allowed = self.settings.max_logprob_mismatch
         if not mismatch <= allowed:
             raise PriorlabError(
@@ -81,7 +125,42 @@ class RLTrainer(GRPOTrainer):
                 f"{mismatch:.2g}, allowed is rl.max_logprob_mismatch = {allowed:.2g}. In bfloat16 differences of "
                 "0.1 are normal (raise the bound); in float32 the engine samples from other weights than are trained"
             )
-        return batch
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the policy as it is on the validation problems, log it, and keep its weights if they are the best so far.
+
+        Trainer calls it where `_Validation` asks for it. Its random draws leave those of training as they were.
+        """
+        step = self.state.global_step
+        if self.validate is None or any(row["step"] == step for row in self.validations):
+            return {}
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(np.random.SeedSequence([self.args.seed, step, rank]).generate_state(1)[0]))
+            measured = self.validate(self._respond, slice(rank, None, ranks), gather_object)
+        counts = {"rollouts_generated": self.rollouts_generated, "rollouts_used": self.rollouts_used}
+        self.validations.append({"step": step, **measured})
+        self.stage.log(step, **measured, **counts)
+        if best_step(self.validations, self._best_k) == step:
+            keep(
+                self.stage.folder.checkpoints,
+                step,
+                lambda folder: save_export(self, self.processing_class, folder),
+                main=self.stage.rank == 0,
+            )
+        return measured
+
+    @property
+    def _best_k(self) -> int:
+        assert self.settings.validation is not None
+        return self.settings.validation.best_k
+
+    def _respond(self, problems: list[Problem]) -> list[Response]:
+        ids, images, fields = self._tokenize_prompts([problem.prompt for problem in problems])
+        responses, _ = self._generate_single_turn(ids, images, fields, 1)
+        texts = self.processing_class.batch_decode(responses, skip_special_tokens=True)
+        return [Response(text, len(ids), ids[-1] in self.eos_token_ids) for text, ids in zip(texts, responses, strict=True)]
 
     def _preflight(self) -> None:
         """Sample some problems from the base policy; stop if there is nothing to learn from."""
@@ -105,6 +184,7 @@ class RLTrainer(GRPOTrainer):
         """Generate and score; rows of one problem follow one another, `num_generations` at a time."""
         prompts = [row["prompt"] for row in rows]
         prompt_ids, completion_ids, _, completions, log_probs, *_ = super()._generate(prompts)
+        log_probs = [None] * len(rows) if log_probs is None else log_probs
         everyone = super()._calculate_rewards(rows, prompts, completions, completion_ids)
         first = self.accelerator.process_index * len(rows)
         rewards = everyone[first : first + len(rows)]
@@ -137,7 +217,8 @@ class RLTrainer(GRPOTrainer):
             [item for group in groups for item in getattr(group, name)]
             for name in ("prompt_ids", "completion_ids", "completions", "log_probs")
         ]
-        return parts[0], parts[1], counted, parts[2], parts[3], {}, None, []
+        log_probs = parts[3] if self.use_vllm else None
+        return parts[0], parts[1], counted, parts[2], log_probs, {}, None, []
 
     def _calculate_rewards(self, inputs: list[Row], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]) -> Any:
         if self._drawn is None:
@@ -167,7 +248,8 @@ class RLTrainer(GRPOTrainer):
         if log_probs is None:
             return loss
         counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).to(log_probs.dtype)
-        tokens = Tokens(log_probs, inputs["old_per_token_logps"], counted, inputs["correct"])
+        old = inputs.get("old_per_token_logps")  # not there where the policy that sampled is the one that is trained
+        tokens = Tokens(log_probs, log_probs.detach() if old is None else old, counted, inputs["correct"])
         terms = self.exploration.loss(tokens)
         if terms is None:
             return loss
@@ -186,6 +268,7 @@ class RLTrainer(GRPOTrainer):
         metrics["reward_raw"].append(reward / (sampled * self.num_generations))
         metrics["frac_groups_mixed"].append(mixed / sampled)
         metrics["sampling_rounds"].append(draw.rounds)
+        metrics["max_response_tokens"].append(self._response_tokens)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # An update on rollouts that an earlier one has seen already keeps what is known of them.
@@ -207,3 +290,20 @@ class RLTrainer(GRPOTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """No README beside each step checkpoint: the stage's spec and record describe the model."""
+
+
+class _Validation(TrainerCallback):
+    """Asks Trainer to evaluate, and drops policies that are no longer the best once a step checkpoint is complete."""
+
+    def __init__(self, trainer: RLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        settings = self.trainer.settings.validation
+        assert settings is not None
+        if state.global_step % settings.every == 0 or state.global_step == state.max_steps:
+            control.should_evaluate = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if state.is_world_process_zero:
+            forget_others(Path(args.output_dir), best_step(self.trainer.validations, self.trainer._best_k))

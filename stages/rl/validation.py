@@ -1,0 +1,89 @@
+"""Evaluation while RL runs: pass@k against steps and rollouts, on the rollout engine itself, and the best policy so far.
+
+The problems come from the RL split but are not trained on. Measuring draws from random generators of its own, so that a run with
+validation trains as one without. The best policy has the highest pass@`best_k`; of equals, the earliest. Its weights lie beside the
+step checkpoints, and a superseded one is deleted only when a step checkpoint can no longer lead back to it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.config.training import ValidationConfig
+from stages.evaluate.metrics import doubling_ks, pass_at_k
+from stages.evaluate.verify import Verifier
+from stages.tasks import Problem
+
+_PREFIX = "validation/"
+_BEST = re.compile(r"best-(\d+)")
+
+
+class Response(NamedTuple):
+    """A sampled response; `ended` by itself rather than at the limit."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def validate(
+    problems: list[Problem],
+    settings: ValidationConfig,
+    verifier: Verifier,
+    respond: Callable[[list[Problem]], list[Response]],
+    part: slice,
+    gather: Callable[[list[Any]], list[Any]],
+) -> dict[str, float]:
+    """pass@k for k = 1, 2, 4, ..., the samples and `best_k`, mean length in tokens, share of responses that end by themselves.
+
+    Each rank samples and verifies its `part` of the problems; all get the same result.
+    """
+    repeated = [problem for problem in problems[part] for _ in range(settings.samples)]
+    responses = respond(repeated)
+    verdicts = verifier.verify((problem, response.text) for problem, response in zip(repeated, responses, strict=True))
+    mine = [(verdict.correct, response.tokens, response.ended) for verdict, response in zip(verdicts, responses, strict=True)]
+    correct, tokens, ended = (np.array(column) for column in zip(*gather(mine), strict=True))
+    solved = correct.reshape(-1, settings.samples).sum(axis=1)
+    ks = sorted({*doubling_ks(settings.samples), settings.best_k})
+    measured = {f"pass@{k}": float(pass_at_k(solved, settings.samples, k).mean()) for k in ks}
+    measured |= {"length": float(tokens.mean()), "ended": float(ended.mean())}
+    return {_PREFIX + name: value for name, value in measured.items()}
+
+
+def best_step(rows: Iterable[dict[str, float]], best_k: int) -> int | None:
+    """The step whose policy is the best of those in `rows` (of metrics.jsonl); None if none was measured."""
+    scores = {int(row["step"]): row[f"{_PREFIX}pass@{best_k}"] for row in rows if f"{_PREFIX}pass@{best_k}" in row}
+    return min(scores, key=lambda step: (-scores[step], step), default=None)
+
+
+def best_folder(checkpoints: Path, step: int) -> Path:
+    """Where the weights of the best policy of this step are kept."""
+    return checkpoints / f"best-{step}"
+
+
+def keep(checkpoints: Path, step: int, write: Callable[[Path], None], *, main: bool) -> None:
+    """Save a policy as the best of `step`. Every rank must call it (`write` may gather partitions); one has the folder made whole."""
+    building = checkpoints / "best.part"
+    if not main:
+        write(building)
+        return
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    write(building)
+    target = best_folder(checkpoints, step)
+    shutil.rmtree(target, ignore_errors=True)
+    building.replace(target)
+
+
+def forget_others(checkpoints: Path, step: int | None) -> None:
+    """Delete kept policies but that of `step`."""
+    for folder in checkpoints.glob("best-*"):
+        match = _BEST.fullmatch(folder.name)
+        if match and int(match[1]) != step:
+            shutil.rmtree(folder)
