@@ -35,6 +35,9 @@ class ModelConfig(Config):
     tied_embeddings: bool = True
     rope_base: float = Field(1e4, gt=0)
     max_positions: int = Field(ge=2)
+    init_std: float = identity_since(
+        0.02, gt=0, description="spread of the first weights; narrow models leave plateaus sooner at about 1/sqrt(width)"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
