@@ -53,7 +53,9 @@ def test_a_bonus_and_a_loss_reach_the_policy_and_leave_the_counts_of_correct_res
         assert all(0 <= row["reward_raw"] <= 1 for row in rows)
         if number == 0:
             assert all(row["exploration/bonus_mean"] > row["exploration/bonus_std"] > 0 for row in rows)
-            assert all(row["reward"] > row["exploration/bonus_mean"] for row in rows)
+            for row in rows:  # what is trained on: 32 responses that are right or wrong, and the bonuses of groups that have one
+                correct = (row["reward"] - row["exploration/bonus_mean"] * row["exploration/groups_with_bonus"]) * 32
+                assert correct == pytest.approx(round(correct), abs=1e-3)
         else:
             assert all(row["exploration/loss"] < 0 for row in rows)  # minus an entropy
         record = own.folder(node).record()
