@@ -69,7 +69,7 @@ def test_a_bonus_and_a_loss_reach_the_policy_and_leave_the_counts_of_correct_res
 
 def test_picked_samples_are_compared_with_random_ones_on_the_same_samples(smoke: FinishedSweep, lab: Lab) -> None:
     node = stage(lab, smoke, "evaluate", "evaluate.selection={projection: 32}")
-    finish(lab, node, start(lab, node))
+    assert start(lab, node).wait(timeout=300) == 0, (lab.folder(node).path / "out.log").read_text()
     metrics = json.loads((lab.folder(node).export / "problems.json").read_text())["metrics"]
     samples = pq.read_table(lab.folder(node).export / "samples.parquet").to_pandas()
     counts = samples[samples["sample"] >= 0].groupby("problem_id", sort=False)["correct"].sum().to_numpy()
