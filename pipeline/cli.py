@@ -27,7 +27,7 @@ from pipeline.sweeps import (
     run_sweep,
     saved_sweep,
 )
-from pipeline.terminal import WIDE, console, errors, plain_table, print_json, print_wide
+from pipeline.terminal import WIDE, console, errors, plain_table, print_json, print_wide, some_of
 from pipeline.tools import commands
 from pipeline.tools.plan import explained_plan
 from pipeline.view import choose_view
@@ -92,7 +92,7 @@ def plan(
         return
     table = plain_table("stage", "state", "work", "why", "cells", wrapped=("why", "cells"))
     for entry in entries:
-        table.add_row(entry["stage"], entry["state"], entry["work"], Text(entry["why"]), Text(", ".join(entry["cells"])))
+        table.add_row(entry["stage"], entry["state"], entry["work"], Text(entry["why"]), Text(some_of(entry["cells"])))
     print_wide(table)
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")

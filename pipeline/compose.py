@@ -10,25 +10,27 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
+from pipeline.store import NAME
 
 GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")} | {"rl.exploration": "exploration"}
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
 # Keys that make a prior another one; k is set beside a name to fit a vocabulary.
 _SHAPING = ("beta", "lambda_head", "lambda_tail")
 _SWEEP_KEYS = {"recipe", "axes", "description"}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,8 +53,7 @@ _Loader.add_implicit_resolver(
 
 def config_folders() -> list[Path]:
     """Where names are looked up: `configs` of the current folder first, then the ones shipped with the project."""
-    shipped = Path(__file__).resolve().parent.parent / "configs"
-    return list(dict.fromkeys([Path.cwd() / "configs", shipped]))
+    return list(dict.fromkeys([Path.cwd() / "configs", _SHIPPED]))
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ class Sweep:
             yield from self.saved_cells
             return
         seen: set[str] = set()
+        groups: dict[str, Any] = {}
         for values in itertools.product(*self.axes.values()):
             coordinates = dict(zip(self.axes, values, strict=True))
-            tree = copy.deepcopy(self.recipe)
+            tree = dict(self.recipe)
+            tree |= {key: copy.deepcopy(tree[key]) for key in {path.partition(".")[0] for path in coordinates} if key in tree}
             for path, value in coordinates.items():
                 assign(tree, path.split("."), value)
             where = ", ".join(f"{path}={label(value)}" for path, value in coordinates.items())
@@ -92,7 +95,7 @@ class Sweep:
             yield Cell(
                 id=name,
                 coordinates={path: label(value) for path, value in coordinates.items()},
-                recipe=validate_recipe(tree, where=f"cell {where}" if where else "recipe"),
+                recipe=validate_recipe(tree, where=f"cell {where}" if where else "recipe", known=groups),
             )
 
     def as_yaml(self) -> str:
@@ -145,10 +148,13 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
         repeated = next((value for value in values if values.count(value) > 1), None)
         if repeated is not None:
             raise PriorlabError(f"axes.{axis} of sweep {name!r} lists {label(repeated)!r} twice")
-    chosen = rename or Path(name).stem
-    if not _NAME.fullmatch(chosen):
-        raise PriorlabError(f"{chosen!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
-    return Sweep(chosen, axes, recipe, tree.get("description", ""))
+    return Sweep(_sweep_name(rename or Path(name).stem), axes, recipe, tree.get("description", ""))
+
+
+def _sweep_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise PriorlabError(f"{name!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
+    return name
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
@@ -157,7 +163,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
     for override in overrides:
         path, value = parse_override(override)
         assign(recipe, path, value)
-    return Sweep(f"{Path(name).stem}-run", {}, recipe)
+    return Sweep(_sweep_name(f"{Path(name).stem}-run"), {}, recipe)
 
 
 def _flatten_axes(tree: dict[str, Any], sweep: str, prefix: str = "") -> dict[str, Any]:
@@ -231,33 +237,71 @@ def assign(tree: dict[str, Any], path: list[str], value: Any, inside: tuple[str,
         tree[last] = copy.deepcopy(value)
 
 
-def validate_recipe(tree: dict[str, Any], *, where: str) -> RecipeConfig:
-    """Load the named groups and validate everything; errors name the full key, the value and the nearest valid key."""
-    resolved = copy.deepcopy(tree)
-    for path, group in GROUPS.items():
-        *parents, last = path.split(".")
-        holder: Any = resolved
-        for key in parents:
-            holder = holder.get(key) if isinstance(holder, dict) else None
-        if not isinstance(holder, dict):
-            continue
-        node = holder.get(last)
-        if isinstance(node, str):
-            node = {"use": node}
-        if isinstance(node, dict) and "use" in node:
-            node = dict(node)
-            name = node.pop("use")
-            merged = _read(group, name) | {"name": Path(str(name)).stem}
-            shaping = {key: value for key, value in node.items() if key in _SHAPING}
-            if group == "prior" and shaping:  # not the prior of that name any more
-                merged["name"] = label({"use": merged["name"], **shaping})
-            for key, value in node.items():
-                assign(merged, [key], value, tuple(path.split(".")))
-            holder[last] = merged
+def validate_recipe(tree: dict[str, Any], *, where: str, known: dict[str, Any] | None = None) -> RecipeConfig:
+    """Load the named groups and validate everything; errors name the full key, the value and the nearest valid key.
+
+    `known` keeps parts between calls: of the ten thousand cells of a sweep, most parts are the same, and then the same objects.
+    """
     try:
-        return RecipeConfig.model_validate(resolved)
+        return _validated(tree, {} if known is None else known, _resolved)
     except ValidationError as error:
         raise PriorlabError(f"{where}: " + "; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+def validate_in_full(tree: dict[str, Any], known: dict[str, Any]) -> RecipeConfig:
+    """A recipe without names. Raises pydantic's `ValidationError`. `known` is as in `validate_recipe`."""
+    return _validated(tree, known, lambda _, node: node)
+
+
+def _validated(tree: dict[str, Any], known: dict[str, Any], resolve: Callable[[str, Any], Any]) -> RecipeConfig:
+    parts = {}
+    for key, node in tree.items():
+        text = f"{key}={node!r}"
+        if text not in known:
+            known[text] = _part(key, resolve(key, node))
+        parts[key] = known[text]
+    try:
+        return RecipeConfig.model_validate(parts)
+    except ValidationError:  # said of the whole, as the user wrote it
+        return RecipeConfig.model_validate({key: resolve(key, node) for key, node in tree.items()})
+
+
+def _resolved(path: str, node: Any) -> Any:
+    """The part of a recipe at `path`, names of groups at and inside it replaced by what the files of those names hold."""
+    if path in GROUPS and isinstance(node, str):
+        node = {"use": node}
+    if path in GROUPS and isinstance(node, dict) and "use" in node:
+        node = dict(node)
+        name = node.pop("use")
+        merged = _read(GROUPS[path], name) | {"name": Path(str(name)).stem}
+        shaping = {key: value for key, value in node.items() if key in _SHAPING}
+        if path == "prior" and shaping:  # not the prior of that name any more
+            merged["name"] = label({"use": merged["name"], **shaping})
+        for key, value in node.items():
+            assign(merged, [key], value, tuple(path.split(".")))
+        node = merged
+    for inner in GROUPS:
+        outer, _, key = inner.rpartition(".")
+        if outer == path and isinstance(node, dict) and key in node:
+            node = node | {key: _resolved(inner, node[key])}
+    return node
+
+
+def _part(key: str, node: Any) -> Any:
+    """A part of a recipe, validated if it is a config that can be by itself, else as it is."""
+    if not isinstance(node, dict) or key not in RecipeConfig.model_fields:
+        return node
+    try:
+        return _adapter(key).validate_python(node)
+    except ValidationError:
+        return node
+
+
+@functools.cache
+def _adapter(key: str) -> TypeAdapter[Any]:
+    annotation: Any = RecipeConfig.model_fields[key].annotation
+    discriminator = RecipeConfig.model_fields[key].discriminator
+    return TypeAdapter(Annotated[annotation, Field(discriminator=discriminator)] if discriminator else annotation)
 
 
 def _explain(detail: Any) -> str:
@@ -314,25 +358,36 @@ def _read(group: str, name: Any) -> dict[str, Any]:
         raise PriorlabError(f"{group} is {name!r}; give the name of a file in configs/{group}")
     if name.endswith((".yaml", ".yml")):
         candidates = [Path(name)]
-    elif _NAME.fullmatch(name):
+    elif NAME.fullmatch(name):
         candidates = [folder / group / f"{name}.yaml" for folder in config_folders()]
     else:
         raise PriorlabError(f"{name!r} is no name of a {group}; names have letters, digits, '.', '_' and '-'")
     for path in candidates:
-        if path.is_file():
-            try:
-                tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
-            except (yaml.YAMLError, ValueError, RecursionError) as error:
-                raise PriorlabError(f"{path} is no valid YAML: {error}") from error
-            if tree is None:
-                tree = {}
-            if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-                raise PriorlabError(f"{path} holds no mapping of names to values, as a config is")
-            return tree
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except UnicodeDecodeError as error:
+            raise PriorlabError(f"{path} is no valid YAML: {error}") from error
+        return copy.deepcopy(_parse(path, text))
     known = available(group)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise PriorlabError(f"there is no {group} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    """A YAML file's mapping; each text once, because that takes milliseconds."""
+    try:
+        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PriorlabError(f"{path} is no valid YAML: {error}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise PriorlabError(f"{path} holds no mapping of names to values, as a config is")
+    return tree
 
 
 def available(group: str) -> list[str]:

@@ -22,11 +22,8 @@ from pipeline.compose import Cell
 from pipeline.config.recipe import (
     RECIPE_VERSIONS,
     STAGE_CONFIGS,
-    CorpusStage,
-    EvaluateStage,
     PretrainStage,
     RecipeConfig,
-    RLStage,
     StageConfig,
     TrackingConfig,
 )
@@ -123,34 +120,44 @@ class Graph:
 def build_graph(cells: Iterable[Cell]) -> Graph:
     """Plan all cells; stages with equal fingerprints are merged into the first one met."""
     stages: dict[str, StageNode] = {}
+    met: dict[tuple[Any, ...], StageNode] = {}
     plans = []
     for cell in cells:
         recipe, prior, seed = cell.recipe, cell.recipe.prior.name, cell.recipe.seed
-        add = functools.partial(_merge, stages, recipe)
-        corpus = add("corpus", recipe.task.name, CorpusStage(task=recipe.task, corpus=recipe.corpus))
-        pretrain = add(
-            "pretrain",
-            f"{prior}-s{seed}",
-            PretrainStage(model=recipe.model, prior=recipe.prior, pretrain=recipe.pretrain, seed=seed),
-            corpus=corpus,
-        )
-        protocol = EvaluateStage(task=recipe.task, evaluate=recipe.evaluate)
+        add = functools.partial(_merge, stages, met, recipe)
+        corpus = add("corpus", recipe.task.name, {"task": recipe.task, "corpus": recipe.corpus})
+        learned = {"model": recipe.model, "prior": recipe.prior, "pretrain": recipe.pretrain, "seed": seed}
+        pretrain = add("pretrain", f"{prior}-s{seed}", learned, corpus=corpus)
+        protocol = {"task": recipe.task, "evaluate": recipe.evaluate}
         chain = {"corpus": corpus, "pretrain": pretrain}
         evaluations = {"pretrain": add("evaluate", f"{prior}-s{seed}-pretrain", protocol, checkpoint=pretrain, corpus=corpus)}
         if recipe.rl is not None:
-            rl_config = RLStage(task=recipe.task, rl=recipe.rl, seed=seed)
-            chain["rl"] = add("rl", f"{prior}-s{seed}", rl_config, checkpoint=pretrain)
+            policy = {"task": recipe.task, "rl": recipe.rl, "seed": seed}
+            chain["rl"] = add("rl", f"{prior}-s{seed}", policy, checkpoint=pretrain)
             evaluations["rl"] = add("evaluate", f"{prior}-s{seed}-rl", protocol, checkpoint=chain["rl"], corpus=corpus)
         plans.append(CellPlan(cell, chain, evaluations))
     return Graph(plans, stages)
 
 
 def _merge(
-    stages: dict[str, StageNode], recipe: RecipeConfig, kind: str, slug: str, config: StageConfig, **parents: StageNode
+    stages: dict[str, StageNode],
+    met: dict[tuple[Any, ...], StageNode],
+    recipe: RecipeConfig,
+    kind: str,
+    slug: str,
+    parts: dict[str, Any],
+    **parents: StageNode,
 ) -> StageNode:
-    """The stage with this identity: the one already planned, or a new one."""
-    node = StageNode(kind, _slug(slug), config, parents, _labels(recipe, kind), recipe.tracking)
-    return stages.setdefault(node.fingerprint, node)
+    """The stage with this identity: the one already planned, or a new one.
+
+    Cells share the objects of parts that are equal in them, so most stages are known without asking for their fingerprint.
+    """
+    key = (kind, *(id(part) for part in parts.values()), *(parent.fingerprint for parent in parents.values()))
+    if key not in met:
+        config = STAGE_CONFIGS[kind](**parts)
+        node = StageNode(kind, _slug(slug), config, parents, _labels(recipe, kind), recipe.tracking)
+        met[key] = stages.setdefault(node.fingerprint, node)
+    return met[key]
 
 
 def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
@@ -170,7 +177,7 @@ def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
         parents = {role: add(parent["fingerprint"]) for role, parent in spec["parents"].items()}
         config = STAGE_CONFIGS[spec["kind"]].model_validate(spec["config"])
         tracking = TrackingConfig.model_validate(spec["tracking"])
-        node = StageNode(spec["kind"], spec["slug"], config, parents, spec["labels"], tracking)
+        node = StageNode(spec["kind"], _slug(spec["slug"]), config, parents, spec["labels"], tracking)
         if node.fingerprint != fingerprint_:
             raise PriorlabError(
                 f"{spec['kind']}/{spec['slug']}-{fingerprint_[:12]} was made by another version of priorlab (this one would give "

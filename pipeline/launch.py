@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.tasks import TaskConfig
-from pipeline.errors import NO_SPACE_EXIT
+from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
 from pipeline.graph import StageNode
 from pipeline.store import StageFolder, status_of
 
@@ -27,14 +27,14 @@ class Nodes:
     port: int = 0
 
 
-def command(node: StageNode, folder: StageFolder) -> list[str]:
-    """The stage's process on this machine."""
-    return launch_command(node.kind, folder, processes_of(node), Nodes())
+def command(node: StageNode, folder: StageFolder, package: str = "stages") -> list[str]:
+    """The stage's process on this machine; `package` holds a program for each kind of stage."""
+    return launch_command(node.kind, folder, processes_of(node), Nodes(), package)
 
 
-def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes) -> list[str]:
+def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes, package: str = "stages") -> list[str]:
     """Plain Python, or torchrun when the stage has several processes. Alone on a machine, torchrun picks its own free port."""
-    stage = ["-m", f"stages.{kind}", "--spec", str(folder.spec)]
+    stage = ["-m", f"{package}.{kind}", "--spec", str(folder.spec)]
     if processes == 1:
         start = [sys.executable, *stage]
     else:
@@ -111,6 +111,8 @@ def failure(folder: StageFolder, code: int) -> str:
         return f"killed by {name}{hint}"
     if code == NO_SPACE_EXIT:
         return f"no space left on the disk of {folder.path}; free some and run the same command again"
+    if code == STOPPED_EXIT:
+        return "ended because somebody else asked it to (SIGTERM)"
     message = status_of(folder).get("message")
     return str(message) if message else f"ended with exit code {code}" if code else "ended without writing its record"
 

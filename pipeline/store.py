@@ -1,12 +1,12 @@
 """Where results live on disk, and the rules that keep them trustworthy.
 
     HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  cancelled.json  metrics.jsonl  attempts/0001/  checkpoints/
-                                  export/  record.json
+                                  leases/  export/  record.json
     HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md
 
 `record.json` is written last and atomically; a stage without it is not done. A stage is run by whoever holds its `lock` (an OS file
-lock: the kernel frees it when the last process of the attempt dies, however it dies). Files under `export/` are listed with their
-sha256 in the record, and verified by every stage that reads them.
+lock: the kernel frees it when the last process of the attempt dies, however it dies) and, between machines, its lease
+(`pipeline.lease`). Files under `export/` are listed with their sha256 in the record, and verified by every stage that reads them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -24,9 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import lease
 from pipeline.errors import PriorlabError
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of what becomes a folder below the home, or is looked up as a file: no part of it leads elsewhere."""
 _HASH_CHUNK = 1 << 20
+_LISTING_NS = 2 * 10**9
+"""A folder changed so recently may change again without another time stamp."""
 
 
 def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> None:
@@ -58,6 +64,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Have all files and folders below (and with) a folder on the disk before going on."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def read_json(path: Path) -> Any | None:
     """None if the file is not there; `PriorlabError` if it is no JSON."""
     try:
@@ -77,6 +93,15 @@ def manifest_of(folder: Path) -> dict[str, str]:
 
 def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
     """Raises `PriorlabError` naming every file that is missing or differs from what was recorded."""
+    problems = damage(folder, manifest)
+    if problems:
+        raise PriorlabError(
+            f"{folder} is corrupt: {'; '.join(problems)}. Rebuild it with `priorlab stage {folder.parent.name} --force`."
+        )
+
+
+def damage(folder: Path, manifest: dict[str, str]) -> list[str]:
+    """Every file that is missing or differs from the manifest, for people."""
     problems = []
     for name, expected in manifest.items():
         path = folder / name
@@ -84,10 +109,7 @@ def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
             problems.append(f"{name} is missing")
         elif (found := sha256_of(path)) != expected:
             problems.append(f"{name} has sha256 {found[:12]}, recorded was {expected[:12]}")
-    if problems:
-        raise PriorlabError(
-            f"{folder} is corrupt: {'; '.join(problems)}. Rebuild it with `priorlab stage {folder.parent.name} --force`."
-        )
+    return problems
 
 
 def sha256_of(path: Path) -> str:
@@ -162,10 +184,48 @@ class StageFolder:
     def lock(self) -> int | None:
         """A descriptor that holds the stage's lock, or None if somebody else does.
 
-        Handed on to the stage process, so that the lock outlives a killed orchestrator for as long as its stage still writes.
+        Handed on to the stage process, so that the lock outlives a killed orchestrator for as long as its stage still writes. The
+        lease is taken with it: None also if a process on another machine has that.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        return take_lock(self.path / "lock")
+        descriptor = take_lock(self.path / "lock")
+        if descriptor is None:
+            return None
+        try:
+            if lease.take(self.path) is not None:
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def unlock(self, descriptor: int) -> None:
+        """Give back a lock that was not handed on to a stage."""
+        own = lease.handed_down(self.path)
+        if own is not None:
+            own.release()
+        os.close(descriptor)
+
+    def free_dead_lease(self) -> None:
+        """After a stage of this machine has died without a word: other machines need not wait out its silence."""
+        if lease.handed_down(self.path) is not None and (descriptor := self.lock()) is not None:
+            self.unlock(descriptor)
+
+    def runs_elsewhere(self) -> str | None:
+        """Who on another machine runs this stage, for people; None if nobody does."""
+        holder = lease.other_holder(self.path)
+        return holder and f"{holder} (taken over once it has been silent for {lease.SILENCE_SECONDS:.0f} seconds)"
+
+    def holder(self) -> str:
+        """Who runs this stage, for people."""
+        elsewhere = self.runs_elsewhere()
+        if elsewhere is not None:
+            return elsewhere
+        try:
+            return (self.path / "lock").read_text(encoding="utf-8") or "another process"
+        except OSError:
+            return "another process"
 
     def attempts(self) -> list[Path]:
         """Folders of all tries, oldest first."""
@@ -174,7 +234,7 @@ class StageFolder:
 
     def is_held(self) -> bool:
         """Whether a process runs this stage. Only looks: unlike `lock`, it creates nothing and leaves the holder's name alone."""
-        return lock_is_held(self.path / "lock")
+        return lock_is_held(self.path / "lock") or lease.other_holder(self.path) is not None
 
     def clear(self) -> None:
         """Forget results and checkpoints (attempts' logs stay). The record goes first: from then on the stage is not done."""
@@ -211,15 +271,32 @@ def lock_is_held(path: Path) -> bool:
 
 def take_lock(path: Path) -> int | None:
     """An open descriptor holding an exclusive OS lock on `path`, or None. The file tells who holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):  # moved away in between, as by `priorlab gc`
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError):
         os.close(descriptor)
         return None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode(), 0)
     return descriptor
+
+
+_listings: dict[Path, tuple[int, dict[str, str]]] = {}
+
+
+def _folders_by_digits(parent: Path) -> dict[str, str]:
+    """Names of the stage folders of one kind by the digits they end with; listed anew only when one was added or removed."""
+    try:
+        changed = parent.stat().st_mtime_ns
+    except FileNotFoundError:
+        return {}
+    known = _listings.get(parent)
+    if known is None or known[0] != changed or time.time_ns() - changed < _LISTING_NS:
+        known = _listings[parent] = changed, {name.rpartition("-")[2]: name for name in os.listdir(parent)}  # noqa: PTH208 (names)
+    return known[1]
 
 
 @dataclass(frozen=True)
@@ -236,11 +313,7 @@ class Home:
         """The folder with this fingerprint: names are labels, so one made under another slug is found and reused."""
         parent = self.path / "stages" / kind
         usual = parent / f"{slug}-{fingerprint[:12]}"
-        if usual.exists():  # listing the folder for each of a thousand stages takes seconds
-            return StageFolder(usual)
-        for existing in parent.glob(f"*-{fingerprint[:12]}"):
-            return StageFolder(existing)
-        return StageFolder(usual)
+        return StageFolder(parent / _folders_by_digits(parent).get(fingerprint[:12], usual.name))
 
     def stages(self) -> list[StageFolder]:
         return [StageFolder(path.parent) for path in sorted(self.path.glob("stages/*/*/spec.json"))]
@@ -262,6 +335,8 @@ class Home:
         raise PriorlabError(f"{name!r} means several stages ({listed}); give one of these names, or more digits of the fingerprint")
 
     def sweep(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
+            raise PriorlabError(f"{name!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
         return self.path / "sweeps" / name
 
     @contextlib.contextmanager

@@ -12,16 +12,16 @@ from typing import Any
 import yaml
 
 from pipeline.compare import load_evaluations, summary_rows
-from pipeline.compose import Cell, Sweep
+from pipeline.compose import Cell, Sweep, validate_in_full
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage, RecipeConfig
+from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage
 from pipeline.errors import PriorlabError
 from pipeline.fingerprint import drift
 from pipeline.graph import CellPlan, Graph, StageNode, build_graph, graph_from_specs
 from pipeline.launch import visible_devices
 from pipeline.runner import Outcome, View, run
 from pipeline.slurm.queue import Job, job_of, live_jobs
-from pipeline.store import Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
+from pipeline.store import NAME, Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,20 @@ def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
     for plan in graph.cells:
         for node in plan.stages():
             users.setdefault(node.fingerprint, []).append(plan.cell.id)
-    jobs = live_jobs(node.folder(home) for node in graph.stages.values())
+    folders = {fingerprint: node.folder(home) for fingerprint, node in graph.stages.items()}
+    jobs = live_jobs(folders.values())
     return [
         {
             "stage": node.name,
             "kind": node.kind,
-            "fingerprint": node.fingerprint,
-            "state": stage_state(node.folder(home), jobs),
+            "fingerprint": fingerprint,
+            "state": stage_state(folders[fingerprint], jobs),
             "work": _work(node),
-            "cells": users[node.fingerprint],
+            "cells": users[fingerprint],
             "parents": {role: parent.name for role, parent in node.parents.items()},
-            "folder": str(node.folder(home).path),
+            "folder": str(folders[fingerprint].path),
         }
-        for node in graph.stages.values()
+        for fingerprint, node in graph.stages.items()
     ]
 
 
@@ -136,6 +137,8 @@ def _cell_row(plan: CellPlan) -> dict[str, Any]:
 
 def saved_sweep(name: str, home: Home) -> Sweep | None:
     """A sweep as it was last started, with the recipes its cells had then; None if it never was."""
+    if not NAME.fullmatch(name):  # the name of a stage, or a path
+        return None
     folder = home.sweep(name)
     definition, listed = folder / "sweep.yaml", folder / "cells.jsonl"
     if not definition.exists() or not listed.exists():
@@ -143,7 +146,8 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
     try:
         tree = yaml.safe_load(definition.read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
-        cells = tuple(Cell(row["cell"], row["coordinates"], RecipeConfig.model_validate(row["recipe"])) for row in rows)
+        parts: dict[str, Any] = {}
+        cells = tuple(Cell(row["cell"], row["coordinates"], validate_in_full(row["recipe"], parts)) for row in rows)
         return Sweep(name, tree["axes"], tree["recipe"], tree["description"], cells)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise PriorlabError(
@@ -286,8 +290,8 @@ def _add_dependents_never_started(graph: Graph, target: str, home: Home) -> None
 def _clear(folder: StageFolder) -> None:
     lock = folder.lock()
     if lock is None:
-        raise PriorlabError(f"{folder.path} is running; stop it before forcing it again")
+        raise PriorlabError(f"{folder.path} is run by {folder.holder()}; stop it before forcing it again")
     try:
         folder.clear()
     finally:
-        os.close(lock)
+        folder.unlock(lock)

@@ -65,6 +65,9 @@ class StageRun:
     """The W&B run of one stage. Rows carry their own `step`, so a resumed stage may log a step again."""
 
     def __init__(self, spec: dict[str, Any], folder: Path, tracking: TrackingConfig) -> None:
+        self._run: Any = None
+        if resolve_mode(tracking) == "disabled":  # importing wandb takes longer than all the rest around a small stage
+            return
         self._run = open_run(
             tracking,
             folder,
@@ -79,9 +82,12 @@ class StageRun:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, row: dict[str, float]) -> None:
-        self._run.log(row)
+        if self._run is not None:
+            self._run.log(row)
 
     def finish(self, summary: dict[str, float]) -> None:
+        if self._run is None:
+            return
         for key, value in summary.items():
             self._run.summary[key] = value
         self._run.finish()

@@ -43,6 +43,9 @@ class PlainView:
         if stage.state == "failed" and stage.log is not None:
             self._print(f"      log: {stage.log}")
 
+    def note(self, text: str) -> None:
+        self._print(text)
+
     def tick(self, states: list[StageState]) -> None:
         if time.time() - self._last < _PLAIN_SECONDS:
             return
@@ -78,6 +81,9 @@ class LiveView:
         elif stage.state == "done":
             self.console.print(f"[green]done[/]   {stage.node.name}  [dim]{duration(stage.ended - stage.started)}[/]")
         self.tick(states)
+
+    def note(self, text: str) -> None:
+        self.console.print(Text(text))
 
     def tick(self, states: list[StageState]) -> None:
         self._live.update(self._render(states))

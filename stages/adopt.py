@@ -30,7 +30,7 @@ def adopt(stage: Stage) -> dict[str, Any]:
     wanted = stage.config_as(PretrainStage).model.max_positions
     source, manifest = Path(stage.spec["adopt"]["source"]), stage.spec["adopt"]["manifest"]
     vocabulary = _check_tokenizer(source, stage.parent("corpus"))
-    positions = AutoConfig.from_pretrained(source).max_position_embeddings
+    positions = AutoConfig.from_pretrained(source, trust_remote_code=False).max_position_embeddings
     if positions < wanted:
         raise PriorlabError(f"the checkpoint has {positions} positions, the recipe counts on model.max_positions={wanted}; lower that")
 
@@ -64,7 +64,7 @@ def _check_tokenizer(source: Path, corpus: Path) -> int:
 
     from stages.corpus.pack import Blocks
 
-    theirs, ours = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    theirs, ours = (AutoTokenizer.from_pretrained(folder, trust_remote_code=False) for folder in (source, corpus / "tokenizer"))
     their_ids, our_ids = theirs.get_vocab(), ours.get_vocab()
     if their_ids != our_ids:
         token = min(token for token in their_ids.keys() | our_ids.keys() if their_ids.get(token) != our_ids.get(token))

@@ -4,59 +4,113 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate.utils import gather_object
 from safetensors import safe_open
+from torch.nn import Module, Parameter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from pipeline.config.training import Launch
-from pipeline.errors import PriorlabError
-from pipeline.store import read_json, write_json_atomically
+from pipeline.errors import DivergedError, PriorlabError, Stopped
+from pipeline.store import damage, manifest_of, read_json, write_json_atomically
+from stages.contract import COMPLETE, Stage
 
-_COMPLETE = "complete"
+_WAIT_FOR_LOG_SECONDS = 10.0
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
-class MarkComplete(TrainerCallback):
-    """Marks a step checkpoint once all of it is written: Trainer saves file by file, and a kill may fall in between.
+class StepCheckpoints(TrainerCallback):
+    """Marks a step checkpoint once all of it is written (a kill may fall between its files), and ends training when asked to.
 
-    The mark says how many processes and which ZeRO stage wrote it. It also makes Trainer log the last step, whatever log_steps is.
+    The mark holds how many processes and which ZeRO stage wrote it, and the sha256 of its files. The callback also makes Trainer log
+    the last step, and the one it ends at, whatever log_steps is.
+
+    Asked to end, training goes on to the next logged step if that comes within seconds, since averages are then those of an undisturbed
+    run; else to the next multiple of `every` steps (RL's batches of rollouts). Several processes agree where they log.
     """
 
-    def __init__(self, launch: Launch) -> None:
-        self.layout = _layout(launch)
+    def __init__(self, stage: Stage, launch: Launch, *, every: int = 1) -> None:
+        self.stage = stage
+        self.launch = launch
+        self.every = every
+        self._ending = False
+        self._step_started = time.monotonic()
+        self._step_seconds = 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        now = time.monotonic()
+        self._step_seconds, self._step_started = now - self._step_started, now
         if state.global_step == state.max_steps:
             control.should_log = True
+        elif self._is_the_end(state.global_step):
+            self._ending = control.should_log = control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def _is_the_end(self, step: int) -> bool:
+        to_log = -step % self.launch.log_steps
+        if step % self.every:
+            return False
+        if self.launch.processes > 1:
+            return to_log == 0 and any(gather_object([self.stage.guard.stopping]))
+        return self.stage.guard.stopping and (to_log == 0 or to_log * self._step_seconds > _WAIT_FOR_LOG_SECONDS)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Module, **_: object) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        broken = next((name for name, parameter in model.named_parameters() if not _is_finite(parameter)), None)
+        if broken is not None:  # the loss was computed before the last update: it may still be a number
+            raise DivergedError(
+                f"{broken} holds values that are no numbers after step {state.global_step}: training has diverged. "
+                f"{self.stage.good_checkpoint()}"
+            )
+        if self.launch.processes > 1:
+            torch.distributed.barrier()  # every process writes the state of its random generators last
         if state.is_world_process_zero:
-            write_json_atomically(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE, self.layout)
+            manifest = manifest_of(folder)
+            self.stage.guard.check()
+            write_json_atomically(folder / COMPLETE, {"layout": _layout(self.launch), "manifest": manifest})
+        if self._ending:
+            raise Stopped(f"stopped as asked, after saving step {state.global_step}; the same command goes on from there")
+
+
+def _is_finite(parameter: Parameter) -> bool:
+    return bool(getattr(parameter, "ds_tensor", parameter).isfinite().all())  # under ZeRO-3, this process's part
 
 
 def last_complete(folder: Path, launch: Launch, *, remove_others: bool) -> Path | None:
-    """The newest complete step checkpoint. `remove_others` deletes what a kill left half-written.
+    """The newest complete step checkpoint that is as it was written. `remove_others` deletes what is half-written or damaged.
 
     Raises `PriorlabError` if it was written by another number of processes or ZeRO stage: its optimizer state is split accordingly.
     """
     found = {path: _STEP.fullmatch(path.name) for path in folder.glob("checkpoint-*") if path.is_dir()}
     steps = {int(match[1]): path for path, match in found.items() if match}
     for step in sorted(steps, reverse=True):
-        written_by = read_json(steps[step] / _COMPLETE)
-        if written_by is None:
-            if remove_others:
-                shutil.rmtree(steps[step])
-            continue
-        if written_by != _layout(launch):
+        mark, problems = _mark(steps[step]), ["it is half-written"]
+        if mark is not None and mark["layout"] != _layout(launch):
             raise PriorlabError(
-                f"{steps[step]} was written with {written_by}, this run has {_layout(launch)}; continue with those values of "
+                f"{steps[step]} was written with {mark['layout']}, this run has {_layout(launch)}; continue with those values of "
                 f"launch, or start over with `priorlab stage {folder.parent.name} --force`"
             )
-        return steps[step]
+        if mark is not None and not (problems := damage(steps[step], mark["manifest"])):
+            return steps[step]
+        if remove_others:
+            print(f"warning: step checkpoint {steps[step].name} is not used and removed: {'; '.join(problems)}", file=sys.stderr)
+            shutil.rmtree(steps[step])
     return None
+
+
+def _mark(checkpoint: Path) -> dict[str, Any] | None:
+    """What `StepCheckpoints` wrote last; None if it did not come to that, or the mark itself is damaged."""
+    try:
+        mark = read_json(checkpoint / COMPLETE)
+    except PriorlabError:
+        return None
+    return mark if isinstance(mark, dict) and mark.keys() == {"layout", "manifest"} else None
 
 
 def _layout(launch: Launch) -> dict[str, int]:
@@ -65,7 +119,9 @@ def _layout(launch: Launch) -> dict[str, int]:
 
 def export_finished(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Export from the last step's checkpoint: a run that was killed after it and before its record has nothing left to train."""
-    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False).save_pretrained(
+        folder
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -87,11 +143,10 @@ def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 def verify_export(folder: Path) -> None:
     """Raises `PriorlabError` unless config, weights and tokenizer belong together: names, shapes, tied weights, vocabulary."""
-    import torch
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # under ZeRO-3 from_config would partition, which all ranks must do together
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -104,6 +159,6 @@ def verify_export(folder: Path) -> None:
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise PriorlabError(f"export {folder} does not match its config in {', '.join(wrong[:5])}")
-    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    vocabulary = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     if vocabulary > config.vocab_size:
         raise PriorlabError(f"export {folder}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}")

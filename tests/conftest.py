@@ -20,6 +20,8 @@ from pipeline.launch import command, environment
 from pipeline.store import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent
+SECRETS = {name: f"planted{number}" * 5 for number, name in enumerate(("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"))}
+"""In the environment of every command that tests run; tests/pipeline/test_security.py looks where they went."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Lab:
     home: Home
 
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_API", "PRIORLAB_LOCK"))}
-        return inherited | {"PRIORLAB_HOME": str(self.home.path), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRIORLAB_LOCK")}
+        return inherited | {"PRIORLAB_HOME": str(self.home.path), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"} | SECRETS
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "pipeline.cli", *arguments]
@@ -64,32 +66,36 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(Home(tmp_path / "home"))
 
 
-def start(lab: Lab, node: StageNode) -> subprocess.Popen[bytes]:
+def start(lab: Lab, node: StageNode, module: str | None = None, **more: str) -> subprocess.Popen[bytes]:
+    """The stage's process as the orchestrator starts it; `module` stands in for the stage's own, `more` is environment."""
     folder = lab.folder(node)
+    words = [module if module is not None and word == f"stages.{node.kind}" else word for word in command(node, folder)]
     lock = folder.lock()
     assert lock is not None
     try:
         with (folder.path / "out.log").open("ab") as log:
             return subprocess.Popen(
-                command(node, folder), env=environment(node, lock, "test") | {"WANDB_MODE": "disabled"},
+                words, env=environment(node, lock, "test") | {"WANDB_MODE": "disabled"} | more,
                 stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True,
             )  # fmt: skip
     finally:
         os.close(lock)
 
 
-def kill_once_saved(lab: Lab, node: StageNode, *, step: int) -> None:
-    """Start the stage and kill it, with all its processes, as soon as the checkpoint of `step` is complete."""
+def kill_once_saved(lab: Lab, node: StageNode, *, step: int, halfway: bool = False) -> None:
+    """Start the stage and kill it, with all its processes, as soon as the checkpoint of `step` is complete, or begun (`halfway`)."""
     folder = lab.folder(node)
     process = start(lab, node)
     deadline = time.time() + 200
-    while not (folder.checkpoints / f"checkpoint-{step}" / "complete").exists():
+    checkpoint = folder.checkpoints / f"checkpoint-{step}"
+    while not (checkpoint if halfway else checkpoint / "complete").exists():
         assert process.poll() is None, (folder.path / "out.log").read_text()
         assert time.time() < deadline
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert folder.record() is None
+    assert not halfway or not (checkpoint / "complete").exists()
 
 
 def finish(lab: Lab, node: StageNode, process: subprocess.Popen[bytes]) -> list[dict[str, float]]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,15 +32,26 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that decide results, as plain JSON types."""
         kept: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("execution"):
-                continue
+        for name, default in _identity_fields(type(self)):
             value = getattr(self, name)
-            if isinstance(extra, dict) and extra.get("left_out_at_default") and _plain(value) == _plain(field.default):
-                continue
-            kept[name] = _plain(value)
+            # By identity, not by value: a default under another name is still the default.
+            if default is _ALWAYS or _plain(value) != _plain(default):
+                kept[name] = _plain(value)
         return kept
+
+
+_ALWAYS = object()
+
+
+@functools.cache
+def _identity_fields(config: type[Config]) -> list[tuple[str, Any]]:
+    """Names of the identity fields, each with the value at which it is left out."""
+    found = []
+    for name, field in config.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if not extra.get("execution"):
+            found.append((name, field.default if extra.get("left_out_at_default") else _ALWAYS))
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.base import Config, execution
 
 
+class Retries(Config):
+    """How often one command starts a stage again after each cause of failure, and how long it waits before: the delay doubles."""
+
+    out_of_memory: int = execution(1, ge=0, description="on this machine, the next attempt runs alone")
+    preempted: int = execution(5, ge=0, description="ended by somebody else's SIGTERM, or by Slurm for another job")
+    node_failure: int = execution(3, ge=0)
+    bug: int = execution(1, ge=0, description="any unexpected error; many are of the moment")
+    no_space: int = execution(0, ge=0, description="a full disk")
+    diverged: int = execution(0, ge=0, description="a loss that is no number")
+    first_delay_seconds: float = execution(5.0, ge=0)
+    longest_delay_seconds: float = execution(300.0, ge=0)
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"is {value!r}; it becomes a line of a job's script, so it must be one line of printable characters")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Option = Annotated[str, Field(pattern="^[a-z][a-z-]*$")]
+
+
 class Resources(Config):
-    """What the Slurm job of one kind of stage asks for. Its processes (`launch.processes`) are spread evenly over its nodes."""
+    """What one kind of stage needs. On this machine only `memory_gib` counts; the rest is what its Slurm job asks for.
+
+    A stage's processes (`launch.processes`) are spread evenly over its nodes.
+    """
 
     nodes: int = execution(1, ge=1)
     gpus_per_process: int = execution(0, ge=0)
     cpus_per_process: int = execution(1, ge=1)
-    memory_gib: float | None = execution(None, gt=0, description="per node; none given is the partition's default")
+    memory_gib: float | None = execution(None, gt=0, description="per node; none given is the partition's default, or here a guess")
     minutes: int = execution(60, ge=1, description="time limit; a stage that has saved step checkpoints goes on in a requeued job")
-    partition: str | None = execution(None)
-    options: dict[str, str | int | bool] = execution({}, description="further options of sbatch, e.g. {constraint: a100}")
+    partition: Line | None = execution(None)
+    options: dict[Option, Line | int | bool] = execution({}, description="further options of sbatch, e.g. {constraint: a100}")
 
 
 class ClusterConfig(Config):
@@ -26,13 +52,16 @@ class ClusterConfig(Config):
 
     name: str = execution("cluster")
     kind: Literal["local", "slurm"] = execution(...)
-    partition: str | None = execution(None, description="of stages that name none themselves")
-    options: dict[str, str | int | bool] = execution({}, description="further options of sbatch for every job, e.g. {account: mine}")
+    partition: Line | None = execution(None, description="of stages that name none themselves")
+    options: dict[Option, Line | int | bool] = execution(
+        {}, description="further options of sbatch for every job, e.g. {account: mine}"
+    )
     max_jobs: int | None = execution(None, ge=1, description="how many jobs of a sweep may run at a time")
     on_interrupt: Literal["leave", "cancel"] = execution("leave", description="what Ctrl-C does with the jobs")
     wait: bool = execution(True, description="false: submit, and return at once")
     poll_seconds: float = execution(10.0, gt=0, description="between two questions to Slurm's controller")
     warning_seconds: int = execution(90, ge=1, description="before the time limit, to end the stage in order and requeue it")
+    retries: Retries = execution(Retries())
     max_timeouts: int = execution(100, ge=0, description="how often a job may reach its time limit and be requeued")
     corpus: Resources = execution(Resources())
     pretrain: Resources = execution(Resources())
@@ -43,7 +72,7 @@ class ClusterConfig(Config):
     @classmethod
     def _chosen(cls, given: Any) -> Any:
         if isinstance(given, dict) and "kind" not in given:
-            raise ValueError(f"{', '.join(given) or 'nothing'} is set, but no cluster is chosen; add cluster=slurm")
+            raise ValueError(f"{', '.join(given) or 'nothing'} is set, but no cluster is chosen; add cluster=local or cluster=slurm")
         return given
 
     @model_validator(mode="after")

@@ -22,6 +22,9 @@ class TrackingConfig(Config):
     entity: str | None = execution(None)
 
 
+_THIS_MACHINE = ClusterConfig(kind="local")
+
+
 class RecipeConfig(Config):
     """The whole pipeline of one cell."""
 
@@ -35,7 +38,7 @@ class RecipeConfig(Config):
     evaluate: EvaluateConfig
     seed: int = Field(0, ge=0, lt=2**32)
     tracking: TrackingConfig = TrackingConfig()
-    cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig(kind="local"), json_schema_extra={"execution": True})
+    cluster: ClusterConfig = Field(default_factory=lambda: _THIS_MACHINE, json_schema_extra={"execution": True})
 
     @model_validator(mode="after")
     def _processes_fit_the_nodes(self) -> RecipeConfig:
@@ -52,10 +55,8 @@ class RecipeConfig(Config):
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
-        limits = [("evaluate", self.evaluate.max_response_tokens)]
-        if self.rl is not None:
-            limits.append(("rl", self.rl.longest_response))
-        for name, limit in limits:
+        limits = [] if self.rl is None else [("rl", self.rl.longest_response)]
+        for name, limit in [*limits, ("evaluate", self.evaluate.max_response_tokens)]:
             prompt = self.task.max_prompt_tokens
             if prompt + limit > self.model.max_positions:
                 raise ValueError(

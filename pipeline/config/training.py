@@ -209,6 +209,10 @@ class RLConfig(Verification):
                 f"validation.every is {self.validation.every}; it must be a multiple of updates_per_rollout "
                 f"({self.updates_per_rollout})"
             )
+        if self.validation is not None and self.validation.problems < self.launch.processes:
+            raise ValueError(
+                f"validation.problems is {self.validation.problems}; each of the {self.launch.processes} processes needs at least one"
+            )
         return self
 
     @model_validator(mode="after")

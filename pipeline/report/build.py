@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from pipeline.compare import Evaluation, arms, result_rows, shown_ks, write_results, write_samples
+from pipeline.compare import Arm, Evaluation, arms, result_rows, shown_ks, write_results, write_samples
 from pipeline.graph import Graph
 from pipeline.report import plots, tables
 from pipeline.store import Home, write_text_atomically
@@ -29,7 +30,7 @@ def write_comparison(
 
 
 def _markdown(name: str, description: str, rows: list[dict[str, Any]]) -> str:
-    return f"# Sweep {name}\n\n{description}\n\n{tables.markdown_table(rows)}\n{_NOTE}\n"
+    return f"# Sweep {name}\n\n{html.escape(description, quote=False)}\n\n{tables.markdown_table(rows)}\n{_NOTE}\n"
 
 
 _NOTE = (
@@ -52,6 +53,7 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
             ]  # fmt: skip
             curve = plots.training_curves(compared, home, "rl", rl_panels, x="step", x_label="RL step", smooth=True)
             figures.append(("RL dynamics", curve, "Running means over a tenth of the run."))
+            figures += _validation_figures(compared, home)
         pretrain_panels = [("perplexity", "perplexity"), ("entropy", "entropy (nats)"), ("tail_mass", "tail mass")]
         curve = plots.training_curves(compared, home, "pretrain", pretrain_panels, x="tokens", x_label="tokens", smooth=False)
         figures.append(("Pre-training", curve, "Measured on the training batches; the first tenth is not drawn."))
@@ -66,6 +68,23 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
         examples=_examples(graph, home),
         sources=_sources(graph, home),
     )
+
+
+def _validation_figures(compared: list[Arm], home: Home) -> list[tuple[str, str, str]]:
+    """pass@k while RL ran, against steps and against rollouts: priors whose groups lack signal sample more for the same step."""
+    recipes = [arm.before[0].plan.cell.recipe.rl for arm in compared]
+    samples = {rl.validation.samples for rl in recipes if rl is not None and rl.validation is not None}
+    if not samples:
+        return []
+    panels = [(f"validation/pass@{k}", f"pass@{k}") for k in sorted({1, min(samples)})] + [("validation/length", "response tokens")]
+    return [
+        (
+            f"Validation during RL, by {label}",
+            plots.training_curves(compared, home, "rl", panels, x=x, x_label=label, smooth=False),
+            "On problems of the RL split that are not trained on.",
+        )
+        for x, label in (("step", "steps"), ("rollouts_generated", "rollouts"))
+    ]
 
 
 def _examples(graph: Graph, home: Home) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a prior may be called anything
     "svg.hashsalt": "priorlab",
 }
 # RL metrics are averaged over this share of the run: single steps of a few prompts are noise.

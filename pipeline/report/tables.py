@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 from rich.table import Table
@@ -59,5 +60,7 @@ def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | Non
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     titles = headings(pass_keys(rows))
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row, pass_keys(rows))) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in cells(row, pass_keys(rows))) + " |" for row in rows
+    ]
     return "\n".join(lines) + "\n"

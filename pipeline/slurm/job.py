@@ -15,22 +15,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
-from pipeline.errors import PriorlabError
+from pipeline.errors import REFUSED_EXIT, PriorlabError
 from pipeline.launch import Nodes, failure, launch_command, process_environment, signal_session
+from pipeline.lease import SILENCE_SECONDS
 from pipeline.store import StageFolder, status_of, write_json_atomically
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 10.0
-_LOCK_SECONDS = 60.0
-"""The processes of an attempt that was just requeued may still be ending."""
+_LOCK_SECONDS = SILENCE_SECONDS + 60.0
+"""The processes of an attempt that was just requeued may still be ending, or have died with their node and left their lease."""
 _SIGNAL_LAG_SECONDS = 3.0
 """Slurm signals stage and job alike; the stage's death may be seen before the job's own signal."""
 _LINGER_SECONDS = 900.0
@@ -48,6 +48,8 @@ class StageJob:
     minutes: int
     commit: str
     hub: bool
+    grace_seconds: float
+    """For the stage to save a step checkpoint, once it is asked to end."""
     _started: float = field(default=0.0, repr=False)
     _saved_before: set[str] = field(default_factory=set, repr=False)
 
@@ -75,10 +77,12 @@ class StageJob:
             )
         if lock is not None:
             os.close(lock)  # the stage process holds it now
-        ending = _Ending(process)
+        ending = _Ending(process, self.grace_seconds)
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
         signal_session(process, signal.SIGKILL)  # workers that outlived their parent
+        if rank == 0:
+            folder.free_dead_lease()
         if folder.record_file.exists() or (rank > 0 and process.returncode == 0):
             return
         ending.wait_for_signal()
@@ -86,7 +90,7 @@ class StageJob:
             time.sleep(_LINGER_SECONDS)
         reason = failure(folder, process.returncode)
         if rank == 0:
-            _report(folder, reason)
+            _report(folder, reason, process.returncode)
         raise PriorlabError(reason)
 
     def checkpoint(self) -> DelayedSubmission | None:
@@ -103,16 +107,18 @@ class StageJob:
             _report(
                 folder,
                 f"reached its time limit without saving anything new; raise cluster.{self.kind}.minutes (it is {self.minutes}){launch}",
+                REFUSED_EXIT,
             )
             return None
-        return DelayedSubmission(StageJob(self.kind, self.folder, self.processes, self.threads, self.minutes, self.commit, self.hub))
+        return DelayedSubmission(replace(self, _started=0.0, _saved_before=set()))
 
 
 class _Ending:
     """Ends the stage when Slurm says that the job will end, then hands SIGUSR2 on to submitit, which requeues on the first node."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], grace_seconds: float) -> None:
         self.process = process
+        self.grace_seconds = grace_seconds
         self.asked = False
         self._requeue = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGTERM, signal.SIGUSR2):
@@ -120,8 +126,8 @@ class _Ending:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal_session(self.process, signal.SIGTERM)
-        deadline = time.time() + _GRACE_SECONDS
+        self.process.terminate()
+        deadline = time.time() + self.grace_seconds
         while self.process.poll() is None and time.time() < deadline:
             time.sleep(_POLL_SECONDS)
         signal_session(self.process, signal.SIGKILL)
@@ -154,8 +160,7 @@ def _take_lock(folder: StageFolder) -> int:
     deadline = time.time() + _LOCK_SECONDS
     while (lock := folder.lock()) is None:
         if time.time() > deadline:
-            holder = (folder.path / "lock").read_text(encoding="utf-8") or "another process"
-            raise PriorlabError(f"{folder.path} is already run by {holder}; start the sweep again when that has ended")
+            raise PriorlabError(f"{folder.path} is already run by {folder.holder()}; start the sweep again when that has ended")
         time.sleep(1)
     return lock
 
@@ -178,8 +183,8 @@ def _saved(folder: StageFolder) -> set[str]:
     return {path.parent.name for path in folder.checkpoints.glob("*/complete")}
 
 
-def _report(folder: StageFolder, reason: str) -> None:
+def _report(folder: StageFolder, reason: str, code: int) -> None:
     """Leave a reason that outlives Slurm's memory of the job; the stage's own words stand above it."""
     if status_of(folder).get("state") != "failed":
         with contextlib.suppress(OSError):
-            write_json_atomically(folder.status, {"state": "failed", "message": reason, "time": time.time()})
+            write_json_atomically(folder.status, {"state": "failed", "message": reason, "code": code, "time": time.time()})

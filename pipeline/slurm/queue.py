@@ -6,6 +6,7 @@ the job that is already there. Slurm forgets a job minutes after its end; from t
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -116,5 +117,13 @@ def _kept(folder: StageFolder) -> dict[str, str]:
     return kept if isinstance(kept, dict) else {}
 
 
-def job_name(node: StageNode) -> str:
-    return f"priorlab-{node.kind}-{node.slug}-{node.fingerprint[:12]}"
+def job_name(node: StageNode, folder: StageFolder) -> str:
+    """Told apart from a job of the same stage for another home, so that a live job can be found by its name alone."""
+    place = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:8]
+    return f"priorlab-{node.kind}-{node.slug}-{node.fingerprint[:12]}-{place}"
+
+
+def lost_job(node: StageNode, folder: StageFolder, jobs: dict[str, Job]) -> Job | None:
+    """A live job of the stage that its folder does not know of: whoever submitted it was killed before it could write that down."""
+    name = job_name(node, folder)
+    return next((job for job in jobs.values() if job.live and job.name == name), None)

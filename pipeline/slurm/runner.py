@@ -20,9 +20,10 @@ from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import PriorlabError
 from pipeline.graph import StageNode
 from pipeline.launch import git_commit, processes_of, reads_hub, threads_of
+from pipeline.retries import Attempts, cause_of_exit, cause_of_job
 from pipeline.runner import StageState, State, View
 from pipeline.slurm.job import StageJob
-from pipeline.slurm.queue import Job, all_jobs, cancel, job_name, job_of, remember, require_slurm, submitted_by
+from pipeline.slurm.queue import Job, all_jobs, cancel, job_name, job_of, lost_job, remember, require_slurm, submitted_by
 from pipeline.store import Home, status_of, take_lock, write_json_atomically
 
 _TICK_SECONDS = 0.25
@@ -43,6 +44,8 @@ class SlurmRunner:
         self.commit = git_commit()
         self._jobs: dict[str, str] = {}  # job ids by fingerprint
         self._ended: dict[str, float] = {}
+        self._again: dict[str, float] = {}  # when to submit a stage once more, by fingerprint
+        self.attempts = Attempts(cluster.retries)
         self._lanes: list[list[str]] = [[] for _ in range(cluster.max_jobs or 0)]
 
     def loop(self) -> None:
@@ -53,10 +56,11 @@ class SlurmRunner:
         if not self.cluster.wait:
             return
         asked = 0.0
-        while self._active() and not self.stopping:
+        while (self._active() or self._again) and not self.stopping:
             if time.time() - asked >= self.cluster.poll_seconds:
                 self._poll()
                 asked = time.time()
+            self._submit_again()
             for state in self._active():
                 state.progress = status_of(state.folder)
             self.view.tick(list(self.states.values()))
@@ -83,6 +87,10 @@ class SlurmRunner:
         """Jobs that are there already, of this sweep's last start or of another sweep with the same stage."""
         for fingerprint, state in self.states.items():
             job = job_of(state.folder, jobs)
+            if state.state == "waiting" and (job is None or not job.live):
+                job = lost_job(state.node, state.folder, jobs)
+                if job is not None:
+                    remember(state.folder, job.id, self.sweep, job.name)
             if state.state != "waiting" or job is None or not job.live:
                 continue
             if job.doomed or any(parent.state == "waiting" for parent in self._parents(state)):
@@ -96,7 +104,9 @@ class SlurmRunner:
         for fingerprint, state in self.states.items():  # parents come first
             if self.stopping:
                 return
-            if state.state != "waiting" or self._blocked(state):
+            if state.state != "waiting" or fingerprint in self._again or self._blocked(state):
+                continue
+            if any(parent.state == "waiting" for parent in self._parents(state)):
                 continue
             try:
                 with _undisturbed():
@@ -105,6 +115,15 @@ class SlurmRunner:
                 self._enter(state, "failed", str(error))
                 continue
             self._enter(state, "queued", f"job {job}")
+
+    def _submit_again(self) -> None:
+        """Stages whose time has come after a failure, and what depends on them."""
+        due = [fingerprint for fingerprint, when in self._again.items() if when <= time.time()]
+        for fingerprint in due:
+            del self._again[fingerprint]
+        if due:
+            with self._submitting():
+                self._submit_rest()
 
     def _submit(self, state: StageState) -> str:
         from submitit import SlurmExecutor  # half of the command line's start-up time otherwise
@@ -120,15 +139,16 @@ class SlurmRunner:
         dependency = [f"afterok:{job}" for job in dict.fromkeys(parents)] + [f"afterany:{job}" for job in ahead]
         executor = SlurmExecutor(folder.path / "slurm", max_num_timeout=self.cluster.max_timeouts)
         work = StageJob(
-            node.kind, str(folder.path), processes_of(node), threads_of(node), resources.minutes, self.commit, reads_hub(node)
-        )
+            node.kind, str(folder.path), processes_of(node), threads_of(node), resources.minutes, self.commit, reads_hub(node),
+            grace_seconds=self.cluster.warning_seconds * 2 / 3,
+        )  # fmt: skip
         try:
             executor.update_parameters(**self._parameters(node, dependency))
             job: str = executor.submit(work).job_id
         except (FailedJobError, FailedSubmissionError) as error:
             words = " ".join(line.strip() for line in str(error).splitlines() if "sbatch" in line) or str(error)
             raise PriorlabError(f"sbatch refused the job: {words}; look at cluster.{node.kind}") from error
-        remember(folder, job, self.sweep, job_name(node))
+        remember(folder, job, self.sweep, job_name(node, folder))
         self._stand_in_lane(job, ahead)
         return job
 
@@ -139,7 +159,7 @@ class SlurmRunner:
         cpus = resources.cpus_per_process * per_node
         options = {"requeue": True, "kill-on-invalid-dep": "yes"} | self.cluster.options | resources.options
         chosen: dict[str, Any] = {
-            "job_name": job_name(node),
+            "job_name": job_name(node, node.folder(self.home)),
             "nodes": resources.nodes,
             "ntasks_per_node": 1,  # which starts torchrun, where there are several processes
             "cpus_per_task": cpus,
@@ -216,9 +236,29 @@ class SlurmRunner:
         if self._blocked(state):
             return
         status = status_of(state.folder)
+        reported = cause_of_exit(status.get("code", 1)) if status.get("state") == "failed" else None
+        cause = cause_of_job(None if job is None else job.state, reported)
         ended = f"job {number} ended" + (f" as {job.state}" if job is not None else ", and Slurm has forgotten how")
         hint = f"; raise cluster.{state.node.kind}.memory_gib" if job is not None and job.state == "OUT_OF_MEMORY" else ""
-        self._enter(state, "failed", str(status["message"]) if status.get("state") == "failed" else ended + hint)
+        reason = str(status["message"]) if reported else ended + hint
+        delay = self.attempts.next_delay(state.node.fingerprint, cause)
+        if delay is None:
+            self._enter(state, "failed", reason)
+        else:
+            self._retry(state, delay, f"{reason}; {self.attempts.words(state.node.fingerprint, cause, delay)}")
+
+    def _retry(self, state: StageState, delay: float, reason: str) -> None:
+        """Submit it once more after a while. Slurm cancels the jobs that wait for the one that failed; they get new ones, too."""
+        self._again[state.node.fingerprint] = time.time() + delay
+        self._enter(state, "waiting", reason)
+        for other in self._active():  # parents come first
+            if any(parent.state == "waiting" for parent in self._parents(other)):
+                cancel([self._jobs[other.node.fingerprint]])
+                self._enter(other, "waiting")
+        for fingerprint, each in self.states.items():
+            if each.state == "waiting":
+                self._jobs.pop(fingerprint, None)
+                self._ended.pop(fingerprint, None)
 
     def _cancel(self) -> None:
         """Cancel this sweep's jobs, later ones first; those that another sweep submitted stay."""

@@ -9,7 +9,6 @@ the same stage whatever prior, seed or schedule the recipe names, since none of 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pipeline.fingerprint import canonical_json
 from pipeline.graph import StageNode, build_graph
 from pipeline.launch import environment
 from pipeline.runner import View, run
-from pipeline.store import Home, sha256_of, status_of, write_json_atomically
+from pipeline.store import Home, read_json, sha256_of, status_of, write_json_atomically
 
 _KEPT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What a Hugging Face folder is read by; optimizer states and READMEs stay behind."""
@@ -68,6 +67,12 @@ def _manifest(checkpoint: Path) -> dict[str, str]:
             f"{checkpoint} has no {', '.join(missing)}; write it with model.save_pretrained(...) and tokenizer.save_pretrained(...) "
             "of transformers"
         )
+    for index in checkpoint.glob("*.index.json"):
+        parts = set((read_json(index) or {}).get("weight_map", {}).values())
+        if not parts <= names or not all(str(part).endswith(".safetensors") for part in parts):
+            raise PriorlabError(
+                f"{index} names files that are no .safetensors beside it; write the checkpoint with save_pretrained(...)"
+            )
     return {path.name: sha256_of(path) for path in files}
 
 
@@ -87,7 +92,7 @@ def _import(node: StageNode, source: dict[str, object], home: Home, sweep: str) 
                 stdout=output, stderr=subprocess.STDOUT, check=False,
             ).returncode  # fmt: skip
     finally:
-        os.close(lock)
+        folder.unlock(lock)
     if not folder.record_file.exists():
         message = status_of(folder).get("message", f"ended with exit code {code}")
         raise PriorlabError(f"{source['source']} was not adopted: {message}\n       log: {log}")

@@ -23,15 +23,15 @@ from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
 from pipeline.slurm import queue
 from pipeline.slurm.queue import job_of, live_jobs
-from pipeline.store import Home, StageFolder, lock_is_held, read_json, write_json_atomically
+from pipeline.store import NAME, Home, StageFolder, lock_is_held, read_json, write_json_atomically
 from pipeline.sweeps import known_sweep
 from pipeline.tools.processes import holder_text, holders, runs_spec, signal_holder
 
 _POLL_SECONDS = 0.1
 _START_SECONDS = 3.0
 """An orchestrator holds a stage's lock for an instant before the stage does."""
-_GRACE_SECONDS = 15.0
-"""A driver itself gives its stages ten."""
+_GRACE_SECONDS = 90.0
+"""A stage takes up to sixty to save a step checkpoint; a driver gives its stages a little more."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Cancelled:
 
 def cancel(name: str, home: Home) -> Cancelled:
     """A sweep if there is one of this name, else a stage."""
-    if (home.sweep(name) / "sweep.yaml").exists():
+    if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
         return _cancel_sweep(name, home)
     folder = home.find_stage(name)
     return Cancelled(stages=[folder.name] if _cancel_jobs([folder]) or _cancel_stage(folder) else [])
@@ -103,7 +103,7 @@ def _end(lock: Path, is_meant: Callable[[int], bool], *, group: bool) -> int | N
     if process is None:
         return None
     for number in (signal.SIGTERM, signal.SIGKILL):
-        signal_holder(process, lock, number, group=group)
+        signal_holder(process, lock, number, group=group and number == signal.SIGKILL)  # else a stage needs its workers until it ends
         if _wait(lambda: process not in holders(lock), _GRACE_SECONDS):
             return process
     raise PriorlabError(f"process {process} holds {lock} and does not end, not even by SIGKILL; see what it waits for (a dead disk?)")

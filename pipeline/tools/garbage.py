@@ -7,7 +7,6 @@ that these were computed from. When in doubt (a definition that cannot be read) 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -75,8 +74,8 @@ def delete(items: list[Item], home: Home) -> Iterator[Item]:
                 item.path.rename(path)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         finally:
-            if lock is not None:
-                os.close(lock)
+            if item.stage is not None and lock is not None:
+                item.stage.unlock(lock)
         yield item
     with suppress(OSError):  # not there, or not empty
         _trash(home).rmdir()

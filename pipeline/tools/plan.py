@@ -14,6 +14,9 @@ from pipeline.store import Home, StageFolder, read_json, status_of
 from pipeline.sweeps import describe_plan
 from pipeline.tools.identity import Identity, StoredIdentities, differences, own_differences, planned_identity
 
+_COMPARED = 50
+"""Of the results under one kind and slug, so many of the newest are compared with what is planned."""
+
 
 def explained_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
     """`describe_plan` with `why` (for people) and `drift`: the nearest older record, if any, and the fields that differ from it."""
@@ -32,13 +35,18 @@ def _by_kind_and_slug(home: Home) -> dict[tuple[str, str], list[StageFolder]]:
     for folder in home.stages():
         if folder.record_file.exists():
             found.setdefault((folder.kind, folder.path.name.rpartition("-")[0]), []).append(folder)
+    for folders in found.values():
+        if len(folders) > _COMPARED:
+            folders.sort(key=lambda folder: folder.record_file.stat().st_mtime)
     return found
 
 
 def _nearest(node: StageNode, relatives: list[StageFolder], stored: StoredIdentities) -> dict[str, Any] | None:
+    if not relatives:
+        return None
     planned = planned_identity(node)
     compared = []
-    for folder in relatives:
+    for folder in relatives[-_COMPARED:]:
         known = _readable(folder, stored)
         if known is not None and known.fingerprint != node.fingerprint:
             distance = len(differences(known, planned))  # down through the parents; of equally near ones the newest

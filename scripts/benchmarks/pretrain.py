@@ -41,6 +41,9 @@ class Silent:
         if stage.state == "failed":
             sys.exit(f"{stage.node.name} failed: {stage.reason}; see {stage.log}")
 
+    def note(self, text: str) -> None:
+        return
+
     def tick(self, states: list[StageState]) -> None:
         return
 

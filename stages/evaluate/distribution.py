@@ -20,7 +20,8 @@ def heldout_statistics(
 ) -> dict[str, list[float]]:
     """Mean per block of each statistic (nats, or probability) over its predicted tokens, for the first `count` blocks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+    model = model.to(device).eval()
     rows_per_batch = max(1, _BATCH_TOKENS // blocks.block_size)
     statistics: dict[str, list[float]] = {}
     count = min(count, len(blocks))

@@ -35,7 +35,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
     )  # fmt: skip
     problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
     stage.progress(0, 0, "starting the engine")
     engine = build_engine(

@@ -6,8 +6,10 @@ and micro-batches, and a resumed run continues exactly where the step checkpoint
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.config.recipe import PretrainStage
 from pipeline.config.training import Launch
-from stages.checkpoint import MarkComplete, export_finished, last_complete, save_export, step_of, verify_export
+from stages.checkpoint import StepCheckpoints, export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.pretrain.head import ShapedHead, attach
@@ -56,22 +58,34 @@ def collate(rows: Int[Tensor, "rows block"] | list[Tensor]) -> dict[str, Tensor]
 class PretrainTrainer(Trainer):
     """Trainer that reads blocks in order and logs the head's statistics to the stage."""
 
-    def __init__(self, *, stage: Stage, head: ShapedHead, tokens_per_step: int, launch: Launch, **trainer: Any) -> None:
+    def __init__(self, *, stage: Stage, head: ShapedHead, global_batch: int, block_size: int, launch: Launch, **trainer: Any) -> None:
         super().__init__(**trainer)
         self.stage = stage
         self.head = head
-        self.tokens_per_step = tokens_per_step
+        self.tokens_per_step = global_batch * block_size
+        self.predicted_per_step = global_batch * (block_size - 1)
+        self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
         self.remove_callback(PrinterCallback)
-        self.add_callback(MarkComplete(launch))
-        self._last_log = (time.perf_counter(), self.state.global_step)
+        self.add_callback(StepCheckpoints(stage, launch))
+        self._last_log = time.perf_counter()
+        self._steps = 0  # since then, as is the time waited
         self._waited = 0.0
 
-    def get_batch_samples(self, *arguments: Any) -> Any:
-        """Trainer's, with the time kept that training waits here for the blocks of a step."""
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], int]:
+        """The micro-batches of a step, and how many tokens all ranks predict in it; keeps the time that training waits here.
+
+        Every block is full, so that number is known. Trainer would count it and have all ranks agree: on a small model, two processes
+        spent 5% of their time there. `_statistics` compares it with what the head has seen.
+        """
         started = time.perf_counter()
-        samples = super().get_batch_samples(*arguments)
+        samples = list(itertools.islice(epoch_iterator, num_batches))
         self._waited += time.perf_counter() - started
-        return samples
+        self._steps += 1
+        return samples, self.predicted_per_step
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's number without its walk through all modules at each micro-batch."""
+        return self._flops_per_token * inputs["input_ids"].numel()
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -89,13 +103,15 @@ class PretrainTrainer(Trainer):
         if sums is None:
             raise RuntimeError("the head saw no token since the last log")
         count, *totals = self.accelerator.reduce(sums, reduction="sum").tolist()
-        now, (then, step_then) = time.perf_counter(), self._last_log
-        waited = self._waited
-        self._last_log, self._waited = (now, self.state.global_step), 0.0
+        expected = self._steps * self.predicted_per_step
+        if not math.isclose(count, expected, rel_tol=1e-3):  # a float32 sum of micro-batches is off by up to their number / 2^25
+            raise RuntimeError(f"the head saw {count:.0f} tokens since the last log; full blocks hold {expected} to predict")
+        now = time.perf_counter()
+        elapsed, steps, waited = now - self._last_log, self._steps, self._waited
+        self._last_log, self._steps, self._waited = now, 0, 0.0
         means = {name: total / count for name, total in zip(STATISTICS, totals, strict=True)}
         tokens = self.state.global_step * self.tokens_per_step
-        rate = (self.state.global_step - step_then) * self.tokens_per_step / (now - then)
-        speed = {"tokens_per_s": rate, "data_wait_share": waited / (now - then)}
+        speed = {"tokens_per_s": steps * self.tokens_per_step / elapsed, "data_wait_share": waited / elapsed}
         return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | speed
 
 
@@ -104,7 +120,7 @@ def train(stage: Stage) -> dict[str, Any]:
     config = stage.config_as(PretrainStage)
     settings, launch = config.pretrain, config.pretrain.launch
     corpus = stage.parent("corpus")
-    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer", trust_remote_code=False)
     blocks = Blocks(corpus / "train")
     checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0)
     model = build_model(config.model, tokenizer, config.seed)
@@ -116,7 +132,8 @@ def train(stage: Stage) -> dict[str, Any]:
         trainer = PretrainTrainer(
             stage=stage,
             head=head,
-            tokens_per_step=settings.global_batch * blocks.block_size,
+            global_batch=settings.global_batch,
+            block_size=blocks.block_size,
             launch=launch,
             model=model,
             args=_arguments(stage, config),  # after the model: from then on transformers would build it under zero.Init
@@ -124,7 +141,8 @@ def train(stage: Stage) -> dict[str, Any]:
             data_collator=collate,
         )
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with stage.guard.saving():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step != settings.steps:
             raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
         stage.export(lambda folder: save_export(trainer, tokenizer, folder))

@@ -32,7 +32,7 @@ def train(stage: Stage) -> dict[str, Any]:
     config = stage.config_as(RLStage)
     settings = config.rl
     base = stage.parent("checkpoint")
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     problems = _problems(config)
     check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
     checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
@@ -98,8 +98,8 @@ def _train(
     """Train to the last step and export; `rows` are those that the checkpoint's past has logged."""
     settings = config.rl
     training, validation = problems[: settings.problems], problems[settings.problems :]
-    arguments = _arguments(stage, config)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    arguments = GRPOConfig(**grpo_arguments(stage, config))  # before the model: under ZeRO-3 transformers then loads it in partitions
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     with Verifier(partial(build_task, config.task), settings) as verifier:
         trainer = RLTrainer(
             stage=stage,
@@ -114,7 +114,8 @@ def _train(
             validate=None if settings.validation is None else partial(validate, validation, settings.validation, verifier),
         )
         trainer.continue_from(rows)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with stage.guard.saving():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         verifier.finish()
 
     if trainer.state.global_step != settings.steps:
@@ -141,29 +142,31 @@ class Reward:
         return rewards
 
 
-def _arguments(stage: Stage, config: RLStage) -> GRPOConfig:
+def grpo_arguments(stage: Stage, config: RLStage) -> dict[str, Any]:
+    """The recipe in the words of TRL's `GRPOConfig`."""
     settings = config.rl
     batch = settings.prompts_per_step * settings.samples_per_prompt // settings.updates_per_rollout
     shared = trainer_arguments(
         settings.optimizer, settings.launch, settings.dtype,
         steps=settings.steps, batch=batch, seed=config.seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
-    return GRPOConfig(
-        **shared,
-        steps_per_generation=shared["gradient_accumulation_steps"] * settings.updates_per_rollout,
-        num_generations=settings.samples_per_prompt,
-        temperature=settings.temperature,
-        top_p=1.0,
-        top_k=0,
-        max_completion_length=settings.max_response_tokens,
-        beta=0.0,  # no KL term
-        epsilon=settings.clip_low,
-        epsilon_high=settings.clip_high,
-        loss_type="dapo",  # token-level: every token of the batch counts the same
-        scale_rewards=settings.scale_rewards,
-        mask_truncated_completions=settings.mask_truncated,
-        use_vllm=settings.rollouts == "vllm",
-        vllm_mode="colocate",
-        vllm_gpu_memory_utilization=settings.gpu_memory_share,
-        vllm_max_model_length=config.task.max_prompt_tokens + settings.longest_response,
-    )
+    return shared | {
+        "steps_per_generation": shared["gradient_accumulation_steps"] * settings.updates_per_rollout,
+        "num_generations": settings.samples_per_prompt,
+        "temperature": settings.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "max_completion_length": settings.max_response_tokens,
+        "beta": 0.0,  # no KL term
+        "epsilon": settings.clip_low,
+        "epsilon_high": settings.clip_high,
+        "loss_type": "dapo",  # token-level: every token of the batch counts the same
+        "scale_rewards": settings.scale_rewards,
+        "mask_truncated_completions": settings.mask_truncated,
+        "use_vllm": settings.rollouts == "vllm",
+        # TRL decodes whole responses itself; the engine would do so token by token, a sixth of its time for small models.
+        "generation_kwargs": {"detokenize": False} if settings.rollouts == "vllm" else None,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": settings.gpu_memory_share,
+        "vllm_max_model_length": config.task.max_prompt_tokens + settings.longest_response,
+    }

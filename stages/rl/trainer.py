@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 from pipeline.config.training import RLConfig
 from pipeline.errors import PriorlabError
 from pipeline.store import write_json_atomically
-from stages.checkpoint import MarkComplete, save_export
+from stages.checkpoint import StepCheckpoints, save_export
 from stages.contract import Stage
 from stages.rl.dynamic_sampling import Draw, Group, Row, draw_groups
 from stages.rl.exploration import Context, Tokens, build_exploration
@@ -71,7 +71,7 @@ class RLTrainer(GRPOTrainer):
         set_seed(self.args.seed, device_specific=True)
         self.stage = stage
         self.remove_callback(PrinterCallback)
-        self.add_callback(MarkComplete(settings.launch))
+        self.add_callback(StepCheckpoints(stage, settings.launch, every=settings.updates_per_rollout))
         if validate is not None:
             self.add_callback(_Validation(self))
 

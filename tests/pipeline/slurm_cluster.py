@@ -48,7 +48,10 @@ KillWait=5
 MinJobAge=300
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
-PartitionName=tests Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=tests Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10
 """
 
 
@@ -129,7 +132,7 @@ def _find(program: str) -> str | None:
 
 
 def _idle_nodes() -> int:
-    done = subprocess.run(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["sinfo", "-h", "-N", "-p", "tests", "-t", "idle", "-o", "%N"], capture_output=True, text=True, check=False)
     return len(done.stdout.split())
 
 

@@ -167,6 +167,30 @@ def test_what_depends_on_a_failed_stage_is_cancelled_and_reported_as_blocked(fin
     assert not any(job.live for job in all_jobs().values())
 
 
+def test_a_job_that_another_one_preempts_is_submitted_again_with_what_depends_on_it(
+    finished: tuple[Lab, dict[str, object]], lab: Lab
+) -> None:
+    whole, _ = finished
+    lab.borrow(whole, CORPUS)
+    folder = lab.folder(PRETRAIN)
+    driver = lab.start(*SWEEP, "cluster.retries.first_delay_seconds=1")
+    try:
+        wait_for((folder.checkpoints / "checkpoint-50" / "complete").exists, "a checkpoint", driver)
+        before = [job(lab.folder(node)).id for node in (PRETRAIN, EVALUATE)]
+        subprocess.run(["sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"], check=True)
+        wait_for(lambda: all_jobs()[before[0]].state == "PREEMPTED", "preemption", driver)
+        wait_for(folder.record_file.exists, "the end of pre-training", driver)
+        wait_for(lambda: job(lab.folder(EVALUATE)).state == "RUNNING", "what depends on it", driver)
+        assert not {job(lab.folder(node)).id for node in (PRETRAIN, EVALUATE)} & set(before)
+    finally:
+        driver.kill()
+        printed, _ = driver.communicate()
+    assert "preempted: again in 1 s (retry 1 of 5)" in printed
+    assert len(attempts(folder)) == 2
+    found, expected = (load_file(at.folder(PRETRAIN).export / "model.safetensors") for at in (lab, whole))
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
 def test_max_jobs_holds_without_anybody_watching(finished: tuple[Lab, dict[str, object]], lab: Lab) -> None:
     lab.borrow(finished[0], CORPUS)
     done = lab.call(*SWEEP, "axes.prior=[ce, tail]", "cluster.max_jobs=1", "cluster.wait=false")

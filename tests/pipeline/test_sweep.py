@@ -205,6 +205,24 @@ def test_a_full_disk_ends_with_a_message_and_leaves_no_record(tmp_path: Path) ->
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_read_only_home_is_named_and_can_be_looked_at(tmp_path: Path) -> None:
+    place = tmp_path / "read-only"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k,ro", "tmpfs", str(place)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a file system here: {mounted.stderr.strip()}")
+    try:
+        lab = Lab(Home(place))
+        done = lab.call("sweep", "smoke")
+        assert done.returncode == 2
+        assert re.fullmatch(r"error: Read-only file system \(.*\)\n", done.stderr)
+        assert {entry["state"] for entry in json.loads(lab.call("plan", "smoke", "--json").stdout)} == {"new"}
+        assert lab.call("status").returncode == 0
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     occupied = tmp_path / "file"
     occupied.write_text("not a folder")
@@ -236,13 +254,14 @@ def test_bad_commands_get_one_clear_line(lab: Lab, arguments: tuple[str, ...], m
 
 def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(smoke: FinishedSweep, lab: Lab) -> None:
     lab.borrow(smoke.lab, smoke.node("corpus"))
-    driver = lab.start("sweep", "smoke", "axes.prior=[ce]", "rl=null")
+    driver = lab.start("sweep", "smoke", "axes.prior=[ce]", "rl=null", "pretrain.launch.save_steps=300")
     folder = lab.folder(smoke.node("pretrain"))
-    _wait_for(folder.status, driver)
-    time.sleep(1)
+    _wait_for(folder.metrics, driver)
     driver.send_signal(signal.SIGINT)
-    printed, _ = driver.communicate(timeout=60)
+    printed, _ = driver.communicate(timeout=90)
     assert driver.returncode == 130
+    assert "stopping: what trains saves a step checkpoint first; Ctrl-C again kills it" in printed
+    assert len(list(folder.checkpoints.glob("*/complete"))) == 1
     assert "`priorlab resume smoke` goes on where it stopped" in printed
     lock = folder.lock()
     assert lock is not None  # nobody holds it: no orphan
@@ -254,6 +273,54 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(smoke: FinishedSweep
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     state = json.loads(lab.call("status", "smoke", "--json").stdout)
     assert [entry["state"] for entry in state] == ["done", "done", "done"]
+
+
+def survivors(lab: Lab) -> list[str]:
+    """Command lines of the processes that inherited this home."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"PRIORLAB_HOME={lab.home.path}\0".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [line for line in found if line]  # a zombie has none
+
+
+def test_no_engine_verifier_or_wandb_process_survives_rl(smoke: FinishedSweep, lab: Lab) -> None:
+    """Driver and stage killed at once, so that neither can tidy up; then Ctrl-C, after which RL goes on from where it saved."""
+    lab.borrow(smoke.lab, *(smoke.node(role) for role in ("corpus", "pretrain", "evaluate@pretrain")))
+    command = ("sweep", "smoke", "axes.prior=[ce]", "rl.steps=400", "rl.launch.save_steps=400")
+    folder = lab.folder(smoke_graph(*command[2:]).cells[0].chain["rl"])
+
+    def begun() -> subprocess.Popen[str]:
+        driver = lab.start(*command)
+        _wait_for(folder.metrics, driver)
+        assert len(survivors(lab)) >= 4, survivors(lab)  # driver, stage, verifier, W&B's
+        return driver
+
+    def gone() -> bool:
+        deadline = time.time() + 30
+        while survivors(lab) and time.time() < deadline:
+            time.sleep(0.1)
+        return not survivors(lab)
+
+    driver = begun()
+    driver.send_signal(signal.SIGSTOP)
+    os.kill(json.loads(folder.status.read_text())["pid"], signal.SIGKILL)
+    driver.kill()
+    driver.communicate()
+    assert gone(), survivors(lab)
+    folder.metrics.unlink()
+
+    driver = begun()
+    driver.send_signal(signal.SIGINT)
+    printed, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130, printed
+    assert gone(), survivors(lab)
+    (saved,) = folder.checkpoints.glob("*/complete")
+    steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+    assert steps == list(range(1, int(saved.parent.name.partition("-")[2]) + 1))
 
 
 def test_stages_side_by_side_get_gpus_of_their_own(smoke: FinishedSweep, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

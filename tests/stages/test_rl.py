@@ -13,7 +13,7 @@ from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store import write_json_atomically
 from stages.checkpoint import last_complete
-from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, smoke_graph, start
+from tests.conftest import FinishedSweep, Lab, smoke_graph
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
@@ -57,30 +57,10 @@ def test_the_exported_policy_is_complete(smoke: FinishedSweep) -> None:
     assert model.dtype == torch.float32
 
 
-def test_rl_killed_after_its_last_step_checkpoint_or_before_ends_with_the_same_policy(smoke: FinishedSweep, lab: Lab) -> None:
-    """Killed after step 1, resumed, killed between the last step checkpoint and the record, resumed: as if never interrupted."""
-    lab.borrow(smoke.lab, smoke.node("corpus"), smoke.node("pretrain"))
-    node = smoke.node("rl")
-    folder = lab.folder(node)
-    folder.path.mkdir(parents=True)
-    write_json_atomically(folder.spec, node.spec(lab.home, "test"))
-    for step in (1, 3):
-        kill_once_saved(lab, node, step=step)
-    finish(lab, node, start(lab, node))
-    ours, expected = logged(folder.path), logged(smoke.folder("rl").path)
-    for row, other in zip(ours, expected, strict=True):
-        for metric in ("step", "loss", "reward", "entropy", "completions/mean_length", "sampling/sampling_logp_difference/max"):
-            assert row[metric] == other[metric], (row["step"], metric)
-    found, weights = (load_file(export / "model.safetensors") for export in (folder.export, smoke.folder("rl").export))
-    assert found.keys() == weights.keys()
-    for name in found:
-        assert torch.equal(found[name], weights[name]), name
-
-
 def test_resuming_on_another_layout_of_processes_is_refused(smoke: FinishedSweep, lab: Lab) -> None:
     folder = lab.home.path / "rl-x" / "checkpoints"
     (folder / "checkpoint-2").mkdir(parents=True)
-    write_json_atomically(folder / "checkpoint-2" / "complete", {"processes": 2, "zero_stage": 1})
+    write_json_atomically(folder / "checkpoint-2" / "complete", {"layout": {"processes": 2, "zero_stage": 1}, "manifest": {}})
     (folder / "checkpoint-2-copy").mkdir()
     assert last_complete(folder, Launch(processes=2, zero_stage=1), remove_others=True) == folder / "checkpoint-2"
     with pytest.raises(PriorlabError, match=r"was written with \{'processes': 2, 'zero_stage': 1\}.*priorlab stage rl-x --force"):

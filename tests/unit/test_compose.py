@@ -90,7 +90,7 @@ def test_where_stages_run_is_chosen_by_name_and_is_no_part_of_identity() -> None
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["cluster.max_jobs=3"], "max_jobs is set, but no cluster is chosen; add cluster=slurm"),
+        (["cluster.max_jobs=3"], "max_jobs is set, but no cluster is chosen; add cluster=local or cluster=slurm"),
         (["cluster=slurm", "cluster.pretrain.node=2"], "cluster.pretrain has no key 'node'; did you mean 'nodes'?"),
         (["cluster=slurm", "cluster.rl.minutes=5"], "warning_seconds is 90, more than a fifth of rl.minutes (5); raise rl"),
         (["cluster=slurm", "cluster.pretrain.nodes=2"], "cluster.pretrain.nodes is 2; pretrain.launch.processes (1) cannot be spread"),

@@ -15,6 +15,7 @@ from pipeline.compose import available, load_recipe, load_sweep
 from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.exploration import Exploration
 from pipeline.config.prior import Prior
+from pipeline.config.training import AdamWConfig, RLConfig
 from pipeline.graph import build_graph
 from pipeline.tools.status import STATES, StageReport
 from scripts.figures import objective as objective_figures
@@ -79,6 +80,17 @@ def test_the_page_on_slurm_shows_a_valid_cluster_and_names_every_key() -> None:
     assert (cluster.kind, cluster.resources("pretrain").options) == ("slurm", {"constraint": "h100"})
     named = set(re.findall(r"`(\w+)`", page))
     assert {*ClusterConfig.model_fields, *Resources.model_fields} - {"name", "kind"} <= named
+
+
+def test_the_page_on_rl_shows_valid_settings_and_names_keys_that_exist() -> None:
+    page = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (cell,) = load_recipe("quickstart", [f"rl={yaml.safe_load(example)['rl']}"]).cells()
+    assert cell.recipe.rl is not None
+    assert cell.recipe.rl.export == "best"
+    keys = re.findall(r"`(?:rl\.)?([a-z_]+)(?:\.\w+)?: [^`]+`", page)
+    assert len(keys) > 8
+    assert {"optimizer", "validation", "lengthen"} | set(keys) <= {*RLConfig.model_fields, *AdamWConfig.model_fields}
 
 
 def test_help_shows_every_command() -> None:

@@ -12,6 +12,7 @@ import pytest
 from pipeline.progress import rate
 from pipeline.store import status_of
 from stages.contract import Stage
+from stages.guard import Guard
 from tests.unit.stores import Shelf, shelf_at
 
 RUNNING: dict[str, Any] = {"state": "running", "pid": 1, "started": 0.0, "unit": "steps", "shown": {"loss": 1.5}}
@@ -42,7 +43,7 @@ def test_a_running_stage_tells_rate_time_left_attempts_and_log(shelf: Shelf) -> 
 
 def test_a_stage_reports_from_where_its_attempt_counts(shelf: Shelf) -> None:
     folder = shelf.begun(shelf.sweep("axes.prior=[ce]", "rl=null").cells[0].chain["pretrain"])
-    stage = Stage(folder.spec)
+    stage = Stage(folder.spec, Guard())
     stage.progress(0, 0, "starting")
     time.sleep(0.6)  # reports are at least half a second apart
     stage.progress(110, 300, "steps", loss=2.0)

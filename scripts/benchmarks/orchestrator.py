@@ -1,0 +1,146 @@
+"""What the orchestrator itself costs, against the number of cells: planning, a command that finds all done, and each stage's start.
+
+    .venv/bin/python scripts/benchmarks/orchestrator.py --json orchestrator.json
+    .venv/bin/python scripts/benchmarks/orchestrator.py --cells 10 100 1000 --finished 10 100
+
+Every figure is of a real command in a process of its own, imports and output included. `plan`: a sweep of that many cells, of which
+nothing exists. `no-op`: `priorlab sweep` where every stage has its record and the comparison is written. `status`: `priorlab status
+--json` on the same home. The seconds per stage are of stages that do nothing, one after the other: from the end of one's work to the
+first line of the next one's, less a Python process that only imports what they import. Memory is the command's largest, CPU its own
+seconds: on a busy machine they tell more than the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from pipeline.compose import load_sweep
+from pipeline.graph import Graph, StageNode, build_graph
+from pipeline.store import Home, manifest_of, write_json_atomically
+
+ROOT = Path(__file__).parent.parent.parent
+GOALS = {("plan", 10_000): 10.0, ("no-op", 1000): 5.0}
+OVERHEAD_GOAL = 1.0
+_CHAIN = ("axes.prior=[ce, tail, head]", "axes.seed=[0, 1]")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="sizes of sweeps to plan")
+    parser.add_argument("--finished", type=int, nargs="*", default=[10, 100, 1000], help="sizes of finished sweeps")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    arguments = parser.parse_args()
+    rows = []
+    for cells in arguments.cells:
+        with tempfile.TemporaryDirectory() as home:
+            rows.append(_row("plan", cells, *_priorlab(Path(home), "plan", "smoke", *_axes(cells))))
+    for cells in arguments.finished:
+        with tempfile.TemporaryDirectory() as home:
+            _finish_everything(Home(Path(home)), _axes(cells))
+            rows.append(_row("first report", cells, *_priorlab(Path(home), "sweep", "smoke", *_axes(cells))))
+            rows.append(_row("no-op", cells, *_priorlab(Path(home), "sweep", "smoke", *_axes(cells))))
+            rows.append(_row("status", cells, *_priorlab(Path(home), "status", "--json")))
+    overhead = _overhead()
+    imports, gap = overhead["imports_s"], overhead["end_to_start_s"]
+    print(
+        f"\nper stage: {gap:.2f} s from one's end to the next one's first line, of which {imports:.2f} s are Python's imports; ", end=""
+    )
+    print(f"the rest is {gap - imports:.2f} s (goal {OVERHEAD_GOAL:g} s)")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": rows, "per_stage": overhead}, indent=2) + "\n", encoding="utf-8")
+
+
+def _axes(cells: int) -> list[str]:
+    """A sweep of that many cells: five priors, and for each a tenth of that many policies on two seeds."""
+    rates = [round(1e-5 * (number + 1), 8) for number in range(cells // 10)]
+    return ["axes.prior=[ce,tail,head,precision,diversity]", "axes.seed=[0,1]", f"axes.rl.optimizer.learning_rate={json.dumps(rates)}"]
+
+
+def _priorlab(home: Path, *command: str) -> tuple[float, float, float]:
+    """Seconds by the clock, of CPU, and GiB of a command; its output goes to a file, as a log's would."""
+    environment = os.environ | {"PRIORLAB_HOME": str(home), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    with (home / "printed").open("wb") as printed:
+        started = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *command], cwd=ROOT, env=environment, stdout=printed)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+    if status:
+        sys.exit(f"priorlab {command[0]} failed")
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
+
+
+def _row(what: str, cells: int, seconds: float, cpu: float, gib: float) -> dict[str, Any]:
+    goal = GOALS.get((what, cells))
+    aim = "" if goal is None else f"  (goal {goal:g} s)"
+    print(f"{what:<13} {cells:>6,} cells  {seconds:>7.2f} s  {cpu:>7.2f} s of CPU  {gib:.2f} GiB{aim}", flush=True)
+    return {"what": what, "cells": cells, "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "memory_gib": round(gib, 3)}
+
+
+def _finish_everything(home: Home, axes: list[str]) -> None:
+    """Records and exports of every stage of the sweep, as small as they can be."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    graph: Graph = build_graph(load_sweep("smoke", axes).cells())
+    sample = {"problem_id": ["p"], "sample": pa.array([-1], pa.int32()), "text": ["1"], "answer": ["1"], "correct": [True]}
+    samples = pa.table(sample | {"length": pa.array([1], pa.int32()), "truncated": [False]})
+    ks = {"1": [0.5, 0.25], "2": [0.75, 0.5]}
+    metrics = {"pass@k": ks, "avg@n": {"8": [0.5, 0.5]}, "cons@n": {"8": [1.0, 0.0]}, "greedy": {"1": [1.0, 0.0]}}
+    heldout = {name: [0.5, 0.6] for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")}
+    details = {"problems": ["p", "q"], "metrics": metrics | {"length": {"8": [3.0, 4.0]}}, "heldout": heldout}
+    for node in graph.stages.values():
+        folder = node.folder(home)
+        folder.export.mkdir(parents=True)
+        write_json_atomically(folder.spec, node.spec(home, "smoke"), durable=False)
+        if node.kind == "evaluate":
+            write_json_atomically(folder.export / "problems.json", details, durable=False)
+            pq.write_table(samples, folder.export / "samples.parquet")
+        elif node.kind in ("pretrain", "rl"):
+            row = {"loss": 1.0, "perplexity": 2.0, "entropy": 1.0, "tail_mass": 0.1, "reward_raw": 0.5, "completions/mean_length": 3.0}
+            folder.metrics.write_text(
+                "".join(json.dumps(row | {"step": s, "tokens": s}) + "\n" for s in range(1, 11)), encoding="utf-8"
+            )
+        write_json_atomically(folder.record_file, _record(node, manifest_of(folder.export)), durable=False)
+
+
+def _record(node: StageNode, manifest: dict[str, str]) -> dict[str, Any]:
+    return {
+        "kind": node.kind, "fingerprint": node.fingerprint, "recipe_version": 1, "identity": node.config.identity(),
+        "parents": {role: parent.fingerprint for role, parent in node.parents.items()}, "manifest": manifest, "metrics": {},
+        "provenance": {"started": 1.0, "seconds": 1.0, "commit": "none", "packages": {}},
+    }  # fmt: skip
+
+
+def _overhead() -> dict[str, float]:
+    """Medians over the stages of a sweep that runs one at a time."""
+    imports = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import tests.pipeline.tiny"], cwd=ROOT, check=True)
+        imports.append(time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as place:
+        log = Path(place) / "log"
+        environment = os.environ | {"PRIORLAB_HOME": f"{place}/home", "TINY_LOG": str(log), "OMP_NUM_THREADS": "1"}
+        driver = [sys.executable, "-m", "tests.pipeline.tiny.driver", "chain", "1", *_CHAIN]
+        subprocess.run(driver, cwd=ROOT, env=environment, check=True, capture_output=True)
+        lines = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
+    gaps = [
+        float(start[3]) - float(end[3])
+        for end, start in zip(lines[1::2], lines[2::2], strict=False)  # start, end, start, end, ...
+    ]
+    return {"imports_s": round(statistics.median(imports), 3), "end_to_start_s": round(statistics.median(gaps), 3)}
+
+
+if __name__ == "__main__":
+    main()

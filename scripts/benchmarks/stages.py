@@ -1,0 +1,40 @@
+"""Stages of one recipe, planned and run for a benchmark as a sweep would run them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.compose import load_recipe
+from pipeline.graph import StageNode, build_graph
+from pipeline.runner import StageState, run
+from pipeline.store import Home
+
+
+class Silent:
+    """A view of the runner that shows failures only."""
+
+    def changed(self, stage: StageState, states: list[StageState]) -> None:
+        if stage.state == "failed":
+            sys.exit(f"{stage.node.name} failed: {stage.reason}; see {stage.log}")
+
+    def note(self, text: str) -> None:
+        return
+
+    def tick(self, states: list[StageState]) -> None:
+        return
+
+
+def planned(recipe: str, overrides: Sequence[str]) -> dict[str, StageNode]:
+    """The stages of the recipe's one cell by kind; `evaluate` is that of the pre-trained model."""
+    (cell,) = build_graph(load_recipe(recipe, overrides).cells()).cells
+    return cell.chain | {"evaluate": cell.evaluations["pretrain"]}
+
+
+def run_stages(recipe: str, overrides: Sequence[str], home: Home, *kinds: str) -> dict[str, Path]:
+    """Run the stages of these kinds, with their parents among them; the export folder of each."""
+    graph = build_graph(load_recipe(recipe, overrides).cells())
+    nodes = {kind: graph.cells[0].chain[kind] for kind in kinds}
+    run(graph, home, sweep="benchmark", jobs=1, view=Silent(), only=[node.fingerprint for node in nodes.values()])
+    return {kind: node.folder(home).export for kind, node in nodes.items()}

@@ -1,0 +1,143 @@
+"""Step checkpoints: whole or not used, never poisoned, and written when the stage is asked to end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config.training import Launch
+from pipeline.errors import STOPPED_EXIT, DivergedError, Stopped
+from pipeline.store import manifest_of
+from stages.checkpoint import StepCheckpoints, last_complete
+from stages.contract import Stage
+from stages.guard import Guard
+from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, start
+from tests.stages.test_pretrain import LOGGED, pretraining, weights
+from tests.unit import crash_points
+
+
+def test_asked_to_end_training_saves_at_the_next_logged_step_and_goes_on_to_the_same_weights(smoke: FinishedSweep, lab: Lab) -> None:
+    node = pretraining(lab, smoke, "pretrain.launch.save_steps=300")  # no step is saved unless asked
+    folder = lab.folder(node)
+    process = start(lab, node)
+    deadline = time.time() + 200
+    while not (folder.metrics.exists() and folder.metrics.read_text()):
+        assert process.poll() is None, (folder.path / "out.log").read_text()
+        assert time.time() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=90) == STOPPED_EXIT, (folder.path / "out.log").read_text()
+    (saved,) = folder.checkpoints.glob("checkpoint-*/complete")
+    step = int(saved.parent.name.partition("-")[2])
+    assert step in LOGGED[:-1]
+    assert f"stopped as asked, after saving step {step}" in (folder.path / "out.log").read_text()
+    assert not folder.is_held()
+    rows = finish(lab, node, start(lab, node))
+    assert [row["step"] for row in rows] == LOGGED
+    expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
+    for name, value in weights(lab, node).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_step_checkpoint_with_a_flipped_byte_is_named_and_trained_again(smoke: FinishedSweep, lab: Lab) -> None:
+    node = pretraining(lab, smoke)
+    kill_once_saved(lab, node, step=100)
+    folder = lab.folder(node)
+    newest = max(folder.checkpoints.glob("checkpoint-*/complete"), key=lambda mark: int(mark.parent.name.partition("-")[2])).parent
+    optimizer = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(optimizer.read_bytes())
+    data[len(data) // 2] ^= 1
+    optimizer.write_bytes(data)
+    rows = finish(lab, node, start(lab, node))
+    said = (folder.path / "out.log").read_text()
+    name = optimizer.relative_to(newest).as_posix()
+    assert re.search(
+        rf"warning: step checkpoint {newest.name} is not used and removed: {re.escape(name)} has sha256 \w+, recorded", said
+    )
+    assert [row["step"] for row in rows] == LOGGED
+    expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
+    for name, value in weights(lab, node).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def a_stage(place: Path) -> Stage:
+    folder = place / "stages" / "pretrain" / "ce-s0-0123456789ab"
+    folder.mkdir(parents=True)
+    crash_points.OPERATIONS["commit"].prepare(folder)
+    shutil.rmtree(folder / "checkpoints")
+    return Stage(folder / "spec.json", Guard())
+
+
+def arguments(stage: Stage, step: int) -> tuple[Any, Any, Any]:
+    written = stage.folder.checkpoints / f"checkpoint-{step}"
+    written.mkdir(parents=True, exist_ok=True)
+    (written / "model.safetensors").write_bytes(b"weights")
+    state = SimpleNamespace(global_step=step, max_steps=300, is_world_process_zero=True)
+    return SimpleNamespace(output_dir=str(stage.folder.checkpoints)), state, SimpleNamespace(should_log=False, should_save=False)
+
+
+def test_weights_that_are_no_numbers_leave_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    stage, launch, model = a_stage(tmp_path), Launch(), torch.nn.Linear(2, 2)
+    callback = StepCheckpoints(stage, launch)
+    callback.on_save(*arguments(stage, 100), model=model)
+    with torch.no_grad():
+        model.weight[1, 0] = float("nan")
+    with pytest.raises(DivergedError) as error:
+        callback.on_save(*arguments(stage, 200), model=model)
+    good = stage.folder.checkpoints / "checkpoint-100"
+    assert "weight holds values that are no numbers after step 200: training has diverged" in str(error.value)
+    assert f"The last good checkpoint is {good}" in str(error.value)
+    assert last_complete(stage.folder.checkpoints, launch, remove_others=False) == good
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+    stage = a_stage(tmp_path)
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 25: .*No step checkpoint was written before"):
+        stage.log(25, loss=float("nan"))
+    for step in (50, 100):
+        StepCheckpoints(stage, Launch()).on_save(*arguments(stage, step), model=torch.nn.Linear(2, 2))
+    with pytest.raises(DivergedError, match=r"the loss is inf at step 125: .*The last good checkpoint is .*checkpoint-100"):
+        stage.log(125, loss=float("inf"))
+    assert not stage.folder.metrics.exists()
+
+
+@pytest.mark.parametrize(
+    ("log_steps", "seconds", "ends_at"),
+    [
+        (20, 0.01, 20),  # the next logged step comes soon
+        (1000, 0.1, 8),  # it does not: the next end of a batch of rollouts
+    ],
+)
+def test_training_ends_where_it_can_go_on_exactly(
+    log_steps: int, seconds: float, ends_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, model = a_stage(tmp_path), torch.nn.Linear(2, 2)
+    launch = Launch(log_steps=log_steps, save_steps=log_steps)
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    callback = StepCheckpoints(stage, launch, every=4)
+    with stage.guard.saving():
+        for step in range(1, 100):
+            now[0] += seconds
+            if step == 5:
+                stage.guard._handle(signal.SIGTERM, None)
+            trainer, state, control = arguments(stage, step)
+            callback.on_step_end(trainer, state, control)
+            if control.should_save:
+                assert control.should_log
+                break
+        assert step == ends_at
+        with pytest.raises(Stopped, match=f"after saving step {step}"):
+            callback.on_save(trainer, state, control, model=model)
+    mark = json.loads((stage.folder.checkpoints / f"checkpoint-{step}" / "complete").read_text())
+    assert mark["manifest"] == {"model.safetensors": manifest_of(stage.folder.checkpoints / f"checkpoint-{step}")["model.safetensors"]}
