@@ -23,8 +23,8 @@ from pipeline.graph import CellPlan, Graph
 from pipeline.store import Home, read_json, verify_manifest, write_text_atomically
 
 COLUMNS = (
-    "sweep", "cell", "prior", "beta", "lambda_head", "lambda_tail", "top_k", "form", "seed", "task", "after", "step",
-    "metric", "k", "n", "value", "ci_low", "ci_high",
+    "sweep", "cell", "prior", "beta", "lambda_head", "lambda_tail", "top_k", "form", "seed", "task", "exploration",
+    "after", "step", "metric", "k", "n", "value", "ci_low", "ci_high",
 )  # fmt: skip
 HELDOUT_METRICS = ("perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass")
 _RESAMPLES = 4000
@@ -42,6 +42,8 @@ class Evaluation:
     problems: list[str]
     metrics: dict[str, dict[int, NDArray[np.float64]]]
     heldout: dict[str, NDArray[np.float64]]
+    step_seconds: NDArray[np.float64]
+    """What each logged step of RL took, without the first, which warms up; empty before RL."""
 
     def values(self, metric: str, k: int | None = None) -> NDArray[np.float64]:
         """Per problem (k given) or per block."""
@@ -77,6 +79,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                         name: {int(k): np.asarray(values) for k, values in by_k.items()} for name, by_k in details["metrics"].items()
                     },
                     heldout={name: np.asarray(values) for name, values in details["heldout"].items()},
+                    step_seconds=_step_seconds(plan, home) if after == "rl" else np.array([]),
                 )
             )
     return found
@@ -89,6 +92,10 @@ def _step(plan: CellPlan, after: str, home: Home) -> int:
         return recipe.pretrain.steps
     record = plan.chain["rl"].folder(home).record() if recipe.rl.export == "best" else None
     return recipe.rl.steps if record is None else int(record["metrics"]["exported_step"])
+
+
+def _step_seconds(plan: CellPlan, home: Home) -> NDArray[np.float64]:
+    return np.array([row["step_time"] for row in stage_rows(plan, "rl", home) if "step_time" in row][1:])
 
 
 def bootstrap(values: NDArray[np.float64]) -> Interval:
@@ -122,18 +129,22 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
         common = {
             "sweep": sweep, "cell": evaluation.plan.cell.id, "prior": prior.name, "beta": prior.beta,
             "lambda_head": prior.lambda_head, "lambda_tail": prior.lambda_tail, "top_k": prior.k if prior.rank_aware else "",
-            "form": prior.form, "seed": recipe.seed, "task": recipe.task.name, "after": evaluation.after,
+            "form": prior.form, "seed": recipe.seed, "task": recipe.task.name,
+            "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
             "step": evaluation.step,
         }  # fmt: skip
         for metric, by_k in evaluation.metrics.items():
             for k, values in by_k.items():
-                n = 1 if metric == "greedy" else evaluation.n
+                n = 1 if metric.startswith("greedy") else evaluation.n
                 yield _row(common, metric, k, n, bootstrap(values))
         for metric in HELDOUT_METRICS:
             source = evaluation.heldout["cross_entropy" if metric == "perplexity" else metric]
             interval = perplexity(source) if metric == "perplexity" else bootstrap(source)
             head_k = recipe.evaluate.head_k if metric in ("head_mass", "tail_mass") else ""
             yield _row(common, metric, head_k, len(source), interval)
+        if evaluation.step_seconds.size:
+            steps = evaluation.step_seconds
+            yield _row(common, "seconds_per_step", "", len(steps), bootstrap(steps))
 
 
 def _row(common: dict[str, Any], metric: str, k: Any, n: int, interval: Interval) -> dict[str, Any]:
@@ -150,33 +161,34 @@ def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_samples(path: Path, graph: Graph, home: Home) -> None:
-    """All kept samples of the sweep in one parquet file; sample -1 is a problem's greedy response."""
+    """All kept samples of the sweep in one parquet file; sample -1 is a problem's greedy response.
+
+    A task may keep verdicts of further rules, each a column; where it has none of a rule, the column is null.
+    """
     import pyarrow as pa  # not needed to plan or to answer a no-op
     import pyarrow.parquet as pq
 
+    finished = [
+        (plan, after, node.folder(home).export / "samples.parquet")
+        for plan in graph.cells
+        for after, node in plan.evaluations.items()
+        if node.folder(home).record() is not None
+    ]
+    if not finished:
+        return
+    kinds = [("cell", pa.string()), ("after", pa.string()), ("step", pa.int64())]
+    schema = pa.unify_schemas([pa.schema(kinds), *(pq.read_schema(file) for _, _, file in finished)])
     temporary = path.with_name(f".{path.name}.tmp")
-    writer: pq.ParquetWriter | None = None
-    try:
-        for plan in graph.cells:
-            for after, node in plan.evaluations.items():
-                folder = node.folder(home)
-                if folder.record() is None:
-                    continue
-                table = pq.read_table(folder.export / "samples.parquet")
-                labels = [
-                    ("cell", plan.cell.id, pa.string()),
-                    ("after", after, pa.string()),
-                    ("step", _step(plan, after, home), pa.int64()),
-                ]
-                for position, (name, value, kind) in enumerate(labels):
-                    table = table.add_column(position, name, pa.array([value] * len(table), kind))
-                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-                writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
-    if writer is not None:
-        temporary.replace(path)
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for plan, after, file in finished:
+            table = pq.read_table(file)
+            for (name, kind), value in zip(kinds, (plan.cell.id, after, _step(plan, after, home)), strict=True):
+                table = table.append_column(name, pa.array([value] * len(table), kind))
+            columns = [
+                table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type) for column in schema
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)

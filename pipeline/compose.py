@@ -2,7 +2,8 @@
 
 A name in a config means a file: `model: nano` is `configs/model/nano.yaml`. `{use: NAME, key: value}` takes that file and changes keys.
 Choosing another name, on the command line or by an axis, replaces the name and keeps the keys written beside it: with
-`prior: {use: ce, k: 5}`, the override `prior=tail` means `{use: tail, k: 5}`.
+`prior: {use: ce, k: 5}`, the override `prior=tail` means `{use: tail, k: 5}`. Groups lie at the top of a recipe, or inside one of those
+(`rl.exploration`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
 from pipeline.store import NAME
 
-GROUPS = ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")
+GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")} | {"rl.exploration": "exploration"}
+"""Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
 # Keys that make a prior another one; k is set beside a name to fit a vocabulary.
 _SHAPING = ("beta", "lambda_head", "lambda_tail")
 _SWEEP_KEYS = {"recipe", "axes", "description"}
@@ -112,8 +114,7 @@ def label(value: Any) -> Any:
 
 def _cell_word(path: str, value: Any) -> str:
     word = str(label(value))
-    short = path.rpartition(".")[2]
-    return word if short in GROUPS else f"{short}{word}"
+    return word if path in GROUPS else f"{path.rpartition('.')[2]}{word}"
 
 
 def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None = None) -> Sweep:
@@ -209,12 +210,12 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise PriorlabError(f"the value of {text!r} is no YAML: {error}") from error
 
 
-def assign(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set a key; mappings merge, and a name given to a group keeps the keys beside the old name."""
+def assign(tree: dict[str, Any], path: list[str], value: Any, inside: tuple[str, ...] = ()) -> None:
+    """Set a key; mappings merge, and a name given to a group keeps the keys beside the old one. `inside` is where `tree` lies."""
     *parents, last = path
     for depth, key in enumerate(parents):
         inner = tree.get(key)
-        if isinstance(inner, str) and depth == 0 and key in GROUPS:
+        if isinstance(inner, str) and ".".join([*inside, *path[: depth + 1]]) in GROUPS:
             inner = {"use": inner}
         elif inner is None:
             inner = {}
@@ -223,14 +224,14 @@ def assign(tree: dict[str, Any], path: list[str], value: Any) -> None:
         tree[key] = inner
         tree = inner
     old = tree.get(last)
-    if not parents and last in GROUPS:
+    if ".".join([*inside, *path]) in GROUPS:
         if isinstance(value, str):
             value = {"use": value}
         if isinstance(old, str):
             old = {"use": old}
     if isinstance(old, dict) and isinstance(value, dict):
         for key, inner_value in value.items():
-            assign(old, [key], inner_value)
+            assign(old, [key], inner_value, (*inside, *path))
         tree[last] = old
     else:
         tree[last] = copy.deepcopy(value)
@@ -265,21 +266,25 @@ def _validated(tree: dict[str, Any], known: dict[str, Any], resolve: Callable[[s
         return RecipeConfig.model_validate({key: resolve(key, node) for key, node in tree.items()})
 
 
-def _resolved(group: str, node: Any) -> Any:
-    """A group with its name replaced by what the file of that name holds."""
-    if group in GROUPS and isinstance(node, str):
+def _resolved(path: str, node: Any) -> Any:
+    """The part of a recipe at `path`, names of groups at and inside it replaced by what the files of those names hold."""
+    if path in GROUPS and isinstance(node, str):
         node = {"use": node}
-    if group not in GROUPS or not isinstance(node, dict) or "use" not in node:
-        return node
-    node = dict(node)
-    name = node.pop("use")
-    merged = _read(group, name) | {"name": Path(str(name)).stem}
-    shaping = {key: value for key, value in node.items() if key in _SHAPING}
-    if group == "prior" and shaping:  # not the prior of that name any more
-        merged["name"] = label({"use": merged["name"], **shaping})
-    for key, value in node.items():
-        assign(merged, [key], value)
-    return merged
+    if path in GROUPS and isinstance(node, dict) and "use" in node:
+        node = dict(node)
+        name = node.pop("use")
+        merged = _read(GROUPS[path], name) | {"name": Path(str(name)).stem}
+        shaping = {key: value for key, value in node.items() if key in _SHAPING}
+        if path == "prior" and shaping:  # not the prior of that name any more
+            merged["name"] = label({"use": merged["name"], **shaping})
+        for key, value in node.items():
+            assign(merged, [key], value, tuple(path.split(".")))
+        node = merged
+    for inner in GROUPS:
+        outer, _, key = inner.rpartition(".")
+        if outer == path and isinstance(node, dict) and key in node:
+            node = node | {key: _resolved(inner, node[key])}
+    return node
 
 
 def _part(key: str, node: Any) -> Any:
@@ -305,7 +310,7 @@ def _explain(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         return _unknown_key(".".join(location[:-1]) or "recipe", location[-1], config.model_fields)
     if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        kind, kinds = detail["ctx"].get("tag"), ", ".join(sorted(_kinds(RecipeConfig.model_fields[path].annotation)))
+        kind, kinds = detail["ctx"].get("tag"), ", ".join(sorted(_kinds(config.model_fields[location[-1]].annotation)))
         return f"{path}.kind is {kind or 'missing'}; {path} needs one of {kinds}"
     if detail["type"] == "missing":
         parent = ".".join(location[:-1]) or "the recipe"

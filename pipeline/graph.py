@@ -211,6 +211,8 @@ def _labels(recipe: RecipeConfig, kind: str) -> dict[str, Any]:
             "model": recipe.model.name,
             "seed": recipe.seed,
         }
+        if kind == "rl" and recipe.rl is not None:
+            labels["exploration"] = recipe.rl.exploration.name
         if recipe.pretrain.adopted is not None:
             labels["adopted"] = recipe.pretrain.adopted[:19]
     return labels

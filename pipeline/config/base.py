@@ -34,7 +34,8 @@ class Config(BaseModel):
         kept: dict[str, Any] = {}
         for name, default in _identity_fields(type(self)):
             value = getattr(self, name)
-            if value != default or default is _ALWAYS:
+            # By identity, not by value: a default under another name is still the default.
+            if default is _ALWAYS or _plain(value) != _plain(default):
                 kept[name] = _plain(value)
         return kept
 

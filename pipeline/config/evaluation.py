@@ -18,6 +18,13 @@ class Verification(Config):
     verify_workers: int = execution(1, ge=1)
 
 
+class SelectionConfig(Config):
+    """Picking k of the n samples by the elliptical rule instead of at random (arXiv 2510.11686, section 3); it looks at no verdict."""
+
+    projection: int = Field(512, ge=1, description="dimensions of the projected features")
+    ridge: float = Field(0.01, gt=0, description="lambda of the paper: what an unseen direction starts with")
+
+
 class EvaluateConfig(Verification):
     """The frozen protocol, the same before and after RL."""
 
@@ -31,6 +38,7 @@ class EvaluateConfig(Verification):
     heldout_blocks: int = Field(ge=1, description="blocks of held-out text for perplexity and entropy")
     head_k: int = Field(5, ge=1, description="size of the head whose mass is reported, the same for all priors")
     seed: int = 0
+    selection: SelectionConfig | None = identity_since(None, description="also report what is found among samples picked to differ")
     verify_seconds: float = Field(5.0, gt=0, description="limit on verifying one response")  # in the identity from the start
     kv_cache_gib: int = execution(1, ge=1, description="engine's cache on CPU")
     gpu_memory_share: float = execution(0.8, gt=0, lt=1)

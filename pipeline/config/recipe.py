@@ -73,6 +73,9 @@ class CorpusStage(Config):
     task: Task
     corpus: CorpusConfig
 
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"task": self.task.text_identity()}
+
 
 class PretrainStage(Config):
     """Input of the stage `pretrain`; parent: corpus."""

@@ -25,6 +25,15 @@ class TaskConfig(Config):
         """Whether its data come from the Hugging Face hub."""
         return False
 
+    @property
+    def chance(self) -> float:
+        """Share of correct responses that guessing gives: the floor beneath which no score means anything."""
+        return 0.0
+
+    def text_identity(self) -> dict[str, Any]:
+        """The identity of the text it writes; fields that only judge responses are no part of it, so that they share a corpus."""
+        return self.identity()
+
 
 class CountdownTask(TaskConfig):
     """Reach `target` with an expression that uses each given number exactly once."""
@@ -58,6 +67,27 @@ class ArithmeticTask(TaskConfig):
         if any(not 1 <= count <= 12 for count in self.operations):
             raise ValueError(f"operations is {list(self.operations)}; each count must be between 1 and 12")
         return self
+
+
+class ParityTask(TaskConfig):
+    """Parity of random bits (arXiv 2510.11495), worked out bit by bit in a share `p_cot` of the text, else given at once."""
+
+    kind: Literal["parity"] = "parity"
+    name: str = execution("parity")
+    bits: int = Field(16, ge=2, le=128)
+    p_cot: float = Field(0.2, ge=0, le=1, description="share of long chains in the text; below 1/3, greedy decoding guesses")
+    reward: Literal["end-to-end", "chain"] = Field(
+        "end-to-end", description="what counts as correct: the last bit alone, or the exact chain (the exact answer alone counts too)"
+    )
+
+    @property
+    def chance(self) -> float:
+        return 0.5
+
+    def text_identity(self) -> dict[str, Any]:
+        kept = self.identity()
+        del kept["reward"]
+        return kept
 
 
 DATA_FORMATS = (".jsonl", ".parquet", ".csv")
@@ -173,4 +203,4 @@ class GymTask(TaskConfig):
         return self
 
 
-Task = Annotated[CountdownTask | ArithmeticTask | MathTask | GymTask, Field(discriminator="kind")]
+Task = Annotated[CountdownTask | ArithmeticTask | ParityTask | MathTask | GymTask, Field(discriminator="kind")]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.evaluation import Verification
+from pipeline.config.exploration import Exploration, NoExploration
 
 
 class CorpusConfig(Config):
@@ -34,6 +35,9 @@ class ModelConfig(Config):
     tied_embeddings: bool = True
     rope_base: float = Field(1e4, gt=0)
     max_positions: int = Field(ge=2)
+    init_std: float = identity_since(
+        0.02, gt=0, description="spread of the first weights; narrow models leave plateaus sooner at about 1/sqrt(width)"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -158,6 +162,7 @@ class RLConfig(Verification):
     )
     updates_per_rollout: int = Field(1, ge=1, description="optimizer steps on each batch of rollouts; clipping acts from the second on")
     mask_truncated: bool = Field(False, description="leave responses cut at max_response_tokens out of the loss")
+    exploration: Exploration = identity_since(NoExploration())
     preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to see that rewards differ at all")
     validation: ValidationConfig | None = identity_since(None, description="evaluation while RL runs")
     export: Literal["last", "best"] = identity_since("last", description="the policy handed on; the best is known by validation")

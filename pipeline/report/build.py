@@ -47,7 +47,10 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
         figures.append(("pass@k before and after RL", plots.pass_at_k_curves(compared), "Dashed: before. Bands: 95% intervals."))
         if any(arm.after for arm in compared):
             figures.append((f"Gain in pass@{ks[0]}", plots.gains(compared, ks[0]), "An interval that crosses 0 shows no gain."))
-            rl_panels = [("reward_raw", "reward"), ("entropy", "entropy (nats)"), ("completions/mean_length", "response tokens")]
+            rl_panels = [
+                ("reward_raw", "reward"), ("entropy", "entropy (nats)"), ("completions/mean_length", "response tokens"),
+                ("step_time", "seconds per step"),
+            ]  # fmt: skip
             curve = plots.training_curves(compared, home, "rl", rl_panels, x="step", x_label="RL step", smooth=True)
             figures.append(("RL dynamics", curve, "Running means over a tenth of the run."))
             figures += _validation_figures(compared, home)

@@ -1,4 +1,4 @@
-"""Metrics of repeated sampling, per problem; numpy only.
+"""Metrics of repeated sampling, one value per problem, whose mean is the metric; numpy only.
 
 pass@k is the unbiased estimator of Chen et al. (arXiv 2107.03374): the chance that k of the n samples, drawn without replacement,
 contain a correct one.
@@ -39,3 +39,31 @@ def consensus(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
         return False
     winner = votes.most_common(1)[0][0]  # Counter keeps first-seen order among equals
     return correct[list(answers).index(winner)]
+
+
+def ratio_values(values: NDArray[np.float64], weights: NDArray[np.float64], *, if_no_weight: float) -> NDArray[np.float64]:
+    """One value per problem whose mean is R = sum(weights x values) / sum(weights), and whose spread is that of R.
+
+    They are R plus R's influence values (the delta method), so that intervals and paired differences are made as for any other metric;
+    a single one may lie outside the range of `values`. `if_no_weight` stands for R where all weights are 0.
+    """
+    if not weights.any():
+        return np.full(len(values), if_no_weight)
+    ratio = float(weights @ values / weights.sum())
+    return ratio + weights * (values - ratio) / weights.mean()
+
+
+def potential_at_k(correct: NDArray[np.integer], n: int, k: int) -> NDArray[np.float64]:
+    """What k samples find where one fails: sum pass@k (1 - pass@1) / sum (1 - pass@1) (arXiv 2505.23433); 1 if one never fails."""
+    return ratio_values(pass_at_k(correct, n, k), 1 - pass_at_k(correct, n, 1), if_no_weight=1.0)
+
+
+def distinct_share(answers: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """Share of distinct ones among each problem's correct answers, mean over the problems with any; 0 if there are none."""
+    shares = np.array([len(set(found)) / max(1, len(found)) for found in answers])
+    return ratio_values(shares, np.array([float(bool(found)) for found in answers]), if_no_weight=0.0)
+
+
+def samples_to_correct(correct: NDArray[np.integer], n: int) -> NDArray[np.float64]:
+    """Expected place of the first correct one when n samples are looked at in random order; n + 1 where none is correct."""
+    return (n + 1) / (np.asarray(correct, dtype=np.float64) + 1)

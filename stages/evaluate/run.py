@@ -18,8 +18,9 @@ from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.engine import build_engine, check_prompts
 from stages.evaluate.distribution import heldout_statistics
-from stages.evaluate.metrics import consensus, doubling_ks, pass_at_k
+from stages.evaluate.metrics import consensus, distinct_share, doubling_ks, pass_at_k, potential_at_k
 from stages.evaluate.sample import GREEDY, Sample, sample
+from stages.evaluate.selection import picking_orders, selection_metrics
 from stages.evaluate.verify import Verifier
 from stages.tasks import Verdict, build_task
 
@@ -34,7 +35,8 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
     )  # fmt: skip
     problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
-    check_prompts(problems, AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False), config.task.max_prompt_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
     stage.progress(0, 0, "starting the engine")
     engine = build_engine(
         checkpoint,
@@ -50,6 +52,13 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         verdicts = verifier.verify((sample.problem, sample.text) for sample in samples)
         counts = verifier.finish()
     per_problem = problem_metrics(samples, verdicts, protocol.samples)
+    if protocol.selection is not None:
+        stage.progress(0, 0, "selecting samples")
+        drawn = [(one, verdict) for one, verdict in zip(samples, verdicts, strict=True) if one.number != GREEDY]
+        groups = [drawn[start : start + protocol.samples] for start in range(0, len(drawn), protocol.samples)]
+        prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
+        orders = picking_orders(checkpoint, prompts, [[one for one, _ in g] for g in groups], protocol.selection, protocol.seed)
+        per_problem |= selection_metrics(np.array([[verdict.correct for _, verdict in g] for g in groups]), orders)
 
     def write(folder: Path) -> None:
         pq.write_table(_samples_table(samples, verdicts), folder / "samples.parquet")
@@ -59,10 +68,10 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     stage.export(write)
     means = {f"{name}/{k}": float(np.mean(values)) for name, by_k in per_problem.items() for k, values in by_k.items()}
     shape = {name: float(np.mean(values)) for name, values in heldout.items()}
-    drawn = [s for s in samples if s.number != GREEDY]
     return means | shape | {
         "perplexity": float(np.exp(shape["cross_entropy"])),
-        "truncated": float(np.mean([s.truncated for s in drawn])),
+        "chance": config.task.chance,
+        "truncated": float(np.mean([s.truncated for s in samples if s.number != GREEDY])),
         "verifier_timeouts": counts.timeouts,
         "verifier_errors": counts.errors,
     }  # fmt: skip
@@ -72,21 +81,36 @@ def problem_metrics(samples: list[Sample], verdicts: list[Verdict], n: int) -> d
     """metric -> k -> one value per problem, in the order of the problems."""
     by_problem: dict[str, list[tuple[Sample, Verdict]]] = defaultdict(list)
     greedy: dict[str, float] = {}
+    greedy_length: dict[str, float] = {}
     for one, verdict in zip(samples, verdicts, strict=True):
         if one.number == GREEDY:
-            greedy[one.problem.id] = float(verdict.correct)
+            greedy[one.problem.id], greedy_length[one.problem.id] = float(verdict.correct), float(one.length)
         else:
             by_problem[one.problem.id].append((one, verdict))
     groups = list(by_problem.values())
     correct = np.array([sum(verdict.correct for _, verdict in group) for group in groups])
     votes = [consensus([v.answer for _, v in group], [v.correct for _, v in group]) for group in groups]
+    answers = [[str(verdict.answer) for _, verdict in group if verdict.correct] for group in groups]
+    further = {
+        f"{rule}_pass@k": np.array([sum(verdict.further.get(rule, False) for _, verdict in group) for group in groups])
+        for rule in _further_rules(verdicts)
+    }
     return {
         "pass@k": {str(k): pass_at_k(correct, n, k).tolist() for k in doubling_ks(n)},
+        **{name: {str(k): pass_at_k(counts, n, k).tolist() for k in doubling_ks(n)} for name, counts in further.items()},
+        "potential@k": {str(k): potential_at_k(correct, n, k).tolist() for k in doubling_ks(n)[1:]},
+        "distinct_correct": {str(n): distinct_share(answers).tolist()},
         "avg@n": {str(n): (correct / n).tolist()},
         "cons@n": {str(n): [float(vote) for vote in votes]},
         "greedy": {"1": list(greedy.values())},
+        "greedy_length": {"1": list(greedy_length.values())},
         "length": {str(n): [float(np.mean([one.length for one, _ in group])) for group in groups]},
     }
+
+
+def _further_rules(verdicts: list[Verdict]) -> list[str]:
+    """A response that the verifier failed on has no verdict by any of them, which counts as wrong."""
+    return list(dict.fromkeys(rule for verdict in verdicts for rule in verdict.further))
 
 
 def _samples_table(samples: list[Sample], verdicts: list[Verdict]) -> pa.Table:
@@ -99,5 +123,6 @@ def _samples_table(samples: list[Sample], verdicts: list[Verdict]) -> pa.Table:
             "correct": [v.correct for v in verdicts],
             "length": pa.array([s.length for s in samples], pa.int32()),
             "truncated": [s.truncated for s in samples],
+            **{rule: [v.further.get(rule, False) for v in verdicts] for rule in _further_rules(verdicts)},
         }
     )

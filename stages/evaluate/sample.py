@@ -23,12 +23,17 @@ class Sample:
     problem: Problem
     number: int
     text: str
-    length: int
+    tokens: tuple[int, ...]
     truncated: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens, end-of-text included."""
+        return len(self.tokens)
 
 
 def sample(engine: LLM, problems: list[Problem], protocol: EvaluateConfig, stage: Stage) -> list[Sample]:
-    """All samples, problem by problem, each problem's greedy response first. `length` counts tokens, end-of-text included."""
+    """All samples, problem by problem, each problem's greedy response first."""
     from vllm import SamplingParams
 
     tokenizer = engine.get_tokenizer()
@@ -54,6 +59,6 @@ def sample(engine: LLM, problems: list[Problem], protocol: EvaluateConfig, stage
 def _samples_of(problem: Problem, result: RequestOutput, tokenizer: Any, first: int) -> list[Sample]:
     texts = tokenizer.batch_decode([output.token_ids for output in result.outputs], skip_special_tokens=True)
     return [
-        Sample(problem, first + i, text, len(output.token_ids), output.finish_reason == "length")
+        Sample(problem, first + i, text, tuple(output.token_ids), output.finish_reason == "length")
         for i, (text, output) in enumerate(zip(texts, result.outputs, strict=True))
     ]

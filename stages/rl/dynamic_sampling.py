@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Row = dict[str, Any]
@@ -34,6 +34,11 @@ class Group:
         """Whether the rewards differ."""
         totals = self.rewards.nansum(dim=1)
         return bool(totals.max() > totals.min())
+
+    @property
+    def correct(self) -> Bool[Tensor, " samples"]:
+        """Which responses the verifier accepts."""
+        return self.rewards.nansum(dim=1) > 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
@@ -44,7 +45,9 @@ def train(stage: Stage) -> dict[str, Any]:
         _train(stage, config, base, tokenizer, problems, checkpoint, rows)
     if stage.rank == 0:
         verify_export(stage.folder.export)
-    last, best = stage.last_row(), _best(settings, stage.rows())
+    rows = stage.rows()
+    last, best = stage.last_row(), _best(settings, rows)
+    step_times = [row["step_time"] for row in rows if "step_time" in row]
     return {
         "steps": settings.steps,
         **({} if best is None else {"best_step": best}),
@@ -55,6 +58,7 @@ def train(stage: Stage) -> dict[str, Any]:
         "reward": last["reward_raw"],
         "entropy": last["entropy"],
         "length": last["completions/mean_length"],
+        "seconds_per_step": float(np.mean(step_times[1:] or step_times)),  # the first step warms up
     }
 
 
@@ -99,6 +103,7 @@ def _train(
     with Verifier(partial(build_task, config.task), settings) as verifier:
         trainer = RLTrainer(
             stage=stage,
+            base=base,
             engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib),
             settings=settings,
             model=model,

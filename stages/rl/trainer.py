@@ -23,6 +23,7 @@ from pipeline.store import write_json_atomically
 from stages.checkpoint import StepCheckpoints, save_export
 from stages.contract import Stage
 from stages.rl.dynamic_sampling import Draw, Group, Row, draw_groups
+from stages.rl.exploration import Context, Tokens, build_exploration
 from stages.rl.preflight import preflight
 from stages.rl.rollout import rollouts_by
 from stages.rl.validation import Response, best_step, forget_others, keep
@@ -44,7 +45,14 @@ class RLTrainer(GRPOTrainer):
     """
 
     def __init__(
-        self, *, stage: Stage, engine_arguments: dict[str, Any], settings: RLConfig, validate: Validate | None, **trainer: Any
+        self,
+        *,
+        stage: Stage,
+        base: Path,
+        engine_arguments: dict[str, Any],
+        settings: RLConfig,
+        validate: Validate | None,
+        **trainer: Any,
     ) -> None:
         with rollouts_by(engine_arguments):
             super().__init__(**trainer)
@@ -53,6 +61,10 @@ class RLTrainer(GRPOTrainer):
         self.validations: list[dict[str, float]] = []
         """Rows of metrics.jsonl, one per measured step; a resumed stage fills in those of its past."""
         self._drawn: Draw | None = None
+        context = Context(base, settings.samples_per_prompt, self.args.seed, lambda name, x: self._log_metric(f"exploration/{name}", x))
+        self.exploration = build_exploration(settings.exploration, context)
+        self._bonuses: list[torch.Tensor] | None = None
+        self._log_probs: torch.Tensor | None = None
         self.rollouts_generated = self.rollouts_used = 0
         self._averages: dict[str, float] = {}
         # The engine's start has reseeded the global generators with the process index, which would make all seeds equal.
@@ -90,10 +102,12 @@ class RLTrainer(GRPOTrainer):
             largest_of_ranks=lambda number: max(gather_object([number])),
         )
         self._drawn = draw
+        self._bonuses = self.exploration.bonus(draw.groups, self.state.global_step)
         try:
             batch = super()._generate_and_score_completions([row for group in draw.groups for row in group.rows])
         finally:
             self._drawn = None
+        batch |= self._for_exploration(draw)
         self._count(draw)
         if self.use_vllm:
             self._check_mismatch(self._metrics["train"][_MISMATCH][-1])
@@ -209,7 +223,39 @@ class RLTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs: list[Row], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]) -> Any:
         if self._drawn is None:
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self.accelerator.gather(torch.cat([group.rewards for group in self._drawn.groups]))
+        rewards = torch.cat([group.rewards for group in self._drawn.groups])
+        if self._bonuses is not None:
+            rewards = rewards + torch.cat(self._bonuses).to(rewards).unsqueeze(1)
+        return self.accelerator.gather(rewards)
+
+    def _for_exploration(self, draw: Draw) -> dict[str, torch.Tensor]:
+        """Which responses are right, and for each one's loss the factor that makes a mean over the counted ones of one over all."""
+        counted = len(draw.groups if draw.fillers_count else draw.kept)
+        all_, counted_ = self._sum_over_ranks([len(draw.groups), counted])
+        correct = torch.cat([group.correct for group in draw.groups]).to(self.accelerator.device)
+        return {"correct": correct, "response_weight": torch.full(correct.shape, all_ / counted_, device=correct.device)}
+
+    def _get_per_token_logps_and_entropies(self, *positional: Any, **named: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*positional, **named)
+        if torch.is_grad_enabled():  # those that the loss is made of
+            self._log_probs = found[0]
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """GRPO's loss, and what exploration adds to it; TRL leaves dividing by the number of accumulated passes to us."""
+        loss = super()._compute_loss(model, inputs)
+        log_probs, self._log_probs = self._log_probs, None
+        if log_probs is None:
+            return loss
+        counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).to(log_probs.dtype)
+        old = inputs.get("old_per_token_logps")  # not there where the policy that sampled is the one that is trained
+        tokens = Tokens(log_probs, log_probs.detach() if old is None else old, counted, inputs["correct"])
+        terms = self.exploration.loss(tokens)
+        if terms is None:
+            return loss
+        term = (terms * inputs["response_weight"] * counted.any(dim=1)).mean()
+        self._metrics["train"]["exploration/loss"].append(self.accelerator.gather(term.detach()).mean().item())
+        return loss + term / self.current_gradient_accumulation_steps
 
     def _count(self, draw: Draw) -> None:
         """Log what was generated beside what is learned from: priors are compared at equal rollouts as well as at equal steps."""

@@ -3,7 +3,7 @@
 A new task is one module with the `Task` protocol, one config class in `pipeline.config.tasks` and one case in `build_task`.
 """
 
-from pipeline.config.tasks import ArithmeticTask, CountdownTask, GymTask, MathTask
+from pipeline.config.tasks import ArithmeticTask, CountdownTask, GymTask, MathTask, ParityTask
 from pipeline.config.tasks import Task as AnyTaskConfig
 from stages.tasks.protocol import Problem, Split, Task, Verdict
 
@@ -21,6 +21,10 @@ def build_task(config: AnyTaskConfig) -> Task:
             from stages.tasks.arithmetic import Arithmetic
 
             return Arithmetic(config)
+        case ParityTask():
+            from stages.tasks.parity import Parity
+
+            return Parity(config)
         case MathTask():
             from stages.tasks.math import Math
 

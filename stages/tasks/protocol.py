@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Split = Literal["corpus", "heldout", "rl", "evaluate"]
@@ -22,10 +22,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`answer` is the extracted answer in canonical form (None: nothing could be read), used for majority votes."""
+    """`answer` is the extracted answer in canonical form (None: nothing could be read), used for majority votes.
+
+    `correct` is what RL pays. A task may judge by other rules as well; `further` has their verdicts by name, the same names for every
+    response, and evaluation reports pass@k under each.
+    """
 
     correct: bool
     answer: str | None
+    further: Mapping[str, bool] = field(default_factory=dict)
 
 
 class Task(Protocol):

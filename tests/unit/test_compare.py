@@ -1,14 +1,19 @@
 """Intervals and gains: paired, reproducible, honest about what is missing."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline.compare import COLUMNS, Evaluation, arms, bootstrap, perplexity, result_rows, shown_ks, summary_rows
+from pipeline.compare import COLUMNS, Evaluation, arms, bootstrap, perplexity, result_rows, shown_ks, summary_rows, write_samples
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import CellPlan, build_graph
 from pipeline.report.tables import terminal_table
+from tests.unit.stores import shelf_at
 
 PROBLEMS = 40
 
@@ -27,6 +32,7 @@ def evaluation(plan: CellPlan, after: str, rate: float, seed: int = 0, problems:
         problems=[f"p{i}" for i in range(problems)],
         metrics={"pass@k": {1: values, 8: np.minimum(1, 3 * values)}, "greedy": {1: np.round(values)}},
         heldout={name: np.full(10, 0.5) for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")},
+        step_seconds=np.full(5, 2.0) if after == "rl" else np.array([]),
     )
 
 
@@ -95,6 +101,27 @@ def test_rows_of_results_have_the_documented_columns() -> None:
     assert {row["lambda_tail"] for row in rows} == {-0.1}
     for row in rows:
         assert float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"])
+
+
+def test_the_cost_of_rl_is_a_result_with_its_way_of_exploring() -> None:
+    (plan,) = plans("axes.prior=[ce]", "rl.exploration=diversity")
+    rows = list(result_rows("mine", [evaluation(plan, after, 0.5) for after in ("pretrain", "rl")]))
+    assert {row["exploration"] for row in rows} == {"diversity"}
+    (cost,) = [row for row in rows if row["metric"] == "seconds_per_step"]
+    assert (cost["after"], cost["n"], cost["value"]) == ("rl", 5, "2")
+
+
+def test_samples_of_tasks_with_other_verdicts_share_a_file(tmp_path: Path) -> None:
+    shelf = shelf_at(tmp_path)
+    graph = shelf.sweep("axes.prior=[ce,tail]")
+    for further, plan in zip(({}, {"worked": [True]}), graph.cells, strict=True):
+        folder = shelf.done(plan.evaluations["pretrain"])
+        pq.write_table(pa.table({"problem_id": ["p"], "correct": [True], **further}), folder.export / "samples.parquet")
+    write_samples(tmp_path / "samples.parquet", graph, shelf.home)
+    found = pq.read_table(tmp_path / "samples.parquet")
+    assert found.column_names == ["cell", "after", "step", "problem_id", "correct", "worked"]
+    assert found["cell"].to_pylist() == [plan.cell.id for plan in graph.cells]
+    assert found["worked"].to_pylist() == [None, True]
 
 
 def test_shown_columns_are_one_eight_and_the_number_of_samples() -> None:

@@ -1,7 +1,9 @@
 """Configs: names, overrides, axes, and errors that say what to do."""
 
 import re
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,7 +31,7 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
     assert list(load_recipe(name).cells())
 
 
-@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in available(group)])
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group, folder in GROUPS.items() for name in available(folder)])
 def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
     overrides = [f"{group}={name}"]
     if group == "prior":
@@ -37,7 +39,7 @@ def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
     if group == "task":
         overrides.append("model.max_positions=2048")
     recipe = only_recipe(*overrides)
-    assert getattr(recipe, group).name == name
+    assert attrgetter(group)(recipe).name == name
 
 
 def test_the_priors_are_the_papers() -> None:
@@ -57,6 +59,24 @@ def test_an_override_sets_one_value_and_keeps_its_neighbours() -> None:
 def test_another_name_keeps_the_keys_beside_the_old_one() -> None:
     prior = only_recipe("prior=tail").prior
     assert (prior.name, prior.lambda_tail, prior.k) == ("tail", -0.1, 5)
+
+
+def test_a_group_inside_another_is_chosen_by_name_with_changes_and_as_an_axis(tmp_path: Path) -> None:
+    def chosen(*overrides: str) -> Any:
+        rl = only_recipe(*overrides).rl
+        assert rl is not None
+        return rl.exploration
+
+    assert chosen().kind == "none"
+    assert chosen("rl.exploration=diversity", "rl.exploration.lambda_diversity=0.05").lambda_diversity == 0.05
+    assert chosen("rl={exploration: {use: representation, beta: 0.5}}").beta == 0.5
+    path = tmp_path / "rl.yaml"
+    path.write_text((config_folders()[-1] / "rl" / "countdown.yaml").read_text() + "exploration: diversity\n")
+    assert (chosen(f"rl={path}").name, chosen(f"rl={path}", "rl.exploration=none").name) == ("diversity", "none")
+    cells = list(load_sweep("quickstart", ["axes.rl.exploration=[none,distinct]", "axes.prior=[ce]"]).cells())
+    assert [cell.id for cell in cells] == ["ce-seed0-none", "ce-seed0-distinct"]
+    graph = build_graph(cells)
+    assert len([node for node in graph.stages.values() if node.kind == "pretrain"]) == 1
 
 
 def test_where_stages_run_is_chosen_by_name_and_is_no_part_of_identity() -> None:
@@ -143,8 +163,12 @@ def test_parents_come_before_children() -> None:
         (["task=gsm8k", "task.train.file=x.csv"], "task.train: file is 'x.csv', which cannot be read: No such file or directory"),
         (["task=math500", "task.evaluate.hub=null"], "task.evaluate: hub is None and file None; give exactly one of the two"),
         (["task=aime24"], "rl.max_response_tokens (16) and 1024 tokens for the prompt exceed model.max_positions (256)"),
-        (["task.kind=sudoku"], "task.kind is sudoku; task needs one of arithmetic, countdown, math, reasoning-gym"),
-        (["task={use: countdown, kind: null}"], "task.kind is None; task needs one of arithmetic, countdown, math, reasoning-gym"),
+        (["task.kind=sudoku"], "task.kind is sudoku; task needs one of arithmetic, countdown, math, parity, reasoning-gym"),
+        (["task={use: countdown, kind: null}"], "task.kind is None; task needs one of arithmetic, countdown, math, parity, reason"),
+        (["rl.exploration=diversty"], "there is no exploration 'diversty'; did you mean 'diversity'?"),
+        (["rl.exploration.kind=luck"], "rl.exploration.kind is luck; rl.exploration needs one of distinct, diversity, none, repr"),
+        (["rl.exploration={use: diversity, lambda_divers: 1}"], "rl.exploration has no key 'lambda_divers'; did you mean 'lambda_"),
+        (["rl.exploration=representation", "rl.exploration.ridge=0"], "rl.exploration.ridge is 0: input should be greater than 0"),
         (["task.max_prompt_tokens=250"], "lower task.max_prompt_tokens or max_response_tokens, or raise model.max_positions"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.compose import available, load_recipe, load_sweep
 from pipeline.config.cluster import ClusterConfig, Resources
+from pipeline.config.exploration import Exploration
 from pipeline.config.prior import Prior
 from pipeline.config.training import AdamWConfig, RLConfig
 from pipeline.graph import build_graph
@@ -111,3 +113,15 @@ def test_every_tool_has_a_section() -> None:
 
 def test_the_stationary_entropies_of_the_docs_are_what_the_objective_gives() -> None:
     assert f"\n{objective_figures.table()}\n" in (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_exploration_shows_the_example_as_it_is_and_every_kind() -> None:
+    page = (ROOT / "docs" / "exploration.md").read_text(encoding="utf-8")
+    module, config = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert module == (ROOT / "stages" / "rl" / "exploration" / "distinct.py").read_text(encoding="utf-8")
+    assert config in (ROOT / "pipeline" / "config" / "exploration.py").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*)\|$", page.split("## One more")[0], re.MULTILINE)
+    assert sorted(name for name, _ in rows) == available("exploration")
+    kinds = {member.model_fields["kind"].default: member.model_fields for member in get_args(get_args(Exploration)[0])}
+    for name, keys in rows:
+        assert set(re.findall(r"`(\w+)` \(", keys)) == kinds[name].keys() - {"kind", "name"}

@@ -50,6 +50,7 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "rl.verify_workers=2", "rl.max_verify_failures=0.1", "task.max_prompt_tokens=100",
         "tracking.mode=disabled", "tracking.project=other",
         "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power",
+        "rl.exploration=none", "rl.exploration={kind: none, name: plain}",
     ],
 )  # fmt: skip
 def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override: str) -> None:
@@ -62,6 +63,8 @@ def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override
         ("evaluate.samples=8", {"evaluate@pretrain", "evaluate@rl"}),
         ("rl.steps=3", {"rl", "evaluate@rl"}),
         ("rl.verify_seconds=1", {"rl", "evaluate@rl"}),
+        ("rl.exploration=diversity", {"rl", "evaluate@rl"}),
+        ("evaluate.selection={}", {"evaluate@pretrain", "evaluate@rl"}),
         ("evaluate.verify_memory_mib=512", {"evaluate@pretrain", "evaluate@rl"}),
         ("prior.beta=0.1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
         ("seed=1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),

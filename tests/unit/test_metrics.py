@@ -8,7 +8,16 @@ from evalplus.eval import estimate_pass_at_k
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.evaluate.metrics import consensus, doubling_ks, pass_at_k
+from stages.evaluate.metrics import (
+    consensus,
+    distinct_share,
+    doubling_ks,
+    pass_at_k,
+    potential_at_k,
+    ratio_values,
+    samples_to_correct,
+)
+from stages.evaluate.selection import selection_metrics
 
 
 @given(st.data(), st.integers(1, 200))
@@ -55,3 +64,44 @@ def test_unreadable_answers_do_not_vote() -> None:
 def test_of_tied_answers_the_first_sampled_wins() -> None:
     assert consensus(["a", "b"], [True, False])
     assert not consensus(["b", "a"], [False, True])
+
+
+def test_potential_weighs_what_k_samples_find_by_how_often_one_fails() -> None:
+    correct, n, k = np.array([0, 1, 4, 8]), 8, 4
+    one, several = pass_at_k(correct, n, 1), pass_at_k(correct, n, k)
+    expected = sum(b * (1 - a) for a, b in zip(one, several, strict=True)) / sum(1 - a for a in one)
+    assert potential_at_k(correct, n, k).mean() == pytest.approx(expected)
+    assert potential_at_k(np.array([8, 8]), 8, 4).tolist() == [1, 1]  # nothing is left to be found
+
+
+def test_the_share_of_distinct_correct_answers_is_a_mean_over_problems_with_any() -> None:
+    assert distinct_share([["a", "a", "b", "c"], [], ["a"]]).mean() == pytest.approx((3 / 4 + 1) / 2)
+    assert distinct_share([[], []]).tolist() == [0, 0]
+
+
+def test_values_of_a_ratio_spread_as_the_ratio_does() -> None:
+    """The bootstrap of their mean has the spread of the bootstrapped ratio itself."""
+    rng = np.random.default_rng(0)
+    weights = rng.random(200)
+    values = rng.random(200) * weights
+    draws = rng.integers(0, 200, (4000, 200))
+    ratios = (weights[draws] * values[draws]).sum(axis=1) / weights[draws].sum(axis=1)
+    found = ratio_values(values, weights, if_no_weight=0.0)
+    assert found.mean() == pytest.approx((weights @ values) / weights.sum())
+    assert found[draws].mean(axis=1).std() == pytest.approx(ratios.std(), rel=0.03)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 4), (1, 4), (2, 5), (5, 5)])
+def test_samples_to_correct_is_the_mean_place_of_the_first_over_all_orders(correct: int, n: int) -> None:
+    orders = set(itertools.permutations([True] * correct + [False] * (n - correct)))
+    expected = np.mean([order.index(True) + 1 if any(order) else n + 1 for order in orders])
+    assert samples_to_correct(np.array([correct]), n)[0] == pytest.approx(expected)
+
+
+def test_selection_is_measured_by_the_place_of_the_first_correct_pick() -> None:
+    correct = np.array([[False, True, False, False], [False] * 4])
+    found = selection_metrics(correct, [[3, 1, 0, 2], [0, 1, 2, 3]])
+    assert found["selected_pass@k"] == {"1": [0, 0], "2": [1, 0], "4": [1, 0]}
+    assert found["selected_gain@k"] == {"1": [-0.25, 0], "2": [0.5, 0], "4": [0, 0]}
+    assert found["samples_to_correct"] == {"4": [2.5, 5]}
+    assert found["selected_samples_to_correct"] == {"4": [2, 5]}
