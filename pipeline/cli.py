@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.compose import Sweep, available, load_recipe, load_sweep
+from pipeline.compose import Sweep, load_recipe, load_sweep
+from pipeline.config_files import available
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, build_graph
 from pipeline.runner import Outcome

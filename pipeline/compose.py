@@ -9,20 +9,20 @@ Choosing another name, on the command line or by an axis, replaces the name and 
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.config.recipe import RecipeConfig
+from pipeline.config_files import parse_yaml, read_config
 from pipeline.errors import PriorlabError
+from pipeline.explain import explain, unknown_key
 from pipeline.store import NAME
 
 GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")} | {"rl.exploration": "exploration"}
@@ -30,30 +30,6 @@ GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "rl", "eva
 # Keys that make a prior another one; k is set beside a name to fit a vocabulary.
 _SHAPING = ("beta", "lambda_head", "lambda_tail")
 _SWEEP_KEYS = {"recipe", "axes", "description"}
-_SHIPPED = Path(__file__).resolve().parent.parent / "configs"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two repairs: `1e-4` is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def config_folders() -> list[Path]:
-    """Where names are looked up: `configs` of the current folder first, then the ones shipped with the project."""
-    return list(dict.fromkeys([Path.cwd() / "configs", _SHIPPED]))
 
 
 @dataclass(frozen=True)
@@ -119,10 +95,10 @@ def _cell_word(path: str, value: Any) -> str:
 
 def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None = None) -> Sweep:
     """The sweep file `name` with overrides: `axes.PATH=[...]` changes an axis, any other key the recipe."""
-    tree = _read("sweep", name)
+    tree = read_config("sweep", name)
     unknown = tree.keys() - _SWEEP_KEYS
     if unknown:
-        raise PriorlabError(_unknown_key(f"sweep {name}", unknown.pop(), _SWEEP_KEYS))
+        raise PriorlabError(unknown_key(f"sweep {name}", unknown.pop(), _SWEEP_KEYS))
     axes = _flatten_axes(tree.get("axes") or {}, name)
     recipe = _recipe_tree(tree.get("recipe", {}))
     set_by_hand: list[str] = []
@@ -191,7 +167,7 @@ def _recipe_tree(node: Any, used: tuple[str, ...] = ()) -> dict[str, Any]:
         name = node.pop("use")
         if name in used:
             raise PriorlabError(f"recipe {name!r} uses itself, by way of {' -> '.join([*used, str(name)])}")
-        base = _recipe_tree(_read("recipe", name), (*used, name))
+        base = _recipe_tree(read_config("recipe", name), (*used, name))
         base["name"] = Path(name).stem
     for key, value in node.items():
         assign(base, [key], value)
@@ -205,8 +181,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not all(path):
         raise PriorlabError(f"{text!r} is no override; write key=value, e.g. rl.steps=50 or axes.seed=[0,1,2]")
     try:
-        return path, yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return path, parse_yaml(value)
+    except ValueError as error:
         raise PriorlabError(f"the value of {text!r} is no YAML: {error}") from error
 
 
@@ -245,7 +221,7 @@ def validate_recipe(tree: dict[str, Any], *, where: str, known: dict[str, Any] |
     try:
         return _validated(tree, {} if known is None else known, _resolved)
     except ValidationError as error:
-        raise PriorlabError(f"{where}: " + "; ".join(_explain(detail) for detail in error.errors())) from None
+        raise PriorlabError(f"{where}: " + "; ".join(explain(detail) for detail in error.errors())) from None
 
 
 def validate_in_full(tree: dict[str, Any], known: dict[str, Any]) -> RecipeConfig:
@@ -273,7 +249,7 @@ def _resolved(path: str, node: Any) -> Any:
     if path in GROUPS and isinstance(node, dict) and "use" in node:
         node = dict(node)
         name = node.pop("use")
-        merged = _read(GROUPS[path], name) | {"name": Path(str(name)).stem}
+        merged = read_config(GROUPS[path], name) | {"name": Path(str(name)).stem}
         shaping = {key: value for key, value in node.items() if key in _SHAPING}
         if path == "prior" and shaping:  # not the prior of that name any more
             merged["name"] = label({"use": merged["name"], **shaping})
@@ -302,93 +278,3 @@ def _adapter(key: str) -> TypeAdapter[Any]:
     annotation: Any = RecipeConfig.model_fields[key].annotation
     discriminator = RecipeConfig.model_fields[key].discriminator
     return TypeAdapter(Annotated[annotation, Field(discriminator=discriminator)] if discriminator else annotation)
-
-
-def _explain(detail: Any) -> str:
-    location, config = _place([str(part) for part in detail["loc"]])
-    path = ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        return _unknown_key(".".join(location[:-1]) or "recipe", location[-1], config.model_fields)
-    if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        kind, kinds = detail["ctx"].get("tag"), ", ".join(sorted(_kinds(config.model_fields[location[-1]].annotation)))
-        return f"{path}.kind is {kind or 'missing'}; {path} needs one of {kinds}"
-    if detail["type"] == "missing":
-        parent = ".".join(location[:-1]) or "the recipe"
-        return f"{path} is missing; {parent} needs it"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _place(location: list[str]) -> tuple[list[str], type[BaseModel]]:
-    """An error's location as the user wrote it, and the innermost config around it; pydantic adds the kind chosen from a union."""
-    written: list[str] = []
-    config: type[BaseModel] = RecipeConfig
-    kinds: dict[str, type[BaseModel]] = {}
-    for part in location:
-        if part in kinds:
-            config, kinds = kinds[part], {}
-            continue
-        written.append(part)
-        annotation = config.model_fields[part].annotation if part in config.model_fields else None
-        kinds = _kinds(annotation)
-        if not kinds:
-            candidates = [annotation, *get_args(annotation)]
-            config = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), config)
-    return written, config
-
-
-def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The members of a union told apart by their `kind`; empty for anything else."""
-    members = [c for c in get_args(annotation) if isinstance(c, type) and issubclass(c, BaseModel) and "kind" in c.model_fields]
-    return {c.model_fields["kind"].default: c for c in members} if len(members) > 1 else {}
-
-
-def _unknown_key(where: str, key: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-    return f"{where} has no key {key!r}; {hint}"
-
-
-def _read(group: str, name: Any) -> dict[str, Any]:
-    """The YAML file of a name, or of a path ending in .yaml."""
-    if not isinstance(name, str) or not name:
-        raise PriorlabError(f"{group} is {name!r}; give the name of a file in configs/{group}")
-    if name.endswith((".yaml", ".yml")):
-        candidates = [Path(name)]
-    elif NAME.fullmatch(name):
-        candidates = [folder / group / f"{name}.yaml" for folder in config_folders()]
-    else:
-        raise PriorlabError(f"{name!r} is no name of a {group}; names have letters, digits, '.', '_' and '-'")
-    for path in candidates:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except UnicodeDecodeError as error:
-            raise PriorlabError(f"{path} is no valid YAML: {error}") from error
-        return copy.deepcopy(_parse(path, text))
-    known = available(group)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise PriorlabError(f"there is no {group} {name!r}; {hint}known: {', '.join(known) or 'none'}")
-
-
-@functools.lru_cache(maxsize=256)
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    """A YAML file's mapping; each text once, because that takes milliseconds."""
-    try:
-        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PriorlabError(f"{path} is no valid YAML: {error}") from error
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise PriorlabError(f"{path} holds no mapping of names to values, as a config is")
-    return tree
-
-
-def available(group: str) -> list[str]:
-    return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")})

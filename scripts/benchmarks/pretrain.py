@@ -28,24 +28,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from pipeline.compose import load_recipe
 from pipeline.config.recipe import PretrainStage
 from pipeline.graph import StageNode, build_graph
-from pipeline.runner import StageState, run
+from pipeline.runner import run
 from pipeline.store import Home
+from scripts.benchmarks.stages import Silent
 
 STAGE, LOOP, LOOP_OUR_LOSS = "stage", "loop", "loop with the fused loss"
-
-
-class Silent:
-    """A view of the runner that shows failures only."""
-
-    def changed(self, stage: StageState, states: list[StageState]) -> None:
-        if stage.state == "failed":
-            sys.exit(f"{stage.node.name} failed: {stage.reason}; see {stage.log}")
-
-    def note(self, text: str) -> None:
-        return
-
-    def tick(self, states: list[StageState]) -> None:
-        return
 
 
 def main() -> None:

@@ -143,6 +143,7 @@ class RLTrainer(GRPOTrainer):
         self.validations.append({"step": step, **measured})
         self.stage.log(step, **measured, **counts)
         if best_step(self.validations, self._best_k) == step:
+            self.stage.guard.check()
             keep(
                 self.stage.folder.checkpoints,
                 step,

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.compose import GROUPS, available, config_folders, load_recipe, load_sweep, parse_override
+from pipeline.compose import GROUPS, load_recipe, load_sweep, parse_override
 from pipeline.config.recipe import RecipeConfig
+from pipeline.config_files import available, config_folders
 from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
 

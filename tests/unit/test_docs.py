@@ -11,11 +11,12 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.compose import available, load_recipe, load_sweep
+from pipeline.compose import load_recipe, load_sweep
 from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.exploration import Exploration
 from pipeline.config.prior import Prior
 from pipeline.config.training import AdamWConfig, RLConfig
+from pipeline.config_files import available
 from pipeline.graph import build_graph
 from pipeline.tools.status import STATES, StageReport
 from scripts.figures import objective as objective_figures

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.compose import available
 from pipeline.config.exploration import (
     DistinctExploration,
     DiversityExploration,
@@ -19,6 +18,7 @@ from pipeline.config.exploration import (
     NoExploration,
     RepresentationExploration,
 )
+from pipeline.config_files import available
 from stages.features import frozen_model, leverages, response_features, sparse_projection
 from stages.rl.dynamic_sampling import Group
 from stages.rl.exploration import Context, Tokens, build_exploration

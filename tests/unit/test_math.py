@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipeline.compose import available, load_recipe
+from pipeline.compose import load_recipe
 from pipeline.config.tasks import MathSource, MathTask
+from pipeline.config_files import available
 from pipeline.errors import PriorlabError
 from stages.tasks import Problem, build_task
 from stages.tasks.answers import judge

@@ -1,0 +1,61 @@
+"""What is wrong with a recipe, in the user's words: the full key, the value, and the nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from pipeline.config.recipe import RecipeConfig
+
+
+def explain(detail: Any) -> str:
+    """One of the errors of pydantic's `ValidationError`."""
+    location, config = _place([str(part) for part in detail["loc"]])
+    path = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return unknown_key(".".join(location[:-1]) or "recipe", location[-1], config.model_fields)
+    if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        kind, kinds = detail["ctx"].get("tag"), ", ".join(sorted(_kinds(config.model_fields[location[-1]].annotation)))
+        return f"{path}.kind is {kind or 'missing'}; {path} needs one of {kinds}"
+    if detail["type"] == "missing":
+        parent = ".".join(location[:-1]) or "the recipe"
+        return f"{path} is missing; {parent} needs it"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _place(location: list[str]) -> tuple[list[str], type[BaseModel]]:
+    """An error's location as the user wrote it, and the innermost config around it; pydantic adds the kind chosen from a union."""
+    written: list[str] = []
+    config: type[BaseModel] = RecipeConfig
+    kinds: dict[str, type[BaseModel]] = {}
+    for part in location:
+        if part in kinds:
+            config, kinds = kinds[part], {}
+            continue
+        written.append(part)
+        annotation = config.model_fields[part].annotation if part in config.model_fields else None
+        kinds = _kinds(annotation)
+        if not kinds:
+            candidates = [annotation, *get_args(annotation)]
+            config = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), config)
+    return written, config
+
+
+def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The members of a union told apart by their `kind`; empty for anything else."""
+    members = [c for c in get_args(annotation) if isinstance(c, type) and issubclass(c, BaseModel) and "kind" in c.model_fields]
+    return {c.model_fields["kind"].default: c for c in members} if len(members) > 1 else {}
+
+
+def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
+    """That there is no such key, and which it may have been meant to be."""
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+    return f"{where} has no key {key!r}; {hint}"
