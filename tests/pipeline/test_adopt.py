@@ -87,7 +87,8 @@ def test_rl_goes_on_as_from_the_same_weights_trained_here(smoke: FinishedSweep, 
         found = lab.home.find_stage(f"{smoke.node(role).kind}/{slug}").record()
         assert expected is not None
         assert found is not None
-        assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-3)
+        ours, theirs = ({k: v for k, v in record["metrics"].items() if k != "seconds_per_step"} for record in (found, expected))
+        assert ours == pytest.approx(theirs, rel=1e-3)
         assert found["fingerprint"] != expected["fingerprint"]
 
 

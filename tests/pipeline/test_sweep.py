@@ -50,7 +50,8 @@ def test_results_have_one_row_per_cell_checkpoint_metric_and_k(smoke: FinishedSw
     keys = [(row["cell"], row["after"], row["metric"], row["k"]) for row in rows]
     assert len(set(keys)) == len(keys)
     assert {row["metric"] for row in rows} == {
-        "pass@k", "avg@n", "cons@n", "greedy", "length", "perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass"
+        "pass@k", "avg@n", "cons@n", "greedy", "greedy_length", "length", "potential@k", "distinct_correct",
+        "perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass", "seconds_per_step",
     }  # fmt: skip
     assert {row["k"] for row in rows if row["metric"] == "pass@k"} == {"1", "2", "4", "8"}
     assert {(row["after"], row["step"]) for row in rows} == {("pretrain", "300"), ("rl", "3")}
