@@ -80,27 +80,16 @@ class AdamWConfig(Config):
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(0, ge=0)
     decay_steps: int = Field(0, ge=0, description="last steps, over which the rate falls linearly to final_ratio")
-    decay_share: float = identity_since(0.0, ge=0, le=1, description="the same as a share of all steps, in place of decay_steps")
     final_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
 
-    @model_validator(mode="after")
-    def _one_decay(self) -> AdamWConfig:
-        if self.decay_steps and self.decay_share:
-            raise ValueError(f"decay_steps is {self.decay_steps} and decay_share {self.decay_share:g}; set one of them to 0")
-        return self
-
-    def decay(self, steps: int) -> int:
-        """The last steps of `steps` over which the rate falls."""
-        return self.decay_steps or round(self.decay_share * steps)
-
     def check_steps(self, steps: int) -> None:
         """Raises `ValueError` if warmup and decay do not fit into `steps`."""
-        if self.warmup_steps + self.decay(steps) > steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) + decay_steps ({self.decay(steps)}) exceed steps ({steps})")
+        if self.warmup_steps + self.decay_steps > steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) + decay_steps ({self.decay_steps}) exceed steps ({steps})")
 
 
 class PretrainConfig(Config):

@@ -35,9 +35,9 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
     assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
         "corpus": "c9975b39ea40",
         "pretrain": "363bf686b6cf",
-        "rl": "7c628410e62b",
+        "rl": "68ce4ff4d629",
         "evaluate@pretrain": "85f497ba17bd",
-        "evaluate@rl": "da3ed3eb9cf2",
+        "evaluate@rl": "99b205107404",
     }
 
 
@@ -61,7 +61,7 @@ def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override
     ("override", "changed"),
     [
         ("evaluate.samples=8", {"evaluate@pretrain", "evaluate@rl"}),
-        ("rl.steps=4", {"rl", "evaluate@rl"}),
+        ("rl.steps=3", {"rl", "evaluate@rl"}),
         ("rl.verify_seconds=1", {"rl", "evaluate@rl"}),
         ("rl.exploration=diversity", {"rl", "evaluate@rl"}),
         ("evaluate.selection={}", {"evaluate@pretrain", "evaluate@rl"}),
