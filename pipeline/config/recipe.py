@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Config, execution
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
 from pipeline.config.tasks import Task
-from pipeline.config.training import CorpusConfig, ModelConfig, PretrainConfig, RLConfig
+from pipeline.config.training import CorpusConfig, PretrainConfig, RLConfig
 
 
 class TrackingConfig(Config):

@@ -1,4 +1,4 @@
-"""What is trained and how: text, model, pre-training, RL, and how a training stage is spread over processes."""
+"""What is trained and how: text, pre-training, RL, and how a training stage is spread over processes."""
 
 from __future__ import annotations
 
@@ -19,31 +19,6 @@ class CorpusConfig(Config):
     heldout_documents: int = Field(ge=1, description="from problems no training document uses")
     block_size: int = Field(ge=2, description="tokens per training sequence")
     seed: int = 0
-
-
-class ModelConfig(Config):
-    """A Qwen3 decoder, trained from scratch; the vocabulary comes from the corpus's tokenizer."""
-
-    name: str = execution("qwen3")
-    architecture: Literal["qwen3"] = "qwen3"
-    layers: int = Field(ge=1)
-    width: int = Field(ge=1)
-    ffn_width: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
-    tied_embeddings: bool = True
-    rope_base: float = Field(1e4, gt=0)
-    max_positions: int = Field(ge=2)
-    init_std: float = identity_since(
-        0.02, gt=0, description="spread of the first weights; narrow models leave plateaus sooner at about 1/sqrt(width)"
-    )
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> ModelConfig:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        return self
 
 
 class Launch(Config):
