@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch.nn import Module, Parameter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -149,7 +150,8 @@ def verify_export(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    written = revert_weight_conversion(model, model.state_dict())  # as files have it: experts one by one
+    expected = {name: list(tensor.shape) for name, tensor in written.items()}
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     found: dict[str, list[int]] = {}

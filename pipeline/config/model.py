@@ -1,8 +1,8 @@
 """The models that are trained, and how many parameters they have: Qwen3 decoders, dense or with mixtures of experts.
 
-A mixture of experts runs as `glm4_moe`: Qwen3's attention, sigmoid scores, and a bias per expert that decides which experts a token goes
-to without entering its weights, which is what balancing without an auxiliary loss needs (Wang et al., arXiv 2408.15664). Both
-transformers and vLLM read that bias (`e_score_correction_bias`) from a checkpoint; of Qwen3's own mixture neither does.
+A mixture of experts runs as `glm4_moe`: Qwen3's attention, sigmoid scores, and a bias per expert that helps to decide where a token
+goes without entering the weights of what comes back, which is what balancing without an auxiliary loss needs (Wang et al., arXiv
+2408.15664). Transformers and vLLM both read that bias (`e_score_correction_bias`) from a checkpoint; Qwen3's own mixture has none.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline.config.recipe import PretrainStage
@@ -25,6 +25,7 @@ from pipeline.config.training import Launch
 from stages.checkpoint import StepCheckpoints, export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
+from stages.pretrain.balancing import ExpertBalance
 from stages.pretrain.head import ShapedHead, attach
 from stages.pretrain.model import build_model
 from stages.pretrain.row_step import STATISTICS
@@ -56,16 +57,28 @@ def collate(rows: Int[Tensor, "rows block"] | list[Tensor]) -> dict[str, Tensor]
 
 
 class PretrainTrainer(Trainer):
-    """Trainer that reads blocks in order and logs the head's statistics to the stage."""
+    """Trainer that reads blocks in order and logs the head's statistics to the stage, and those of experts if there are any."""
 
-    def __init__(self, *, stage: Stage, head: ShapedHead, global_batch: int, block_size: int, launch: Launch, **trainer: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stage: Stage,
+        head: ShapedHead,
+        experts: ExpertBalance | None,
+        global_batch: int,
+        block_size: int,
+        launch: Launch,
+        **trainer: Any,
+    ) -> None:
         super().__init__(**trainer)
         self.stage = stage
         self.head = head
+        self.experts = experts
         self.tokens_per_step = global_batch * block_size
         self.predicted_per_step = global_batch * (block_size - 1)
-        self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
         self.remove_callback(PrinterCallback)
+        if experts is not None:
+            self.add_callback(experts)  # before the next one, whose mark covers its file
         self.add_callback(StepCheckpoints(stage, launch))
         self._last_log = time.perf_counter()
         self._steps = 0  # since then, as is the time waited
@@ -84,8 +97,8 @@ class PretrainTrainer(Trainer):
         return samples, self.predicted_per_step
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's number without its walk through all modules at each micro-batch."""
-        return self._flops_per_token * inputs["input_ids"].numel()
+        """Nothing: Trainer walks through all modules for it at each micro-batch, and counts experts that no token passes through."""
+        return 0
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -112,7 +125,8 @@ class PretrainTrainer(Trainer):
         means = {name: total / count for name, total in zip(STATISTICS, totals, strict=True)}
         tokens = self.state.global_step * self.tokens_per_step
         speed = {"tokens_per_s": steps * self.tokens_per_step / elapsed, "data_wait_share": waited / elapsed}
-        return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | speed
+        balance = {} if self.experts is None else self.experts.take_statistics()
+        return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | balance | speed
 
 
 def train(stage: Stage) -> dict[str, Any]:
@@ -132,6 +146,7 @@ def train(stage: Stage) -> dict[str, Any]:
         trainer = PretrainTrainer(
             stage=stage,
             head=head,
+            experts=None if config.model.moe is None else ExpertBalance(model, config.model.moe.bias_rate, checkpoint),
             global_batch=settings.global_batch,
             block_size=blocks.block_size,
             launch=launch,
@@ -148,10 +163,11 @@ def train(stage: Stage) -> dict[str, Any]:
         stage.export(lambda folder: save_export(trainer, tokenizer, folder))
     if stage.rank == 0:
         verify_export(stage.folder.export)
-    last = stage.last_row()
+    last, parameters = stage.last_row(), config.model.parameters(len(tokenizer))
     tokens = settings.steps * settings.global_batch * blocks.block_size
     return {
-        "parameters": _parameter_count(model),
+        "parameters": parameters.total,
+        "active_parameters": parameters.active,
         "steps": settings.steps,
         "tokens": tokens,
         "passes_over_corpus": tokens / (len(blocks) * blocks.block_size),
@@ -168,7 +184,3 @@ def _arguments(stage: Stage, config: PretrainStage) -> TrainingArguments:
         steps=settings.steps, batch=settings.global_batch, seed=config.seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
     return TrainingArguments(**shared, remove_unused_columns=False)
-
-
-def _parameter_count(model: PreTrainedModel) -> int:
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
