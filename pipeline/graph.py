@@ -208,6 +208,7 @@ def _labels(recipe: RecipeConfig, kind: str) -> dict[str, Any]:
             "prior.lambda_tail": prior.lambda_tail,
             "prior.k": prior.k if prior.rank_aware else 0,
             "prior.form": prior.form,
+            **({"prior.schedule": [waypoint.at for waypoint in prior.schedule]} if prior.schedule else {}),
             "model": recipe.model.name,
             "seed": recipe.seed,
         }

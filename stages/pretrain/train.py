@@ -18,8 +18,9 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
+from pipeline.config.prior import Prior
 from pipeline.config.recipe import PretrainStage
 from pipeline.config.training import Launch
 from stages.checkpoint import StepCheckpoints, export_finished, last_complete, save_export, step_of, verify_export
@@ -55,10 +56,23 @@ def collate(rows: Int[Tensor, "rows block"] | list[Tensor]) -> dict[str, Tensor]
     return {"input_ids": batch, "labels": batch}
 
 
+class FollowSchedule(TrainerCallback):
+    """Before each step, gives the head the prior of that moment: a function of the step alone, so nothing of it needs saving."""
+
+    def __init__(self, head: ShapedHead, prior: Prior) -> None:
+        self.head = head
+        self.prior = prior
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self.head.prior = self.prior.at(state.global_step / state.max_steps)
+
+
 class PretrainTrainer(Trainer):
     """Trainer that reads blocks in order and logs the head's statistics to the stage."""
 
-    def __init__(self, *, stage: Stage, head: ShapedHead, global_batch: int, block_size: int, launch: Launch, **trainer: Any) -> None:
+    def __init__(
+        self, *, stage: Stage, head: ShapedHead, prior: Prior, global_batch: int, block_size: int, launch: Launch, **trainer: Any
+    ) -> None:
         super().__init__(**trainer)
         self.stage = stage
         self.head = head
@@ -67,6 +81,9 @@ class PretrainTrainer(Trainer):
         self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepCheckpoints(stage, launch))
+        self._scheduled = bool(prior.schedule)
+        if self._scheduled:
+            self.add_callback(FollowSchedule(head, prior))
         self._last_log = time.perf_counter()
         self._steps = 0  # since then, as is the time waited
         self._waited = 0.0
@@ -93,6 +110,8 @@ class PretrainTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._statistics()
+            if self._scheduled:  # of the last step; the averages beside them are over all steps since the last row
+                logs |= {f"prior/{reward}": getattr(self.head.prior, reward) for reward in ("beta", "lambda_head", "lambda_tail")}
             step = self.state.global_step
             self.stage.log(step, **{name: value for name, value in logs.items() if name != "epoch"})
             self.stage.progress(step, self.state.max_steps, "steps", loss=logs["loss"], entropy=logs["entropy"])
@@ -124,7 +143,7 @@ def train(stage: Stage) -> dict[str, Any]:
     blocks = Blocks(corpus / "train")
     checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0)
     model = build_model(config.model, tokenizer, config.seed)
-    head = attach(model, config.prior, settings.head_k)
+    head = attach(model, config.prior.at(0.0), settings.head_k)
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:
             stage.export(lambda folder: export_finished(checkpoint, tokenizer, folder))
@@ -132,6 +151,7 @@ def train(stage: Stage) -> dict[str, Any]:
         trainer = PretrainTrainer(
             stage=stage,
             head=head,
+            prior=config.prior,
             global_batch=settings.global_batch,
             block_size=blocks.block_size,
             launch=launch,
