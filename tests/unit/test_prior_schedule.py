@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -102,9 +104,8 @@ def test_following_a_schedule_compiles_nothing_anew() -> None:
     What is recompiled is decided before any code is generated, so the compiler's fast stand-in shows it.
     """
     vocab, width = 50, 8
-    passes = Passes(
-        torch.compile(EAGER.row_sums, dynamic=True, backend="eager"), torch.compile(EAGER.write_gradient_, dynamic=True, backend="eager")
-    )
+    compiler = partial(torch.compile, dynamic=True, backend="eager")
+    passes = Passes(compiler(EAGER.row_sums), compiler(EAGER.write_gradient_))
     hidden, weight = torch.randn(4, width), torch.randn(vocab, width)
     targets = torch.arange(4)
     waypoints = ({"at": 0.5, "beta": 0.5}, {"at": 1.0, "beta": -0.25, "lambda_head": 0.1, "lambda_tail": -0.1})
