@@ -25,7 +25,9 @@ from pipeline.errors import PriorlabError
 from pipeline.explain import explain, unknown_key
 from pipeline.store import NAME
 
-GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")} | {"rl.exploration": "exploration"}
+GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain", "rl", "evaluate", "cluster")} | {
+    "midtrain.corpus": "corpus", "midtrain.prior": "prior", "rl.exploration": "exploration",
+}  # fmt: skip
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
 # Keys that make a prior another one; k is set beside a name to fit a vocabulary.
 _SHAPING = ("beta", "lambda_head", "lambda_tail", "schedule", "interpolation")
@@ -258,7 +260,7 @@ def _resolved(path: str, node: Any) -> Any:
         name = node.pop("use")
         merged = read_config(GROUPS[path], name) | {"name": Path(str(name)).stem}
         shaping = {key: value for key, value in node.items() if key in _SHAPING}
-        if path == "prior" and shaping:  # not the prior of that name any more
+        if GROUPS[path] == "prior" and shaping:  # not the prior of that name any more
             merged["name"] = label({"use": merged["name"], **shaping})
         for key, value in node.items():
             assign(merged, [key], value, tuple(path.split(".")))

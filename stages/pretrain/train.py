@@ -1,7 +1,7 @@
-"""Pre-training: HF Trainer + DeepSpeed over packed blocks, in an order that depends on the seed alone.
+"""Training on packed blocks, from scratch (pre-training) or on from a checkpoint (mid-training): HF Trainer + DeepSpeed.
 
-The order of blocks is drawn up front and read sequentially, so a step sees the same blocks however they are split over processes
-and micro-batches, and a resumed run continues exactly where the step checkpoint stands.
+The order of blocks depends on the seed alone. It is drawn up front and read sequentially, so a step sees the same blocks however they
+are split over processes and micro-batches, and a resumed run continues exactly where the step checkpoint stands.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
 from pipeline.config.prior import Prior
-from pipeline.config.recipe import PretrainStage
-from pipeline.config.training import Launch
+from pipeline.config.training import Launch, NextTokenTraining
 from stages.checkpoint import StepCheckpoints, export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.pretrain.head import ShapedHead, attach
-from stages.pretrain.model import build_model
 from stages.pretrain.row_step import STATISTICS
 from stages.processes import trainer_arguments
 
@@ -67,7 +65,7 @@ class FollowSchedule(TrainerCallback):
         self.head.prior = self.prior.at(state.global_step / state.max_steps)
 
 
-class PretrainTrainer(Trainer):
+class NextTokenTrainer(Trainer):
     """Trainer that reads blocks in order and logs the head's statistics to the stage."""
 
     def __init__(
@@ -134,30 +132,38 @@ class PretrainTrainer(Trainer):
         return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | speed
 
 
-def train(stage: Stage) -> dict[str, Any]:
-    """Run or resume the stage; exports a checkpoint and returns the record's metrics."""
-    config = stage.config_as(PretrainStage)
-    settings, launch = config.pretrain, config.pretrain.launch
+def train(
+    stage: Stage,
+    settings: NextTokenTraining,
+    prior: Prior,
+    seed: int,
+    build: Callable[[PreTrainedTokenizerBase, Blocks], PreTrainedModel],
+) -> dict[str, Any]:
+    """Run or resume the stage on its corpus; exports a checkpoint and returns the record's metrics.
+
+    `build` makes the float32 model that training starts from, whole on every rank.
+    """
+    launch = settings.launch
     corpus = stage.parent("corpus")
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer", trust_remote_code=False)
     blocks = Blocks(corpus / "train")
     checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0)
-    model = build_model(config.model, tokenizer, config.seed)
-    head = attach(model, config.prior.at(0.0), settings.head_k)
+    model = build(tokenizer, blocks)
+    head = attach(model, prior.at(0.0), settings.head_k)
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:
             stage.export(lambda folder: export_finished(checkpoint, tokenizer, folder))
     else:
-        trainer = PretrainTrainer(
+        trainer = NextTokenTrainer(
             stage=stage,
             head=head,
-            prior=config.prior,
+            prior=prior,
             global_batch=settings.global_batch,
             block_size=blocks.block_size,
             launch=launch,
             model=model,
-            args=_arguments(stage, config),  # after the model: from then on transformers would build it under zero.Init
-            train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, config.seed),
+            args=_arguments(stage, settings, seed),  # after the model: from then on transformers would build it under zero.Init
+            train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, seed),
             data_collator=collate,
         )
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
@@ -181,11 +187,10 @@ def train(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _arguments(stage: Stage, config: PretrainStage) -> TrainingArguments:
-    settings = config.pretrain
+def _arguments(stage: Stage, settings: NextTokenTraining, seed: int) -> TrainingArguments:
     shared = trainer_arguments(
         settings.optimizer, settings.launch, settings.dtype,
-        steps=settings.steps, batch=settings.global_batch, seed=config.seed, folder=stage.folder.checkpoints,
+        steps=settings.steps, batch=settings.global_batch, seed=seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
     return TrainingArguments(**shared, remove_unused_columns=False)
 
