@@ -58,7 +58,7 @@ class Interval:
 
 
 def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
-    """All finished evaluations, cell by cell, before RL first."""
+    """All finished evaluations, cell by cell, in the order of training."""
     found = []
     for plan in graph.cells:
         for after, node in plan.evaluations.items():
@@ -88,6 +88,8 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
 def _step(plan: CellPlan, after: str, home: Home) -> int:
     """Optimizer steps that the evaluated checkpoint has seen in its stage; RL may hand on an earlier one than its last."""
     recipe = plan.cell.recipe
+    if after == "midtrain" and recipe.midtrain is not None:
+        return recipe.midtrain.steps
     if after != "rl" or recipe.rl is None:
         return recipe.pretrain.steps
     record = plan.chain["rl"].folder(home).record() if recipe.rl.export == "best" else None
@@ -234,7 +236,7 @@ def arms(evaluations: list[Evaluation]) -> list[Arm]:
         grouped.setdefault(_arm_name(evaluation.plan), []).append(evaluation)
     found = []
     for name, members in grouped.items():
-        before = [e for e in members if e.after == "pretrain"]
+        before = [e for e in members if e.after == e.plan.base]
         after = [e for e in members if e.after == "rl"]
         if before:
             recipe = before[0].plan.cell.recipe

@@ -83,7 +83,7 @@ def _work(node: StageNode) -> str:
         return f"{settings.documents:,} documents"
     if node.adopted is not None:
         return f"adopted checkpoint {node.adopted[:19]}"
-    if node.kind == "pretrain":
+    if node.kind in ("pretrain", "midtrain"):
         corpus = node.parents["corpus"].config
         assert isinstance(corpus, CorpusStage)
         tokens = settings.steps * settings.global_batch * corpus.corpus.block_size

@@ -23,7 +23,6 @@ class MoEConfig(Config):
     expert_width: int = Field(ge=1, description="inner width of one expert")
     shared_experts: int = Field(1, ge=1, description="that every token passes through besides; vLLM's CPU kernels crash without any")
     dense_layers: int = Field(0, ge=0, description="first layers without experts, of model.ffn_width")
-    bias_rate: float = Field(1e-3, ge=0, description="added to or taken from an expert's bias after each step; 0 balances nothing")
 
     @model_validator(mode="after")
     def _experts_are_there(self) -> MoEConfig:

@@ -54,12 +54,19 @@ class Launch(Config):
 class AdamWConfig(Config):
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(0, ge=0)
-    decay_steps: int = Field(0, ge=0, description="last steps, over which the rate falls linearly to final_ratio")
+    decay_steps: int = Field(0, ge=0, description="last steps, over which the rate falls to final_ratio")
+    decay: Literal["linear", "cosine"] = identity_since("linear", description="along which curve it falls")
     final_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
+
+    def identity(self) -> dict[str, Any]:
+        kept = super().identity()
+        if self.decay_steps == 0:
+            kept.pop("decay", None)
+        return kept
 
     def check_steps(self, steps: int) -> None:
         """Raises `ValueError` if warmup and decay do not fit into `steps`."""
@@ -67,23 +74,23 @@ class AdamWConfig(Config):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) + decay_steps ({self.decay_steps}) exceed steps ({steps})")
 
 
-class PretrainConfig(Config):
-    """Stage one: tokens consumed = steps x global_batch x the corpus's block_size."""
+class NextTokenTraining(Config):
+    """Training on packed text, from scratch or not: tokens consumed = steps x global_batch x the corpus's block_size."""
 
     steps: int = Field(ge=1)
     global_batch: int = Field(ge=1, description="blocks per optimizer step, over all processes")
     optimizer: AdamWConfig
     dtype: Dtype = "float32"
     head_k: int = execution(5, ge=1, description="size of the head whose mass is logged")
-    launch: Launch = Launch()
-    adopted: str | None = identity_since(
-        None,
-        pattern="^sha256:[0-9a-f]{64}$",
-        description="digest of a checkpoint that `priorlab adopt` brought in, in place of training one",
+    expert_bias_rate: float = identity_since(
+        1e-3,
+        ge=0,
+        description="by which a step moves the bias of an expert with more or less than its share of tokens; 0 balances nothing",
     )
+    launch: Launch = Launch()
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> PretrainConfig:
+    def _batch_divides(self) -> NextTokenTraining:
         one_pass = self.launch.processes * self.launch.micro_batch
         if self.global_batch % one_pass:
             raise ValueError(
@@ -93,6 +100,16 @@ class PretrainConfig(Config):
         self.launch.check_dtype(self.dtype)
         self.optimizer.check_steps(self.steps)
         return self
+
+
+class PretrainConfig(NextTokenTraining):
+    """Stage one, from scratch."""
+
+    adopted: str | None = identity_since(
+        None,
+        pattern="^sha256:[0-9a-f]{64}$",
+        description="digest of a checkpoint that `priorlab adopt` brought in, in place of training one",
+    )
 
 
 class ValidationConfig(Config):

@@ -34,8 +34,8 @@ def _markdown(name: str, description: str, rows: list[dict[str, Any]]) -> str:
 
 
 _NOTE = (
-    "Entropy (nats) and perplexity are those of the pre-trained model on held-out text. Gain = after RL minus before, paired per "
-    "problem; intervals are 95% bootstraps over problems (and over seeds, where there are several)."
+    "Entropy (nats) and perplexity are those of the model that RL starts from, on held-out text. Gain = after RL minus before, paired "
+    "per problem; intervals are 95% bootstraps over problems (and over seeds, where there are several)."
 )
 
 
@@ -55,8 +55,10 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
             figures.append(("RL dynamics", curve, "Running means over a tenth of the run."))
             figures += _validation_figures(compared, home)
         pretrain_panels = [("perplexity", "perplexity"), ("entropy", "entropy (nats)"), ("tail_mass", "tail mass")]
-        curve = plots.training_curves(compared, home, "pretrain", pretrain_panels, x="tokens", x_label="tokens", smooth=False)
-        figures.append(("Pre-training", curve, "Measured on the training batches; the first tenth is not drawn."))
+        for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training")):
+            if any(kind in evaluation.plan.chain for arm in compared for evaluation in arm.before):
+                curve = plots.training_curves(compared, home, kind, pretrain_panels, x="tokens", x_label="tokens", smooth=False)
+                figures.append((title, curve, "Measured on the training batches; the first tenth is not drawn."))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
@@ -66,6 +68,7 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
         rows=[tables.cells(row, tables.pass_keys(rows)) for row in rows],
         figures=figures,
         examples=_examples(graph, home),
+        base=graph.cells[0].base if graph.cells else "pretrain",
         sources=_sources(graph, home),
     )
 

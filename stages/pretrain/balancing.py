@@ -24,6 +24,11 @@ from transformers.training_args import TrainingArguments
 _BIAS_FILE = "router_bias.safetensors"
 
 
+def router_biases(model: PreTrainedModel) -> dict[str, Tensor]:
+    """By name, of each layer with experts."""
+    return {name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
+
+
 class ExpertBalance(TrainerCallback):
     """Counts the tokens of each expert, and moves the biases by `rate` after each optimizer step.
 
@@ -34,7 +39,7 @@ class ExpertBalance(TrainerCallback):
     def __init__(self, model: PreTrainedModel, rate: float, resume_from: Path | None) -> None:
         self.rate = rate
         self.resume_from = resume_from
-        self.biases = {name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
+        self.biases = router_biases(model)
         routers = [model.get_submodule(name.rpartition(".")[0]) for name in self.biases]
         experts = next(iter(self.biases.values())).numel()
         self._load = torch.zeros(len(routers), experts, dtype=torch.int64)

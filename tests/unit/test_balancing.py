@@ -21,7 +21,7 @@ ONE_PROCESS: Any = SimpleNamespace(world_size=1)
 
 
 def tiny() -> PreTrainedModel:
-    """Two layers whose routers favour their first experts, whatever the token: all embeddings agree in one component, which they read."""
+    """Two layers whose routers favour their first experts whatever the token: all embeddings share a component, which they read."""
     config = ModelConfig(
         architecture="glm4_moe", layers=2, width=32, heads=2, kv_heads=1, head_dim=16, tied_embeddings=False, max_positions=64,
         moe={"experts": EXPERTS, "active_experts": ACTIVE, "expert_width": 16},

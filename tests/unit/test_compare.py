@@ -70,6 +70,15 @@ def test_a_gain_is_paired_per_problem() -> None:
     assert (gain.value, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
+def test_the_gain_of_rl_is_over_the_checkpoint_that_it_starts_from() -> None:
+    (plan,) = plans("axes.prior=[ce]", "midtrain=countdown")
+    base, middle, last = (evaluation(plan, after, rate) for after, rate in (("pretrain", 0.2), ("midtrain", 0.4), ("rl", 0.8)))
+    (arm,) = arms([base, middle, last])
+    assert (arm.before, arm.after) == ([middle], [last])
+    rows = list(result_rows("mine", [base, middle, last]))
+    assert list(dict.fromkeys(row["after"] for row in rows)) == ["pretrain", "midtrain", "rl"]
+
+
 def test_a_gain_over_other_problems_is_refused() -> None:
     (plan,) = plans("axes.prior=[ce]")
     (arm,) = arms([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5, problems=30)])
