@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipeline.compose import Sweep, load_recipe, load_sweep
 from pipeline.config_files import available
+from pipeline.costs import DEVICES, Utilisation, known_device
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, build_graph
 from pipeline.runner import Outcome
@@ -31,6 +32,7 @@ from pipeline.sweeps import (
 from pipeline.terminal import WIDE, console, errors, plain_table, print_json, print_wide, some_of
 from pipeline.tools import commands
 from pipeline.tools.plan import explained_plan
+from pipeline.tools.plan_costs import Assumptions, as_rows, planned_costs
 from pipeline.view import choose_view
 
 app = typer.Typer(
@@ -80,6 +82,16 @@ def run(
 def plan(
     name: Annotated[str, typer.Argument(help="a file of configs/sweep or configs/recipe")],
     overrides: Overrides = None,
+    costs: Annotated[bool, typer.Option("--costs", help="what each stage will take: FLOPs, hours, memory, disk")] = False,
+    device: Annotated[str, typer.Option(help=f"for --costs: {', '.join(DEVICES)}")] = "h100",
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="for --costs: per stage, for its hours (default: its processes)", show_default=False)
+    ] = None,
+    utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: share of the peak that training reaches")] = 0.4,
+    sampling_utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="the same of sampling")] = 0.1,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="for --costs: tokens of the tokenizer, until the corpus is made", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a sweep or recipe would run, what it would reuse, and why. Runs nothing."""
@@ -87,6 +99,11 @@ def plan(
         planned = load_recipe(name, overrides or [])
     else:
         planned = load_sweep(name, overrides or [])
+    if costs:
+        shares = Utilisation(utilisation, sampling_utilisation)
+        assumed = Assumptions(device, known_device(device), devices, shares, vocabulary)
+        _show_costs(planned_costs(build_graph(planned.cells()), _home(), assumed), as_json=as_json)
+        return
     entries = explained_plan(build_graph(planned.cells()), _home())
     if as_json:
         print_json(entries)
@@ -97,6 +114,17 @@ def plan(
     print_wide(table)
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")
+
+
+def _show_costs(entries: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(entries)
+        return
+    headings = ("stage", "parameters", "tokens", "steps", "FLOPs", "hours", "memory per device (GiB)", "disk")
+    table = plain_table(*headings, wrapped=("memory per device (GiB)",))
+    for row in as_rows(entries):
+        table.add_row(*map(Text, row))
+    print_wide(table)
 
 
 @app.command()
