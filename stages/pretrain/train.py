@@ -22,13 +22,22 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 
 from pipeline.config.prior import Prior
 from pipeline.config.training import Launch, NextTokenTraining
-from stages.checkpoint import StepCheckpoints, export_finished, last_complete, save_export, step_of, verify_export
+from stages.checkpoint import (
+    StepCheckpoints,
+    export_finished,
+    is_split_otherwise,
+    last_complete,
+    save_export,
+    step_of,
+    verify_export,
+)
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.pretrain.balancing import ExpertBalance, router_biases
 from stages.pretrain.head import ShapedHead, attach
 from stages.pretrain.row_step import STATISTICS
 from stages.processes import trainer_arguments
+from stages.resharding import KeepWeightDecay, load_universal, reshard
 
 
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
@@ -160,13 +169,21 @@ def train(
     corpus = stage.parent("corpus")
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer", trust_remote_code=False)
     blocks = Blocks(corpus / "train")
-    checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0)
+    checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0, any_processes=True)
     model = build(tokenizer, blocks)
     head = attach(model, prior.at(0.0), settings.head_k)
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:
             stage.export(lambda folder: export_finished(checkpoint, tokenizer, folder))
     else:
+        # After the model: once there are arguments, transformers would build it under zero.Init.
+        arguments = trainer_arguments(
+            settings.optimizer, launch, settings.dtype,
+            steps=settings.steps, batch=settings.global_batch, seed=seed, folder=stage.folder.checkpoints,
+        )  # fmt: skip
+        resharded = checkpoint is not None and is_split_otherwise(checkpoint, launch)
+        if resharded:
+            arguments["deepspeed"] = load_universal(arguments["deepspeed"])
         trainer = NextTokenTrainer(
             stage=stage,
             head=head,
@@ -176,10 +193,16 @@ def train(
             block_size=blocks.block_size,
             launch=launch,
             model=model,
-            args=_arguments(stage, settings, seed),  # after the model: from then on transformers would build it under zero.Init
+            args=TrainingArguments(**arguments, remove_unused_columns=False),
             train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, seed),
             data_collator=collate,
         )
+        if checkpoint is not None and resharded:
+            print(
+                f"{checkpoint.name} was written by another number of processes; its parts are put together and split anew", flush=True
+            )
+            reshard(checkpoint, rank=stage.rank)
+            trainer.add_callback(KeepWeightDecay())
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
         with stage.guard.saving():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -199,14 +222,6 @@ def train(
         "zero_stage": launch.zero_stage,
         "processes": launch.processes,
     }
-
-
-def _arguments(stage: Stage, settings: NextTokenTraining, seed: int) -> TrainingArguments:
-    shared = trainer_arguments(
-        settings.optimizer, settings.launch, settings.dtype,
-        steps=settings.steps, batch=settings.global_batch, seed=seed, folder=stage.folder.checkpoints,
-    )  # fmt: skip
-    return TrainingArguments(**shared, remove_unused_columns=False)
 
 
 def _parameter_count(model: PreTrainedModel) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,49 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipeline.graph import StageNode
 from pipeline.store import Home, write_json_atomically
 from stages.corpus.pack import Blocks
-from tests.conftest import Lab, finish, rows, smoke_graph, start
-
-RECIPE = (
-    "axes.prior=[tail]", "model={use: nano_moe, layers: 2, width: 64, ffn_width: null, heads: 2}",
-    "corpus={documents: 500, heldout_documents: 50}",
-    "pretrain={steps: 240, launch: {save_steps: 120, log_steps: 120}, optimizer: {warmup_steps: 20, decay_steps: 40}}",
-    "rl.steps=2", "rl.preflight_problems=8",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trained:
-    lab: Lab
-    nodes: dict[str, StageNode]
-
-    @property
-    def export(self) -> Path:
-        return self.lab.folder(self.nodes["pretrain"]).export
-
-
-def ready(lab: Lab, node: StageNode, *finished: tuple[Lab, StageNode]) -> StageNode:
-    """The stage with its spec in the lab, beside copies of what it stands on."""
-    for other, parent in finished:
-        lab.borrow(other, parent)
-    folder = lab.folder(node)
-    folder.path.mkdir(parents=True)
-    write_json_atomically(folder.spec, node.spec(lab.home, "test"))
-    return node
-
-
-@pytest.fixture(scope="session")
-def moe(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Corpus and pre-training, by one process without ZeRO."""
-    lab = Lab(Home(tmp_path_factory.mktemp("moe")))
-    nodes = smoke_graph(*RECIPE).cells[0].chain
-    for kind in ("corpus", "pretrain"):
-        ready(lab, nodes[kind])
-        process = start(lab, nodes[kind])
-        assert process.wait(timeout=200) == 0, (lab.folder(nodes[kind]).path / "out.log").read_text()
-    return Trained(lab, nodes)
+from tests.conftest import Lab, finish, kill_once_saved, rows, smoke_graph, start
+from tests.stages.conftest import MOE_RECIPE, Trained, ready
 
 
 def weights(export: Path) -> dict[str, torch.Tensor]:
@@ -103,3 +63,29 @@ def test_rl_trains_a_mixture_and_its_engine_keeps_up(moe: Trained, lab: Lab) -> 
     for name, value in before.items():
         if name.endswith("e_score_correction_bias"):
             assert torch.equal(value, after[name])  # RL balances nothing
+
+
+def test_a_run_killed_on_two_processes_under_zero3_goes_on_with_one(moe: Trained, tmp_path: Path) -> None:
+    """As without the interruption, and as without ZeRO: same blocks, same losses, same weights up to rounding."""
+    gentle = (
+        "pretrain={steps: 20, launch: {save_steps: 10, log_steps: 5}}",
+        "pretrain.optimizer={learning_rate: 1e-3, warmup_steps: 5, decay_steps: 5}",
+    )
+    two = ("pretrain.launch={processes: 2, micro_batch: 4, zero_stage: 3, gradient_checkpointing: true}",)
+    found = {}
+    for name, layout in {"whole": (), "parted": two}.items():
+        lab = Lab(Home(tmp_path / name))
+        node = ready(lab, smoke_graph(*MOE_RECIPE, *gentle, *layout).cells[0].chain["pretrain"], (moe.lab, moe.nodes["corpus"]))
+        if name == "parted":
+            kill_once_saved(lab, node, step=10)
+            node = smoke_graph(*MOE_RECIPE, *gentle, *two, "pretrain.launch.processes=1").cells[0].chain["pretrain"]
+            write_json_atomically(lab.folder(node).spec, node.spec(lab.home, "test"))
+        found[name] = finish(lab, node, start(lab, node)), weights(lab.folder(node).export)
+        assert ("put together" in (lab.folder(node).path / "out.log").read_text()) == (name == "parted")
+    (expected, expected_weights), (ours, our_weights) = found["whole"], found["parted"]
+    assert [row["step"] for row in ours] == [row["step"] for row in expected] == [5, 10, 15, 20]
+    for row, other in zip(ours, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert row["expert_violation"] == pytest.approx(other["expert_violation"], rel=0.1)
+    for name, value in our_weights.items():
+        torch.testing.assert_close(value, expected_weights[name], rtol=0, atol=2e-3, msg=name)
