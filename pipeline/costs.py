@@ -159,7 +159,8 @@ def state_memory(model: ModelConfig, vocabulary: int, launch: Launch, dtype: Dty
     split = {"parameters": 3, "gradients": 2}
     held = {name: total * width / (parts if launch.zero_stage >= stage else 1) for name, stage in split.items()}
     gathered = min(total, _GATHERED) * width if launch.zero_stage == 3 and parts > 1 else 0.0
-    bucket = min(total, _BUCKET) * width if launch.zero_stage > 1 else 0.0
+    copies = {2: 1, 3: 2 if parts > 1 else 1}.get(launch.zero_stage, 0)  # stage 3 lays gradients out anew to scatter them
+    bucket = copies * min(total, _BUCKET) * width
     # Master weights, two moments, and the float32 gradients of the part that is stepped.
     return held | {"optimizer": 16.0 * total / parts, "buffers": gathered + bucket}
 

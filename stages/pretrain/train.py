@@ -37,7 +37,7 @@ from stages.pretrain.balancing import ExpertBalance, router_biases
 from stages.pretrain.head import ShapedHead, attach
 from stages.pretrain.row_step import STATISTICS
 from stages.processes import trainer_arguments
-from stages.resharding import KeepWeightDecay, load_universal, reshard
+from stages.resharding import AsItWas, load_universal, reshard
 
 
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
@@ -202,7 +202,7 @@ def train(
                 f"{checkpoint.name} was written by another number of processes; its parts are put together and split anew", flush=True
             )
             reshard(checkpoint, rank=stage.rank)
-            trainer.add_callback(KeepWeightDecay())
+            trainer.add_callback(AsItWas())
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
         with stage.guard.saving():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
