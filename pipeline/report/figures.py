@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.compare.arms import Arm, differences, shown_ks
 from pipeline.compare.evaluations import Evaluation, stage_rows
 from pipeline.compare.predictors import MEASUREMENTS, cell_points, predictors
@@ -13,6 +15,7 @@ from pipeline.store import Home
 
 _MOST_LINES = 12
 _MOST_ROWS = 40
+_FEWEST_POINTS = 3
 _RL_PANELS = (
     ("reward_raw", "reward"),
     ("entropy", "entropy (nats)"),
@@ -64,7 +67,7 @@ def _gains(compared: Sequence[Arm], ks: list[int]) -> list[Figure]:
         found.append(
             Figure(
                 f"Who gains more, along {axis}",
-                plots.differences([one for one in along if (one.arm, one.reference) in pairs]),
+                plots.differences([one for one in along if (one.arm, one.reference) in pairs], compared),
                 f"Gain minus the reference's gain, paired per problem and seed. The intervals hold for all {along[0].family} "
                 "together with 95%; one that crosses 0 shows no difference.",
             )
@@ -74,7 +77,7 @@ def _gains(compared: Sequence[Arm], ks: list[int]) -> list[Figure]:
 
 def _predictors(compared: Sequence[Arm]) -> list[Figure]:
     points = cell_points(compared)
-    varying = [name for name in MEASUREMENTS if len(points[name]) > 1 and points[name].max() > points[name].min()]
+    varying = [name for name in MEASUREMENTS if len(points[name]) >= _FEWEST_POINTS and np.ptp(points[name]) > 0]
     if not varying:
         return []
     foretold = predictors(compared)

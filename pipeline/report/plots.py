@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.intervals import Interval
@@ -55,16 +56,14 @@ def gains(arms: Sequence[Arm], ks: Sequence[int]) -> str:
     return _forest(rows, [f"gain in pass@{k}" for k in ks])
 
 
-def differences(found: Sequence[Difference]) -> str:
-    """Forest plot of what arms gain more than their reference, one panel per k; intervals hold together."""
+def differences(found: Sequence[Difference], arms: Sequence[Arm]) -> str:
+    """Forest plot of what arms gain more than their reference, one panel per k; colours as in the figures of `arms`."""
+    colours = {arm.name: colour(index) for index, arm in enumerate(arms)}
     ks = sorted({one.k for one in found})
     by_pair: dict[tuple[str, str], dict[int, Interval]] = {}
     for one in found:
         by_pair.setdefault((one.arm, one.reference), {})[one.k] = one.gain
-    rows = [
-        (f"{arm} - {reference}", [intervals.get(k) for k in ks], colour(index))
-        for index, ((arm, reference), intervals) in enumerate(by_pair.items())
-    ]
+    rows = [(f"{arm} - {reference}", [intervals.get(k) for k in ks], colours[arm]) for (arm, reference), intervals in by_pair.items()]
     return _forest(rows, [f"difference of gains, pass@{k}" for k in ks])
 
 
@@ -81,6 +80,7 @@ def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: 
                     axis.plot(interval.value, at, "o", color=ink, ms=5)
             axis.axvline(0, color=QUIET, lw=1)
             axis.set_xlabel(title)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.grid(axis="y", visible=False)
         axes[0][0].set_yticks(range(len(rows)), [name for name, *_ in rows])
         axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
@@ -123,9 +123,9 @@ def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], panels: Sequen
     `x` is the key of the rows that lies along the x axis, `label` its words.
     """
     with plt.rc_context(STYLE):
-        columns = min(3, len(panels))
+        columns = 3 if len(panels) % 4 else 4
         rows = -(-len(panels) // columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(3.3 * columns, 2.4 * rows), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(rows, columns, figsize=(9.9, 2.4 * rows), squeeze=False, layout="constrained")
         for index, (name, runs) in enumerate(series):
             for panel, (metric, _) in zip(axes.flat, panels, strict=False):
                 lines = [line for run in runs if (line := _line(run, x, metric)) is not None]
@@ -137,6 +137,8 @@ def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], panels: Sequen
                     panel.fill_between(at, values.min(axis=0), values.max(axis=0), color=colour(index), alpha=0.15, lw=0)
         for panel, (_, title) in zip(axes.flat, panels, strict=False):
             panel.set_title(title)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            panel.xaxis.set_major_locator(MaxNLocator(5))
         for panel in axes.flat[len(panels) :]:
             panel.set_visible(False)
         for panel in axes.flat[max(0, len(panels) - columns) : len(panels)]:
@@ -157,6 +159,8 @@ Line = tuple[np.ndarray, np.ndarray]
 
 def _line(run: Rows, x: str, metric: str) -> Line | None:
     points = np.array([(row[x], row[metric]) for row in run if x in row and metric in row and np.isfinite(row[metric])])
+    if metric == "step_time":
+        points = points[1:]  # the first step warms up
     if not len(points):
         return None
     at, values = points[:, 0], points[:, 1]
