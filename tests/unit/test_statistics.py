@@ -1,0 +1,157 @@
+"""Comparisons of many settings: what their intervals promise, what is paired with what, and which words follow."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import scorio.eval
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pipeline.compare.across import compare_across
+from pipeline.compare.arms import arms, differences, shown_ks
+from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.intervals import bayesian_mean, bootstrap, contrasts
+from pipeline.compare.predictors import cell_points, predictors, spearman
+from pipeline.compare.summary import summary
+from pipeline.errors import PriorlabError
+from tests.unit.test_compare import evaluation, plans
+
+
+def measured(gains: dict[str, float], *overrides: str, seeds: int = 1, problems: int = 60, noise: float = 0.02) -> list[Evaluation]:
+    """A sweep in which RL adds `gains` to pass@1 of each prior, equally on all problems but for `noise`."""
+    found = []
+    for number, plan in enumerate(plans(f"axes.prior=[{','.join(gains)}]", f"axes.seed={list(range(seeds))}", *overrides)):
+        before = evaluation(plan, "pretrain", 0.5, problems=problems)
+        luck = np.random.default_rng(number).normal(0, noise, problems)
+        after = {1: before.metrics["pass@k"][1] + gains[plan.cell.recipe.prior.name] + luck, 8: before.metrics["pass@k"][8]}
+        found += [before, Evaluation(**{**before.__dict__, "after": "rl", "metrics": before.metrics | {"pass@k": after}})]
+    return found
+
+
+def test_of_several_null_differences_any_is_shown_as_seldom_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        shared = rng.normal(0, 0.1, (1, 100))
+        wrong += any(found.shown for found in contrasts([shared + rng.normal(0, 0.1, (1, 100)) for _ in range(8)]))
+    assert wrong / 200 <= 0.1  # eight uncorrected intervals are wrong in 29%, these in 7% of many more trials
+
+
+def test_more_comparisons_widen_each_interval() -> None:
+    values = [np.random.default_rng(seed).normal(0.05, 0.2, (3, 50)) for seed in range(10)]
+    alone, together = contrasts(values[:1])[0], contrasts(values)[0]
+    assert together.value == alone.value
+    assert together.low < alone.low < alone.high < together.high
+    single = bootstrap(values[0])
+    assert (alone.low, alone.high) == pytest.approx((single.low, single.high), abs=0.01)
+
+
+def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
+    equal, winner = contrasts([np.zeros((1, 20)), np.full((1, 20), 0.1)])
+    assert (equal.superiority, winner.superiority) == (0.5, 1.0)
+    assert (equal.low, equal.high, equal.shown) == (0, 0, False)
+    assert winner.shown
+
+
+def test_cross_entropy_is_the_reference_wherever_it_stands() -> None:
+    found = differences(arms(measured({"tail": 0.1, "ce": 0.0, "head": -0.1})), [1])
+    assert [(one.arm, one.reference, round(one.gain.value, 1)) for one in found] == [("tail", "ce", 0.1), ("head", "ce", -0.1)]
+    assert all(one.family == 2 and one.gain.shown for one in found)
+
+
+def test_settings_are_compared_with_those_that_differ_along_one_axis_only() -> None:
+    found = differences(arms(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]")), [1])
+    rate = "rl.optimizer.learning_rate"
+    assert {(one.axis, one.arm, one.reference) for one in found} == {
+        ("prior", f"tail {rate}=0.0001", f"ce {rate}=0.0001"),
+        ("prior", f"tail {rate}=0.0002", f"ce {rate}=0.0002"),
+        (rate, f"ce {rate}=0.0002", f"ce {rate}=0.0001"),
+        (rate, f"tail {rate}=0.0002", f"tail {rate}=0.0001"),
+    }
+
+
+def test_only_seeds_that_both_have_are_paired() -> None:
+    both = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
+    without = [e for e in both if not (e.plan.cell.recipe.prior.name == "tail" and e.plan.cell.recipe.seed == 1)]
+    (found,) = differences(arms(without), [1])
+    ce, tail = arms(both)
+    gains = [tail.gains("pass@k", 1), ce.gains("pass@k", 1)]
+    assert gains[0] is not None
+    assert gains[1] is not None
+    assert found.gain.value == pytest.approx((gains[0] - gains[1])[[0, 2]].mean())
+
+
+@given(st.integers(1, 12).flatmap(lambda n: st.lists(st.lists(st.integers(0, 1), min_size=n, max_size=n), min_size=1, max_size=8)))
+def test_the_bayesian_mean_and_its_error_equal_scorio(outcomes: list[list[int]]) -> None:
+    table = np.array(outcomes)
+    expected = scorio.eval.bayes(table)
+    assert bayesian_mean(table.sum(axis=1).astype(float), table.shape[1]) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))
+def test_rank_correlation_equals_scipy_ties_included(points: list[tuple[int, int]]) -> None:
+    x, y = np.array(points, dtype=float).T
+    if np.ptp(x) and np.ptp(y):
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
+    evaluations = measured({name: 0.02 * rank for rank, name in enumerate(("ce", "precision", "diversity", "tail", "head"))}, seeds=3)
+    told = []
+    for one in evaluations:  # an entropy that follows the gain, and a perplexity that follows nothing
+        rank = ("ce", "precision", "diversity", "tail", "head").index(one.plan.cell.recipe.prior.name)
+        entropy = {"entropy": np.full(10, 1 + 0.1 * rank + 0.01 * one.plan.cell.recipe.seed)}
+        told.append(Evaluation(**{**one.__dict__, "heldout": one.heldout | entropy}))
+    first = predictors(arms(told))[0]
+    assert (first.measurement, first.cells, first.shown) == ("entropy", 15, True)
+    assert len(cell_points(arms(told))["gain"]) == 15
+    assert "goes along with the base model's entropy" in summary(told)["verdict"][-1]
+
+
+def test_fewer_than_five_cells_foretell_nothing() -> None:
+    assert predictors(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2))) == []
+
+
+def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
+    said = " ".join(summary(measured({"ce": 0.05, "tail": 0.15, "head": 0.05}))["verdict"])
+    assert "RL raised pass@1 in 3 of 3 settings" in said
+    assert re.search(r"tail gained more than ce in pass@1: \+\.(09|10)", said)
+    assert "head gained" not in said
+    assert "one seed per setting" in said
+
+
+def test_without_a_difference_the_verdict_says_so() -> None:
+    said = summary(measured({"ce": 0.05, "tail": 0.05}, seeds=2))["verdict"]
+    assert any("no difference in gain is shown" in sentence for sentence in said)
+    assert not any("one seed" in sentence for sentence in said)
+
+
+def test_unfinished_settings_are_told() -> None:
+    evaluations = measured({"ce": 0.05, "tail": 0.05})[:-1]
+    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(evaluations)["verdict"])
+    assert summary(evaluations[:1])["verdict"] == ["No setting has been measured both before and after RL yet."]
+
+
+def test_two_sweeps_are_compared_setting_by_setting() -> None:
+    first, second = measured({"ce": 0.05, "tail": 0.05}), measured({"tail": 0.15, "head": 0.05})
+    found = compare_across(("a", "b"), first, second)
+    assert [(one["arm"], one["reference"], one["k"]) for one in found] == [("b:tail", "a:tail", k) for k in shown_ks(first)]
+    assert found[0]["value"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_single_setting_is_compared_with_each_of_another_sweep() -> None:
+    found = compare_across(("a", "b"), measured({"ce": 0.0}), measured({"tail": 0.1, "head": 0.0}))
+    assert {(one["arm"], one["reference"]) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
+
+
+def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
+    with pytest.raises(PriorlabError, match="share no setting: ce, tail against head, precision"):
+        compare_across(("a", "b"), measured({"ce": 0.0, "tail": 0.0}), measured({"head": 0.0, "precision": 0.0}))
+    with pytest.raises(PriorlabError, match="other problems, or with other seeds"):
+        compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
+    with pytest.raises(PriorlabError, match="priorlab status b"):
+        compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
