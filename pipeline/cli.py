@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipeline.compare import commands as comparing
 from pipeline.compare.commands import show_comparison
+from pipeline.compare.precision import in_words, precision
 from pipeline.compose import Sweep, load_recipe, load_sweep
 from pipeline.config_files import available
 from pipeline.errors import PriorlabError
@@ -40,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _SHOWN_CHANGES = 5
+_AIM = 0.05
+"""Difference of gains for which `plan` says what it takes to show it."""
 
 Overrides = Annotated[
     list[str] | None,
@@ -85,7 +88,8 @@ def plan(
         planned = load_recipe(name, overrides or [])
     else:
         planned = load_sweep(name, overrides or [])
-    entries = explained_plan(build_graph(planned.cells()), _home())
+    cells = list(planned.cells())
+    entries = explained_plan(build_graph(cells), _home())
     if as_json:
         print_json(entries)
         return
@@ -95,6 +99,9 @@ def plan(
     print_wide(table)
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")
+    expected = precision(cells)
+    if expected is not None:
+        console.print(in_words(expected, _AIM), soft_wrap=not console.is_terminal)
 
 
 @app.command()

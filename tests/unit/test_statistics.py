@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from pipeline.compare.across import compare_across
 from pipeline.compare.arms import arms, differences, shown_ks
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import bayesian_mean, bootstrap, contrasts
+from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
 from pipeline.compare.predictors import cell_points, predictors, spearman
 from pipeline.compare.summary import summary
+from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
 from tests.unit.test_compare import evaluation, plans
 
@@ -155,3 +158,36 @@ def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
         compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
     with pytest.raises(PriorlabError, match="priorlab status b"):
         compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
+
+
+def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
+    expected = Precision(problems=100, samples=16, seeds=1, comparisons=1)
+    rng = np.random.default_rng(3)
+    shown, means = 0, []
+    for _ in range(400):
+        luck = rng.normal(0, SEED_SPREAD)
+        sampling = (rng.binomial(16, 0.14, (4, 100)) / 16 - 0.14).sum(axis=0)  # before and after, in two settings
+        values = expected.detectable + luck + rng.normal(0, PROBLEM_SPREAD, 100) + sampling
+        means.append(values.mean())
+        shown += abs(values.mean()) > 1.96 * expected.error
+    assert np.std(means) == pytest.approx(expected.error, rel=0.1)
+    assert shown / 400 == pytest.approx(0.8, abs=0.06)
+
+
+def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
+    plan = Precision(problems=128, samples=64, seeds=1, comparisons=4)
+    problems = plan.problems_for(0.12)
+    assert problems is not None
+    assert replace(plan, problems=problems).detectable <= 0.12 < replace(plan, problems=problems - 1).detectable
+    assert plan.problems_for(0.05) is None  # with one seed, their luck alone hides it
+    assert plan.seeds_for(0.05) is None
+    said = in_words(plan, 0.05)
+    assert "128 problems x 64 samples x 1 seed:" in said
+    assert "to show 0.05 takes more of both seeds and problems" in said
+
+
+def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None:
+    assert precision(list(load_sweep("quickstart", ["rl=null"]).cells())) is None
+    assert precision(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells())) is None
+    found = precision(list(load_sweep("quickstart", ["axes.seed=[0,1,2]"]).cells()))
+    assert found == Precision(problems=128, samples=64, seeds=3, comparisons=4)
