@@ -203,7 +203,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     from pipeline.tracking import log_comparison
 
     folder.mkdir(parents=True, exist_ok=True)
-    found = summary(evaluations)
+    found = summary(evaluations, home)
     write_comparison(sweep.name, sweep.description, graph, evaluations, found, home)
     compared = [node.fingerprint for plan in graph.cells for node in plan.evaluations.values()]
     identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()

@@ -79,7 +79,7 @@ def in_words(found: Precision, aim: float) -> str:
     needed = " or ".join(way for way in ways if way) or "more of both seeds and problems"
     size = f"{found.problems} problems x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
     said = (
-        f"{size}: a difference of gains in pass@1 has a standard error of about {found.error:.3f}, so four sweeps of five would show one "
-        f"of {found.detectable:.2f} ({found.comparisons} compared at once)"
+        f"{size}: a difference of gains in pass@1 has a standard error of about {found.error:.3f}, so four sweeps of five would "
+        f"show one of {found.detectable:.2f} ({found.comparisons} compared at once)"
     )
     return said if found.detectable <= aim else f"{said}; to show {aim:g} takes {needed}"

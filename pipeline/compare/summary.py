@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.compare.arms import Arm, Difference, arms, differences, shown_ks
+from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval
 from pipeline.compare.predictors import predictors
 from pipeline.compare.verdict import verdict
+from pipeline.store import Home
 
 
-def summary(evaluations: list[Evaluation]) -> dict[str, Any]:
-    """`rows` (one per arm), `differences` between them, `predictors` of the gain, the `verdict` in words, and `chance`."""
+def summary(evaluations: list[Evaluation], home: Home) -> dict[str, Any]:
+    """`rows` (one per arm), `differences` between them, `equal_budgets`, `predictors` of the gain, the `verdict`, and `chance`."""
     ks, compared = shown_ks(evaluations), arms(evaluations)
     between = differences(compared, ks)
     foretold = predictors(compared)
@@ -20,6 +22,7 @@ def summary(evaluations: list[Evaluation]) -> dict[str, Any]:
     return {
         "rows": rows,
         "differences": [_difference(one) for one in between],
+        "equal_budgets": equal_budgets(compared, home),
         "predictors": [one.__dict__ for one in foretold],
         "verdict": verdict(compared, between, foretold, ks),
         "chance": compared[0].before[0].plan.cell.recipe.task.chance if compared else 0.0,

@@ -60,6 +60,7 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
         rows=[tables.cells(row, tables.pass_keys(rows)) for row in rows],
         difference_headings=tables.DIFFERENCE_HEADINGS,
         differences=[tables.difference_cells(one) for one in summary["differences"]],
+        equal_budgets=tables.budget_cells(summary["equal_budgets"]),
         csv=_embedded(home.sweep(name) / "results.csv"),
         figures=figures(compared, evaluations, home),
         settings=content.settings(compared),

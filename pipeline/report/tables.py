@@ -67,6 +67,11 @@ def difference_cells(one: dict[str, Any]) -> list[str]:
     return [one["axis"], one["arm"], one["reference"], str(one["k"]), gain(one), f"{one['superiority']:.2f}"]
 
 
+def budget_cells(found: dict[str, Any] | None) -> list[list[str]]:
+    rows = [] if found is None else found["rows"]
+    return [[row["arm"], f"{row['sampled']:,.0f}", numbers.signed(row["at_steps"]), numbers.signed(row["at_rollouts"])] for row in rows]
+
+
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     return _markdown(headings(pass_keys(rows)), [cells(row, pass_keys(rows)) for row in rows])
 

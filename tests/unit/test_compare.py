@@ -17,9 +17,11 @@ from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import CellPlan, build_graph
 from pipeline.report.tables import terminal_table
+from pipeline.store import Home
 from tests.unit.stores import shelf_at
 
 PROBLEMS = 40
+NOWHERE = Home(Path("nowhere"))
 
 
 def plans(*overrides: str) -> list[CellPlan]:
@@ -95,7 +97,7 @@ def test_seeds_of_a_prior_form_one_arm_and_other_axes_do_not() -> None:
 
 def test_an_arm_without_rl_has_no_gain() -> None:
     (plan,) = plans("axes.prior=[ce]")
-    (row,) = summary([evaluation(plan, "pretrain", 0.5)])["rows"]
+    (row,) = summary([evaluation(plan, "pretrain", 0.5)], NOWHERE)["rows"]
     assert row["pass@1"]["after"] is None
     assert row["pass@1"]["gain"] is None
     assert row["pass@1"]["before"]["value"] > 0
@@ -159,7 +161,7 @@ def test_intervals_over_few_seeds_cover_nearly_as_often_as_they_say() -> None:
 
 def test_a_narrow_terminal_gets_one_table_per_k() -> None:
     (plan,) = plans("axes.prior=[ce]")
-    rows = summary([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5)])["rows"]
+    rows = summary([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5)], NOWHERE)["rows"]
     narrow = terminal_table(rows, "mine, pass@8", ["pass@8"])
     assert [column.header for column in narrow.columns] == ["prior", "entropy", "perplexity", "pass@8 before", "after", "gain [95%]"]
     assert Console(width=200).measure(narrow).maximum <= 80

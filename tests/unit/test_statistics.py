@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from scipy import stats
 
 from pipeline.compare.across import compare_across
 from pipeline.compare.arms import arms, differences, shown_ks
+from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import bayesian_mean, bootstrap, contrasts
 from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
@@ -21,7 +24,8 @@ from pipeline.compare.predictors import cell_points, predictors, spearman
 from pipeline.compare.summary import summary
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
-from tests.unit.test_compare import evaluation, plans
+from pipeline.store import Home
+from tests.unit.test_compare import NOWHERE, evaluation, plans
 
 
 def measured(gains: dict[str, float], *overrides: str, seeds: int = 1, problems: int = 60, noise: float = 0.02) -> list[Evaluation]:
@@ -112,7 +116,7 @@ def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
     first = predictors(arms(told))[0]
     assert (first.measurement, first.cells, first.shown) == ("entropy", 15, True)
     assert len(cell_points(arms(told))["gain"]) == 15
-    assert "goes along with the base model's entropy" in summary(told)["verdict"][-1]
+    assert "goes along with the base model's entropy" in summary(told, NOWHERE)["verdict"][-1]
 
 
 def test_fewer_than_five_cells_foretell_nothing() -> None:
@@ -120,7 +124,7 @@ def test_fewer_than_five_cells_foretell_nothing() -> None:
 
 
 def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
-    said = " ".join(summary(measured({"ce": 0.05, "tail": 0.15, "head": 0.05}))["verdict"])
+    said = " ".join(summary(measured({"ce": 0.05, "tail": 0.15, "head": 0.05}), NOWHERE)["verdict"])
     assert "RL raised pass@1 in 3 of 3 settings" in said
     assert re.search(r"tail gained more than ce in pass@1: \+\.(09|10)", said)
     assert "head gained" not in said
@@ -128,15 +132,15 @@ def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
 
 
 def test_without_a_difference_the_verdict_says_so() -> None:
-    said = summary(measured({"ce": 0.05, "tail": 0.05}, seeds=2))["verdict"]
+    said = summary(measured({"ce": 0.05, "tail": 0.05}, seeds=2), NOWHERE)["verdict"]
     assert any("no difference in gain is shown" in sentence for sentence in said)
     assert not any("one seed" in sentence for sentence in said)
 
 
 def test_unfinished_settings_are_told() -> None:
     evaluations = measured({"ce": 0.05, "tail": 0.05})[:-1]
-    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(evaluations)["verdict"])
-    assert summary(evaluations[:1])["verdict"] == ["No setting has been measured both before and after RL yet."]
+    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(evaluations, NOWHERE)["verdict"])
+    assert summary(evaluations[:1], NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
 
 
 def test_two_sweeps_are_compared_setting_by_setting() -> None:
@@ -191,3 +195,19 @@ def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None
     assert precision(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells())) is None
     found = precision(list(load_sweep("quickstart", ["axes.seed=[0,1,2]"]).cells()))
     assert found == Precision(problems=128, samples=64, seeds=3, comparisons=4)
+
+
+def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_made_fewer_steps(tmp_path: Path) -> None:
+    evaluations = measured({"ce": 0.05, "tail": 0.05})
+    for evaluation_, per_step in zip(evaluations[::2], (10, 20), strict=True):
+        folder = evaluation_.plan.chain["rl"].folder(Home(tmp_path))
+        folder.path.mkdir(parents=True)
+        rows = [{"step": s, "rollouts_generated": per_step * s, "validation/pass@1": 0.1 + 0.01 * s} for s in (0, 5, 10)]
+        folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 11, "loss": 0.0}]))
+    found = equal_budgets(arms(evaluations), Home(tmp_path))
+    assert found is not None
+    assert (found["steps"], found["rollouts"]) == (10, 100)
+    gains = {row["arm"]: [row["sampled"], row["at_steps"], row["at_rollouts"]] for row in found["rows"]}
+    assert gains["ce"] == pytest.approx([100, 0.1, 0.1])
+    assert gains["tail"] == pytest.approx([200, 0.1, 0.05])
+    assert equal_budgets(arms(evaluations[:2]), Home(tmp_path)) is None  # nothing to tell apart
