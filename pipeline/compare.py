@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.recipe import EvaluateStage
 from pipeline.errors import PriorlabError
-from pipeline.graph import CellPlan, Graph
+from pipeline.graph import CellPlan, Graph, StageNode
 from pipeline.store import Home, read_json, verify_manifest, write_text_atomically
 
 COLUMNS = (
@@ -44,6 +44,22 @@ class Evaluation:
     heldout: dict[str, NDArray[np.float64]]
     step_seconds: NDArray[np.float64]
     """What each logged step of RL took, without the first, which warms up; empty before RL."""
+    milestone: bool = False
+    """Of a checkpoint along the way, which RL does not start from."""
+
+    @property
+    def tokens(self) -> int:
+        """Of text that the checkpoint was trained on, mid-training's counted on top of pre-training's."""
+        recipe = self.plan.cell.recipe
+        first, later = recipe.pretrain, recipe.midtrain
+        block = recipe.corpus.block_size
+        if self.after == "pretrain":
+            return self.step * first.global_batch * block
+        before = first.steps * first.global_batch * block
+        if later is None:
+            return before
+        steps = self.step if self.after == "midtrain" else later.steps
+        return before + steps * later.global_batch * (later.corpus or recipe.corpus).block_size
 
     def values(self, metric: str, k: int | None = None) -> NDArray[np.float64]:
         """Per problem (k given) or per block."""
@@ -61,7 +77,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
     """All finished evaluations, cell by cell, in the order of training."""
     found = []
     for plan in graph.cells:
-        for after, node in plan.evaluations.items():
+        for after, at, node in _measured(plan):
             folder = node.folder(home)
             record = folder.record()
             if record is None or not isinstance(node.config, EvaluateStage):
@@ -72,7 +88,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                 Evaluation(
                     plan=plan,
                     after=after,
-                    step=_step(plan, after, home),
+                    step=_step(plan, after, home) if at is None else at,
                     n=node.config.evaluate.samples,
                     problems=details["problems"],
                     metrics={
@@ -80,9 +96,17 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                     },
                     heldout={name: np.asarray(values) for name, values in details["heldout"].items()},
                     step_seconds=_step_seconds(plan, home) if after == "rl" else np.array([]),
+                    milestone=at is not None,
                 )
             )
     return found
+
+
+def _measured(plan: CellPlan) -> Iterator[tuple[str, int | None, StageNode]]:
+    """Evaluations in the order of training: role, step for checkpoints along the way, and the stage."""
+    for after, node in plan.evaluations.items():
+        yield from ((role, step, early) for (role, step), early in plan.milestones.items() if role == after)
+        yield after, None, node
 
 
 def _step(plan: CellPlan, after: str, home: Home) -> int:
@@ -171,20 +195,21 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
     import pyarrow.parquet as pq
 
     finished = [
-        (plan, after, node.folder(home).export / "samples.parquet")
+        (plan, after, at, node.folder(home).export / "samples.parquet")
         for plan in graph.cells
-        for after, node in plan.evaluations.items()
+        for after, at, node in _measured(plan)
         if node.folder(home).record() is not None
     ]
     if not finished:
         return
     kinds = [("cell", pa.string()), ("after", pa.string()), ("step", pa.int64())]
-    schema = pa.unify_schemas([pa.schema(kinds), *(pq.read_schema(file) for _, _, file in finished)])
+    schema = pa.unify_schemas([pa.schema(kinds), *(pq.read_schema(file) for *_, file in finished)])
     temporary = path.with_name(f".{path.name}.tmp")
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for plan, after, file in finished:
+        for plan, after, at, file in finished:
             table = pq.read_table(file)
-            for (name, kind), value in zip(kinds, (plan.cell.id, after, _step(plan, after, home)), strict=True):
+            step = _step(plan, after, home) if at is None else at
+            for (name, kind), value in zip(kinds, (plan.cell.id, after, step), strict=True):
                 table = table.append_column(name, pa.array([value] * len(table), kind))
             columns = [
                 table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type) for column in schema
@@ -236,7 +261,7 @@ def arms(evaluations: list[Evaluation]) -> list[Arm]:
         grouped.setdefault(_arm_name(evaluation.plan), []).append(evaluation)
     found = []
     for name, members in grouped.items():
-        before = [e for e in members if e.after == e.plan.base]
+        before = [e for e in members if e.after == e.plan.base and not e.milestone]
         after = [e for e in members if e.after == "rl"]
         if before:
             recipe = before[0].plan.cell.recipe

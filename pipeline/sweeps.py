@@ -201,7 +201,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = summary_rows(evaluations)
     write_comparison(sweep.name, sweep.description, graph, evaluations, rows, home)
-    compared = [node.fingerprint for plan in graph.cells for node in plan.evaluations.values()]
+    compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
     identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
     log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, rows, identity)
     write_json_atomically(stamp, {"digest": digest, "rows": rows})

@@ -126,6 +126,8 @@ def log_comparison(
         run.summary[f"perplexity/{row['arm']}"] = row["perplexity"]["value"]
     curves = wandb.Table(columns=["line", "cell", "prior", "seed", "after", "k", "pass@k"])
     for evaluation in evaluations:
+        if evaluation.milestone:
+            continue
         cell = evaluation.plan.cell
         for k, values in sorted(evaluation.metrics["pass@k"].items()):
             line = f"{cell.id} after {evaluation.after}"

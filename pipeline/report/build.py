@@ -54,6 +54,9 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
             curve = plots.training_curves(compared, home, "rl", rl_panels, x="step", x_label="RL step", smooth=True)
             figures.append(("RL dynamics", curve, "Running means over a tenth of the run."))
             figures += _validation_figures(compared, home)
+        if any(evaluation.milestone for evaluation in evaluations):
+            curve = plots.milestone_curves(compared, evaluations, ks)
+            figures.append(("Checkpoints along the way", curve, "Each evaluated like the last, on held-out text and on the problems."))
         pretrain_panels = [("perplexity", "perplexity"), ("entropy", "entropy (nats)"), ("tail_mass", "tail mass")]
         for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training")):
             if any(kind in evaluation.plan.chain for arm in compared for evaluation in arm.before):

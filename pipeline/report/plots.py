@@ -11,10 +11,11 @@ import matplotlib
 matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.compare import Arm, stage_rows
+from pipeline.compare import Arm, Evaluation, stage_rows
 from pipeline.store import Home
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -106,6 +107,28 @@ def training_curves(
         for axis, (_, title) in zip(axes[0], panels, strict=True):
             axis.set_title(title)
             axis.set_xlabel(x_label)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
+        return _svg(figure)
+
+
+def milestone_curves(arms: Sequence[Arm], evaluations: Sequence[Evaluation], ks: Sequence[int]) -> str:
+    """Entropy, perplexity and pass@k of checkpoints against tokens, up to the one that RL starts from; a line per cell."""
+    panels: list[tuple[str, int | None]] = [("entropy", None), ("perplexity", None), *(("pass@k", k) for k in ks)]
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 2.7), squeeze=False, layout="constrained")
+        for index, arm in enumerate(arms):
+            for last in arm.before:
+                path = [evaluation for evaluation in evaluations if evaluation.plan is last.plan and evaluation.after != "rl"]
+                tokens, label = [evaluation.tokens for evaluation in path], arm.name if last is arm.before[0] else None
+                for axis, (metric, k) in zip(axes[0], panels, strict=True):
+                    means = [e.values("cross_entropy" if metric == "perplexity" else metric, k).mean() for e in path]
+                    shown = np.exp(means) if metric == "perplexity" else means
+                    axis.plot(tokens, shown, "o-", markersize=3, color=_COLOURS[index % len(_COLOURS)], label=label)
+        for axis, (metric, k) in zip(axes[0], panels, strict=True):
+            axis.set_title(metric if k is None else f"pass@{k}")
+            axis.set_xlabel("tokens")
+            axis.set_xscale("log")
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
         return _svg(figure)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from pipeline.graph import CellPlan
+from pipeline.graph import CellPlan, StageNode
 from pipeline.store import Home, write_json_atomically
 from stages.corpus.pack import Blocks
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, smoke_graph, start
@@ -34,11 +33,9 @@ def uninterrupted(smoke: FinishedSweep, plan: CellPlan, tmp_path_factory: pytest
     lab = Lab(Home(tmp_path_factory.mktemp("midtrain")))
     lab.borrow(smoke.lab, plan.chain["corpus"], plan.chain["pretrain"])
     for role in ("midtrain-corpus", "midtrain"):
-        node = plan.chain[role]
-        folder = lab.folder(node)
-        folder.path.mkdir(parents=True)
-        write_json_atomically(folder.spec, node.spec(lab.home, "test"))
-        assert start(lab, node).wait(timeout=200) == 0, (folder.path / "out.log").read_text()
+        prepare(lab, plan.chain[role])
+        log = lab.folder(plan.chain[role]).path / "out.log"
+        assert start(lab, plan.chain[role]).wait(timeout=200) == 0, log.read_text()
     return lab
 
 
@@ -74,15 +71,24 @@ def test_its_export_has_the_new_rope_base_and_room_for_its_blocks(uninterrupted:
     assert 0 < moved < 16 * 10 * 3e-4  # AdamW's steps are of the size of the rate: not another model
 
 
-def test_killed_in_the_middle_of_a_schedule_it_ends_with_the_same_weights(
-    uninterrupted: Lab, plan: CellPlan, tmp_path: Path
-) -> None:
-    lab, node = Lab(Home(tmp_path / "killed")), plan.chain["midtrain"]
+@pytest.fixture(scope="module")
+def killed(uninterrupted: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, CellPlan]:
+    """The same, killed half-way and resumed, and with checkpoints along its way from before and after the kill."""
+    lab = Lab(Home(tmp_path_factory.mktemp("killed")))
+    (plan,) = smoke_graph(*MIDTRAINED, "midtrain.evaluate_at=[0.25, 0.75]", "evaluate={problems: 2, samples: 2}").cells
     lab.borrow(uninterrupted, *(plan.chain[role] for role in ("corpus", "pretrain", "midtrain-corpus")))
-    lab.folder(node).path.mkdir(parents=True)
-    write_json_atomically(lab.folder(node).spec, node.spec(lab.home, "test"))
+    node = plan.chain["midtrain"]
+    prepare(lab, node)
     kill_once_saved(lab, node, step=8)
-    found, expected = finish(lab, node, start(lab, node)), rows(uninterrupted, node)
+    finish(lab, node, start(lab, node))
+    return lab, plan
+
+
+def test_killed_in_the_middle_of_a_schedule_it_ends_with_the_same_weights(
+    uninterrupted: Lab, plan: CellPlan, killed: tuple[Lab, CellPlan]
+) -> None:
+    lab, interrupted = killed
+    found, expected = rows(lab, interrupted.chain["midtrain"]), rows(uninterrupted, plan.chain["midtrain"])
     # Step t of 16 trains with the setting at (t - 1) / 16: half the way is reached at the ninth.
     assert [row["step"] for row in found] == [4, 8, 12, 16]
     assert [row["prior/beta"] for row in found] == pytest.approx([0.3125, 0.0625, 0, 0])
@@ -91,6 +97,36 @@ def test_killed_in_the_middle_of_a_schedule_it_ends_with_the_same_weights(
     assert [{k: v for k, v in row.items() if k not in timing} for row in found] == [
         {k: v for k, v in row.items() if k not in timing} for row in expected
     ]
-    theirs = load_file(uninterrupted.folder(node).export / "model.safetensors")
-    for name, value in load_file(lab.folder(node).export / "model.safetensors").items():
+    theirs = load_file(uninterrupted.folder(plan.chain["midtrain"]).export / "model.safetensors")
+    for name, value in load_file(lab.folder(interrupted.chain["midtrain"]).export / "model.safetensors").items():
         assert torch.equal(value, theirs[name]), name
+
+
+def test_checkpoints_along_the_way_are_exported_in_order_and_evaluated_like_any(killed: tuple[Lab, CellPlan]) -> None:
+    lab, plan = killed
+    folder = lab.folder(plan.chain["midtrain"])
+    record = folder.record()
+    assert record is not None
+    files = [folder.export / "milestones" / step / "model.safetensors" for step in ("4", "12")] + [folder.export / "model.safetensors"]
+    assert {f"milestones/{step}/{name}" for step in (4, 12) for name in ("model.safetensors", "config.json", "tokenizer.json")} <= (
+        record["manifest"].keys()
+    )
+    early, late, last = (load_file(file) for file in files)
+    moved = [sum((one[name] - last[name]).abs().sum() for name in last) for one in (early, late)]
+    assert moved[0] > moved[1] > 0
+
+    node = plan.milestones["midtrain", 4]
+    prepare(lab, node)
+    (folder.export / "milestones" / "12" / "model.safetensors").write_bytes(b"damaged")  # another checkpoint is not its business
+    assert start(lab, node).wait(timeout=200) == 0, (lab.folder(node).path / "out.log").read_text()
+    found = lab.folder(node).record()
+    assert found is not None
+    # Early in mid-training under a prior that flattens, the text of before is still known.
+    assert 1 < found["metrics"]["perplexity"] < 20
+
+
+def prepare(lab: Lab, node: StageNode) -> None:
+    """Its folder and spec, ready to start."""
+    folder = lab.folder(node)
+    folder.path.mkdir(parents=True)
+    write_json_atomically(folder.spec, node.spec(lab.home, "test"))
