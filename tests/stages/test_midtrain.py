@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 from pipeline.graph import CellPlan, StageNode
 from pipeline.store import Home, write_json_atomically
 from stages.corpus.pack import Blocks
-from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, smoke_graph, start
+from tests.conftest import Lab, finish, kill_once_saved, rows, smoke_graph, start
 
 MIDTRAINED = (
-    "axes.prior=[ce]", "midtrain=countdown", "midtrain.corpus.documents=2000", "midtrain.corpus.heldout_documents=50",
+    "axes.prior=[ce]", "corpus.documents=3000", "pretrain.steps=50", "pretrain.optimizer.decay_steps=10", "midtrain=countdown", "midtrain.corpus.documents=2000", "midtrain.corpus.heldout_documents=50",
     "midtrain.corpus.block_size=320", "midtrain.steps=16", "midtrain.optimizer.decay_steps=16",
     "midtrain.prior={use: diversity, k: 5, interpolation: linear, schedule: [{at: 0.5, use: tail}]}",
     "midtrain.launch={micro_batch: 4, save_steps: 8, log_steps: 4}",
@@ -28,11 +28,10 @@ def plan() -> CellPlan:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(smoke: FinishedSweep, plan: CellPlan, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """Mid-training and its corpus, run on top of the shared sweep's pre-trained model."""
+def uninterrupted(plan: CellPlan, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """The chain as far as mid-training."""
     lab = Lab(Home(tmp_path_factory.mktemp("midtrain")))
-    lab.borrow(smoke.lab, plan.chain["corpus"], plan.chain["pretrain"])
-    for role in ("midtrain-corpus", "midtrain"):
+    for role in ("corpus", "pretrain", "midtrain-corpus", "midtrain"):
         prepare(lab, plan.chain[role])
         log = lab.folder(plan.chain[role]).path / "out.log"
         assert start(lab, plan.chain[role]).wait(timeout=200) == 0, log.read_text()
@@ -46,11 +45,11 @@ def test_its_text_is_cut_by_the_first_tokenizer_into_blocks_of_its_own(uninterru
     assert (Blocks(first / "train").block_size, Blocks(second / "train").block_size) == (32, 320)
 
 
-def test_it_goes_on_from_the_pretrained_weights_at_a_falling_rate(smoke: FinishedSweep, uninterrupted: Lab, plan: CellPlan) -> None:
+def test_it_goes_on_from_the_pretrained_weights_at_a_falling_rate(uninterrupted: Lab, plan: CellPlan) -> None:
     found = rows(uninterrupted, plan.chain["midtrain"])
     assert [(row["step"], row["tokens"]) for row in found] == [(step, step * 8 * 320) for step in (4, 8, 12, 16)]
-    before = rows(smoke.lab, smoke.node("pretrain"))
-    assert found[0]["cross_entropy"] < 0.5 * before[0]["cross_entropy"]  # not from scratch
+    before = rows(uninterrupted, plan.chain["pretrain"])
+    assert found[0]["cross_entropy"] < 0.9 * before[0]["cross_entropy"]  # not from scratch
     rates = [row["learning_rate"] for row in found]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] < 3e-4
@@ -122,7 +121,7 @@ def test_checkpoints_along_the_way_are_exported_in_order_and_evaluated_like_any(
     found = lab.folder(node).record()
     assert found is not None
     # Early in mid-training under a prior that flattens, the text of before is still known.
-    assert 1 < found["metrics"]["perplexity"] < 20
+    assert 1 < found["metrics"]["perplexity"] < 10
 
 
 def prepare(lab: Lab, node: StageNode) -> None:
