@@ -15,7 +15,8 @@ from stages.corpus.pack import Blocks
 from tests.conftest import Lab, finish, kill_once_saved, rows, smoke_graph, start
 
 MIDTRAINED = (
-    "axes.prior=[ce]", "corpus.documents=3000", "pretrain.steps=50", "pretrain.optimizer.decay_steps=10", "midtrain=countdown", "midtrain.corpus.documents=2000", "midtrain.corpus.heldout_documents=50",
+    "axes.prior=[ce]", "corpus.documents=3000", "pretrain.steps=50", "pretrain.optimizer.decay_steps=10",
+    "midtrain=countdown", "midtrain.corpus.documents=2000", "midtrain.corpus.heldout_documents=50",
     "midtrain.corpus.block_size=320", "midtrain.steps=16", "midtrain.optimizer.decay_steps=16",
     "midtrain.prior={use: diversity, k: 5, interpolation: linear, schedule: [{at: 0.5, use: tail}]}",
     "midtrain.launch={micro_batch: 4, save_steps: 8, log_steps: 4}",
