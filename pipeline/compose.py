@@ -25,10 +25,12 @@ from pipeline.errors import PriorlabError
 from pipeline.explain import explain, unknown_key
 from pipeline.store import NAME
 
-GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "rl", "evaluate", "cluster")} | {"rl.exploration": "exploration"}
+GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain", "rl", "evaluate", "cluster")} | {
+    "midtrain.corpus": "corpus", "midtrain.prior": "prior", "rl.exploration": "exploration",
+}  # fmt: skip
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
 # Keys that make a prior another one; k is set beside a name to fit a vocabulary.
-_SHAPING = ("beta", "lambda_head", "lambda_tail")
+_SHAPING = ("beta", "lambda_head", "lambda_tail", "schedule", "interpolation")
 _SWEEP_KEYS = {"recipe", "axes", "description"}
 
 
@@ -84,8 +86,15 @@ def label(value: Any) -> Any:
         return value
     if "name" in value:
         return str(value["name"])
-    changes = ",".join(f"{key}={inner}" for key, inner in value.items() if key != "use")
+    changes = ",".join(f"{key}={_schedule_word(inner)}" for key, inner in value.items() if key != "use")
     return ",".join(filter(None, [str(value.get("use", "")), changes]))
+
+
+def _schedule_word(value: Any) -> Any:
+    """A prior's schedule as `precision@0.5`; any other value as it is."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) and "at" in item for item in value):
+        return value
+    return "-".join(f"{label({key: inner for key, inner in item.items() if key != 'at'})}@{item['at']}" for item in value)
 
 
 def _cell_word(path: str, value: Any) -> str:
@@ -251,16 +260,26 @@ def _resolved(path: str, node: Any) -> Any:
         name = node.pop("use")
         merged = read_config(GROUPS[path], name) | {"name": Path(str(name)).stem}
         shaping = {key: value for key, value in node.items() if key in _SHAPING}
-        if path == "prior" and shaping:  # not the prior of that name any more
+        if GROUPS[path] == "prior" and shaping:  # not the prior of that name any more
             merged["name"] = label({"use": merged["name"], **shaping})
         for key, value in node.items():
             assign(merged, [key], value, tuple(path.split(".")))
         node = merged
+    if GROUPS.get(path) == "prior" and isinstance(node, dict) and isinstance(node.get("schedule"), list):
+        node = node | {"schedule": [_resolved_waypoint(waypoint, node.get("k")) for waypoint in node["schedule"]]}
     for inner in GROUPS:
         outer, _, key = inner.rpartition(".")
         if outer == path and isinstance(node, dict) and key in node:
             node = node | {key: _resolved(inner, node[key])}
     return node
+
+
+def _resolved_waypoint(node: Any, k: int | None) -> Any:
+    """A point of a prior's schedule; what it names brings its rewards, while the `k` set for the prior stays."""
+    if not isinstance(node, dict) or "use" not in node:
+        return node
+    resolved = _resolved("prior", node)
+    return resolved if k is None or "k" in node else {key: value for key, value in resolved.items() if key != "k"}
 
 
 def _part(key: str, node: Any) -> Any:

@@ -1,8 +1,11 @@
 """From cells to stages: a cell is a short chain, and equal stages of different cells are one stage.
 
-    corpus -> pretrain -> rl
-       |         |         |
-       +---> evaluate   evaluate
+    corpus -> pretrain -> midtrain -> rl
+       |         |           |         |
+       +---> evaluate    evaluate   evaluate
+
+`midtrain` may be left out, and so may `rl`. Mid-training can have a corpus of its own, which takes the tokenizer of the first. All
+evaluations look at the first corpus's held-out text, so that perplexities compare.
 
 Equal means equal fingerprint: a corpus is shared by all priors, a pre-training by all RL settings on top of it.
 """
@@ -85,14 +88,23 @@ class StageNode:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, rl) to the stage that did."""
+    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did.
+
+    `milestones` are the evaluations of checkpoints along the way, by role and step.
+    """
 
     cell: Cell
     chain: dict[str, StageNode]
     evaluations: dict[str, StageNode]
+    milestones: dict[tuple[str, int], StageNode] = field(default_factory=dict)
+
+    @property
+    def base(self) -> str:
+        """The role of the checkpoint that RL starts from, and whose evaluation is the "before" of every gain."""
+        return "midtrain" if "midtrain" in self.chain else "pretrain"
 
     def stages(self) -> list[StageNode]:
-        return [*self.chain.values(), *self.evaluations.values()]
+        return [*self.chain.values(), *self.evaluations.values(), *self.milestones.values()]
 
 
 @dataclass(frozen=True)
@@ -131,11 +143,27 @@ def build_graph(cells: Iterable[Cell]) -> Graph:
         protocol = {"task": recipe.task, "evaluate": recipe.evaluate}
         chain = {"corpus": corpus, "pretrain": pretrain}
         evaluations = {"pretrain": add("evaluate", f"{prior}-s{seed}-pretrain", protocol, checkpoint=pretrain, corpus=corpus)}
+        base, slug = pretrain, f"{prior}-s{seed}"
+        if recipe.midtrain is not None:
+            own = recipe.midtrain
+            text = corpus
+            if own.corpus is not None:
+                mixture = {"task": recipe.task, "corpus": own.corpus}
+                text = chain["midtrain-corpus"] = add("corpus", f"{recipe.task.name}-midtrain", mixture, tokenizer=corpus)
+            slug = slug if own.prior is None else f"{prior}-{own.prior.name}-s{seed}"
+            learned = {"prior": recipe.midtrain_prior, "midtrain": own, "seed": seed}
+            base = chain["midtrain"] = add("midtrain", slug, learned, checkpoint=pretrain, corpus=text)
+            evaluations["midtrain"] = add("evaluate", f"{slug}-midtrain", protocol, checkpoint=base, corpus=corpus)
         if recipe.rl is not None:
             policy = {"task": recipe.task, "rl": recipe.rl, "seed": seed}
-            chain["rl"] = add("rl", f"{prior}-s{seed}", policy, checkpoint=pretrain)
-            evaluations["rl"] = add("evaluate", f"{prior}-s{seed}-rl", protocol, checkpoint=chain["rl"], corpus=corpus)
-        plans.append(CellPlan(cell, chain, evaluations))
+            chain["rl"] = add("rl", slug, policy, checkpoint=base)
+            evaluations["rl"] = add("evaluate", f"{slug}-rl", protocol, checkpoint=chain["rl"], corpus=corpus)
+        milestones = {}
+        for role, settings in (("pretrain", recipe.pretrain), ("midtrain", recipe.midtrain)):
+            for step in [] if settings is None else settings.milestones:
+                name, whole = f"{evaluations[role].slug}-{step}", chain[role]
+                milestones[role, step] = add("evaluate", name, protocol | {"step": step}, checkpoint=whole, corpus=corpus)
+        plans.append(CellPlan(cell, chain, evaluations, milestones))
     return Graph(plans, stages)
 
 
@@ -152,7 +180,8 @@ def _merge(
 
     Cells share the objects of parts that are equal in them, so most stages are known without asking for their fingerprint.
     """
-    key = (kind, *(id(part) for part in parts.values()), *(parent.fingerprint for parent in parents.values()))
+    known = (part if isinstance(part, int) else id(part) for part in parts.values())
+    key = (kind, *known, *(parent.fingerprint for parent in parents.values()))
     if key not in met:
         config = STAGE_CONFIGS[kind](**parts)
         node = StageNode(kind, _slug(slug), config, parents, _labels(recipe, kind), recipe.tracking)
@@ -208,9 +237,12 @@ def _labels(recipe: RecipeConfig, kind: str) -> dict[str, Any]:
             "prior.lambda_tail": prior.lambda_tail,
             "prior.k": prior.k if prior.rank_aware else 0,
             "prior.form": prior.form,
+            **({"prior.schedule": [waypoint.at for waypoint in prior.schedule]} if prior.schedule else {}),
             "model": recipe.model.name,
             "seed": recipe.seed,
         }
+        if kind in ("midtrain", "rl") and recipe.midtrain is not None:
+            labels["midtrain.prior.name"] = recipe.midtrain_prior.name
         if kind == "rl" and recipe.rl is not None:
             labels["exploration"] = recipe.rl.exploration.name
         if recipe.pretrain.adopted is not None:

@@ -12,7 +12,7 @@ from pipeline.launch import processes_of
 
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
-_LIBRARIES_GIB = {"corpus": 0.8, "pretrain": 1.5, "rl": 2.5, "evaluate": 2.0}
+_LIBRARIES_GIB = {"corpus": 0.8, "pretrain": 1.5, "midtrain": 1.5, "rl": 2.5, "evaluate": 2.0}
 """Of one process of a stage on the quickstart's model, where nothing is known yet: mostly the libraries."""
 
 

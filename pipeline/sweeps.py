@@ -87,7 +87,7 @@ def _work(node: StageNode) -> str:
         return f"{settings.documents:,} documents"
     if node.adopted is not None:
         return f"adopted checkpoint {node.adopted[:19]}"
-    if node.kind == "pretrain":
+    if node.kind in ("pretrain", "midtrain"):
         corpus = node.parents["corpus"].config
         assert isinstance(corpus, CorpusStage)
         tokens = settings.steps * settings.global_batch * corpus.corpus.block_size
@@ -205,7 +205,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     folder.mkdir(parents=True, exist_ok=True)
     found = summary(evaluations, home)
     write_comparison(sweep.name, sweep.description, graph, evaluations, found, home)
-    compared = [node.fingerprint for plan in graph.cells for node in plan.evaluations.values()]
+    compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
     identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
     log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, found, identity)
     write_json_atomically(stamp, {"digest": digest, "summary": found})

@@ -78,7 +78,7 @@ def trainer_arguments(
         "learning_rate": optimizer.learning_rate,
         "lr_scheduler_type": "warmup_stable_decay",
         "lr_scheduler_kwargs": {
-            "num_decay_steps": optimizer.decay_steps, "decay_type": "linear", "min_lr_ratio": optimizer.final_ratio,
+            "num_decay_steps": optimizer.decay_steps, "decay_type": optimizer.decay, "min_lr_ratio": optimizer.final_ratio,
         },
         "warmup_steps": optimizer.warmup_steps,
         "optim": "adamw_torch_fused",

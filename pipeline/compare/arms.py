@@ -84,7 +84,7 @@ def arms(evaluations: list[Evaluation]) -> list[Arm]:
         grouped.setdefault(arm_name(evaluation), []).append(evaluation)
     found = []
     for name, members in grouped.items():
-        before = [e for e in members if e.after == "pretrain"]
+        before = [e for e in members if e.after == e.plan.base and not e.milestone]
         after = [e for e in members if e.after == "rl"]
         if before:
             recipe = before[0].plan.cell.recipe

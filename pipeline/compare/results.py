@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.compare.evaluations import Evaluation, evaluated_step
+from pipeline.compare.evaluations import Evaluation, evaluated_step, measured_stages
 from pipeline.compare.intervals import Interval, bootstrap, perplexity
 from pipeline.graph import Graph
 from pipeline.store import Home, write_text_atomically
@@ -68,20 +68,21 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
     import pyarrow.parquet as pq
 
     finished = [
-        (plan, after, node.folder(home).export / "samples.parquet")
+        (plan, after, at, node.folder(home).export / "samples.parquet")
         for plan in graph.cells
-        for after, node in plan.evaluations.items()
+        for after, at, node in measured_stages(plan)
         if node.folder(home).record() is not None
     ]
     if not finished:
         return
     kinds = [("cell", pa.string()), ("after", pa.string()), ("step", pa.int64())]
-    schema = pa.unify_schemas([pa.schema(kinds), *(pq.read_schema(file) for _, _, file in finished)])
+    schema = pa.unify_schemas([pa.schema(kinds), *(pq.read_schema(file) for *_, file in finished)])
     temporary = path.with_name(f".{path.name}.tmp")
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for plan, after, file in finished:
+        for plan, after, at, file in finished:
             table = pq.read_table(file)
-            for (name, kind), value in zip(kinds, (plan.cell.id, after, evaluated_step(plan, after, home)), strict=True):
+            step = evaluated_step(plan, after, home) if at is None else at
+            for (name, kind), value in zip(kinds, (plan.cell.id, after, step), strict=True):
                 table = table.append_column(name, pa.array([value] * len(table), kind))
             columns = [
                 table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type) for column in schema

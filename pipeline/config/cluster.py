@@ -65,6 +65,7 @@ class ClusterConfig(Config):
     max_timeouts: int = execution(100, ge=0, description="how often a job may reach its time limit and be requeued")
     corpus: Resources = execution(Resources())
     pretrain: Resources = execution(Resources())
+    midtrain: Resources = execution(Resources())
     rl: Resources = execution(Resources())
     evaluate: Resources = execution(Resources())
 

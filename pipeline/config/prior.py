@@ -1,4 +1,4 @@
-"""The setting of the pre-training objective."""
+"""The setting of the pre-training objective, and how it may change while training goes on."""
 
 from __future__ import annotations
 
@@ -6,39 +6,98 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, execution
+from pipeline.config.base import Config, execution, identity_since
 
 
-class Prior(Config):
-    """Setting of the shaped next-token objective (arXiv 2512.22955, Eqs. 11-13); all zero is cross-entropy.
-
-    `k` is the size of the head (the k most probable tokens). It matters only when a lambda is not zero, `form` only when beta is not.
-    """
+class Rewards(Config):
+    """What the shaped objective pays (arXiv 2512.22955, Eqs. 11-13); all zero is cross-entropy."""
 
     name: str = execution("custom")
     beta: float = Field(0.0, ge=-1.0, description="positive reward scaling; < 0 precision, > 0 diversity")
     lambda_head: float = Field(0.0, description="reward of wrong tokens inside the head")
     lambda_tail: float = Field(0.0, description="reward of tokens outside the head")
+
+
+class Waypoint(Rewards):
+    """Rewards that hold from some moment on (`step`), or are reached by then (`linear`)."""
+
+    at: float = Field(gt=0, le=1, description="share of the token budget")
+    k: int | None = execution(None, description="may repeat the prior's")
+    form: Literal["product", "power"] | None = execution(None, description="may repeat the prior's")
+
+
+class Prior(Rewards):
+    """Setting of the shaped next-token objective, constant or with a schedule over the tokens of training.
+
+    `k` is the size of the head (the k most probable tokens). It matters only when a lambda is not zero, `form` only when beta is not.
+    Both hold for the whole schedule. The losses take the setting of one moment, `at(share)`.
+    """
+
     k: int = Field(0, ge=0, description="size of the head, in tokens")
     form: Literal["product", "power"] = "product"
+    schedule: tuple[Waypoint, ...] = identity_since((), description="later rewards, in the order of time")
+    interpolation: Literal["step", "linear"] = identity_since("step", description="how one waypoint of the schedule follows another")
 
     @property
     def rank_aware(self) -> bool:
-        return self.lambda_head != 0 or self.lambda_tail != 0
+        """Whether any reward, now or later, depends on a token's rank."""
+        return any(rewards.lambda_head != 0 or rewards.lambda_tail != 0 for rewards in (self, *self.schedule))
+
+    def at(self, share: float) -> Prior:
+        """The setting, without a schedule, once `share` (0 to 1) of the token budget is consumed."""
+        if not self.schedule:
+            return self
+        shares = [0.0, *(waypoint.at for waypoint in self.schedule)]
+        stops: list[Rewards] = [self, *self.schedule]
+        last = max(index for index, reached in enumerate(shares) if reached <= share)
+        here, there, way = stops[last], stops[last], 0.0
+        if self.interpolation == "linear" and last + 1 < len(stops):
+            there, way = stops[last + 1], (share - shares[last]) / (shares[last + 1] - shares[last])
+
+        def between(reward: str) -> float:
+            start = getattr(here, reward)
+            return float(start + way * (getattr(there, reward) - start))
+
+        now = {reward: between(reward) for reward in ("beta", "lambda_head", "lambda_tail")}
+        return Prior(name=here.name, k=self.k, form=self.form, **now)
+
+    @model_validator(mode="after")
+    def _schedule_is_in_order(self) -> Prior:
+        shares = [waypoint.at for waypoint in self.schedule]
+        if shares != sorted(set(shares)):
+            raise ValueError(f"schedule has at {shares}; the shares of the token budget must rise")
+        if self.interpolation == "step" and 1.0 in shares:
+            raise ValueError("schedule has a waypoint at 1, where training ends: nothing would train with it; give a share below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _head_and_form_stay(self) -> Prior:
+        for number, waypoint in enumerate(self.schedule):
+            for key, whole in (("k", self.k), ("form", self.form)):
+                own = getattr(waypoint, key)
+                if own not in (None, whole):
+                    raise ValueError(
+                        f"schedule.{number}.{key} is {own}, but {key} is {whole} at the start; {key} is one for the whole schedule: "
+                        f"set {key}: {own} beside `schedule`, or {key}: {whole} in the waypoint"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _head_needs_a_size(self) -> Prior:
-        if self.rank_aware and self.k < 1:
-            raise ValueError(
-                f"k is {self.k}, but lambda_head={self.lambda_head:g} and lambda_tail={self.lambda_tail:g} "
-                "reward tokens by rank; give the size of the head, k >= 1"
-            )
+        for rewards in (self, *self.schedule):
+            if self.k < 1 and (rewards.lambda_head != 0 or rewards.lambda_tail != 0):
+                raise ValueError(
+                    f"k is {self.k}, but lambda_head={rewards.lambda_head:g} and lambda_tail={rewards.lambda_tail:g} "
+                    "reward tokens by rank; give the size of the head, k >= 1"
+                )
         return self
 
     def identity(self) -> dict[str, Any]:
         kept = super().identity()
         if not self.rank_aware:
             del kept["k"]
-        if self.beta == 0:
+        if all(rewards.beta == 0 for rewards in (self, *self.schedule)):
             del kept["form"]
+        if not self.schedule:
+            kept.pop("interpolation", None)
         return kept

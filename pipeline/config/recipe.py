@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, execution
+from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.midtraining import MidtrainConfig
 from pipeline.config.prior import Prior
 from pipeline.config.tasks import Task
 from pipeline.config.training import CorpusConfig, ModelConfig, PretrainConfig, RLConfig
@@ -35,11 +37,24 @@ class RecipeConfig(Config):
     model: ModelConfig
     prior: Prior
     pretrain: PretrainConfig
+    midtrain: MidtrainConfig | None = None
     rl: RLConfig | None = None
     evaluate: EvaluateConfig
     seed: int = Field(0, ge=0, lt=2**32)
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = Field(default_factory=lambda: _THIS_MACHINE, json_schema_extra={"execution": True})
+
+    @functools.cached_property
+    def midtrain_prior(self) -> Prior:
+        """What mid-training trains with; one object, since the graph knows parts of recipes by their objects."""
+        own = None if self.midtrain is None else self.midtrain.prior
+        return self.prior.at(1.0) if own is None else own
+
+    @property
+    def midtrain_positions(self) -> int:
+        """Positions of the model that RL starts from: mid-training makes room for its blocks."""
+        longer = None if self.midtrain is None else self.midtrain.corpus
+        return max(self.model.max_positions, 0 if longer is None else longer.block_size)
 
     @model_validator(mode="after")
     def _processes_fit_the_nodes(self) -> RecipeConfig:
@@ -56,20 +71,24 @@ class RecipeConfig(Config):
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
-        limits = [] if self.rl is None else [("rl", self.rl.longest_response)]
-        for name, limit in [*limits, ("evaluate", self.evaluate.max_response_tokens)]:
+        limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.midtrain_positions)]
+        # The same protocol evaluates the model before mid-training, hence with its positions.
+        for name, limit, positions in [*limits, ("evaluate", self.evaluate.max_response_tokens, self.model.max_positions)]:
             prompt = self.task.max_prompt_tokens
-            if prompt + limit > self.model.max_positions:
+            if prompt + limit > positions:
                 raise ValueError(
                     f"{name}.max_response_tokens ({limit}) and {prompt} tokens for the prompt exceed "
-                    f"model.max_positions ({self.model.max_positions}); lower task.max_prompt_tokens or max_response_tokens, "
+                    f"model.max_positions ({positions}); lower task.max_prompt_tokens or max_response_tokens, "
                     "or raise model.max_positions"
                 )
         return self
 
 
 class CorpusStage(Config):
-    """Input of the stage `corpus`: a tokenizer, training blocks and held-out blocks."""
+    """Input of the stage `corpus`: a tokenizer, training blocks and held-out blocks.
+
+    Parent of a later corpus: the first one, as `tokenizer`, whose own it then uses.
+    """
 
     task: Task
     corpus: CorpusConfig
@@ -91,6 +110,19 @@ class PretrainStage(Config):
         return super().identity() if self.pretrain.adopted is None else {"adopted": self.pretrain.adopted}
 
 
+class MidtrainStage(Config):
+    """Input of the stage `midtrain`; parents: checkpoint and corpus."""
+
+    prior: Prior
+    midtrain: MidtrainConfig
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        """Without what the settings say of corpus and prior: the one is a parent, the other resolved in `prior`."""
+        kept = super().identity()
+        return kept | {"midtrain": {key: value for key, value in kept["midtrain"].items() if key not in ("corpus", "prior")}}
+
+
 class RLStage(Config):
     """Input of the stage `rl`; parent: checkpoint."""
 
@@ -104,18 +136,20 @@ class EvaluateStage(Config):
 
     task: Task
     evaluate: EvaluateConfig
+    step: int | None = identity_since(None, description="of training, whose checkpoint is evaluated in place of the last one")
 
 
-StageConfig = CorpusStage | PretrainStage | RLStage | EvaluateStage
+StageConfig = CorpusStage | PretrainStage | MidtrainStage | RLStage | EvaluateStage
 
 
 STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     "corpus": CorpusStage,
     "pretrain": PretrainStage,
+    "midtrain": MidtrainStage,
     "rl": RLStage,
     "evaluate": EvaluateStage,
 }
 
 
 # Raised by hand when a change of code changes what a stage of this kind produces; code itself is not fingerprinted.
-RECIPE_VERSIONS: dict[str, int] = {"corpus": 1, "pretrain": 2, "rl": 2, "evaluate": 1}
+RECIPE_VERSIONS: dict[str, int] = {"corpus": 1, "pretrain": 2, "midtrain": 1, "rl": 2, "evaluate": 1}

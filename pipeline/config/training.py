@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -79,12 +79,19 @@ class Launch(Config):
 class AdamWConfig(Config):
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(0, ge=0)
-    decay_steps: int = Field(0, ge=0, description="last steps, over which the rate falls linearly to final_ratio")
+    decay_steps: int = Field(0, ge=0, description="last steps, over which the rate falls to final_ratio")
+    decay: Literal["linear", "cosine"] = identity_since("linear", description="along which curve it falls")
     final_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
+
+    def identity(self) -> dict[str, Any]:
+        kept = super().identity()
+        if self.decay_steps == 0:
+            kept.pop("decay", None)
+        return kept
 
     def check_steps(self, steps: int) -> None:
         """Raises `ValueError` if warmup and decay do not fit into `steps`."""
@@ -92,8 +99,37 @@ class AdamWConfig(Config):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) + decay_steps ({self.decay_steps}) exceed steps ({steps})")
 
 
-class PretrainConfig(Config):
-    """Stage one: tokens consumed = steps x global_batch x the corpus's block_size."""
+class Milestones(Config):
+    """Which checkpoints on the way to the last are kept and evaluated: evenly spaced ones, or those at given shares of the tokens."""
+
+    count: int | None = Field(None, ge=2, description="with the last; evenly spaced")
+    spacing: Literal["linear", "log"] = Field("linear", description="log: each after twice as many tokens as the one before")
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((), description="of the token budget, in place of count")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_of_shares(cls, given: Any) -> Any:
+        return {"shares": given} if isinstance(given, (list, tuple)) else given
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Milestones:
+        if (self.count is None) == (not self.shares):
+            raise ValueError(
+                f"count is {self.count} and shares {list(self.shares)}; give one of them, e.g. {{count: 8, spacing: log}} or [0.1, 0.5]"
+            )
+        return self
+
+    def steps(self, total: int) -> list[int]:
+        """Optimizer steps after which a checkpoint is kept, of `total`, without the last."""
+        shares: list[float] = list(self.shares)
+        if self.count is not None:
+            behind = range(1, self.count)  # how many checkpoints come after
+            shares = [2.0**-later if self.spacing == "log" else 1 - later / self.count for later in behind]
+        return sorted({max(1, round(share * total)) for share in shares} - {total})
+
+
+class NextTokenTraining(Config):
+    """Training on packed text, from scratch or not: tokens consumed = steps x global_batch x the corpus's block_size."""
 
     steps: int = Field(ge=1)
     global_batch: int = Field(ge=1, description="blocks per optimizer step, over all processes")
@@ -101,14 +137,20 @@ class PretrainConfig(Config):
     dtype: Dtype = "float32"
     head_k: int = execution(5, ge=1, description="size of the head whose mass is logged")
     launch: Launch = Launch()
-    adopted: str | None = identity_since(
-        None,
-        pattern="^sha256:[0-9a-f]{64}$",
-        description="digest of a checkpoint that `priorlab adopt` brought in, in place of training one",
-    )
+    evaluate_at: Milestones | None = Field(None, description="checkpoints along the way that are evaluated, besides the last")
+
+    @property
+    def milestones(self) -> list[int]:
+        """Steps of the checkpoints along the way."""
+        return [] if self.evaluate_at is None else self.evaluate_at.steps(self.steps)
+
+    def identity(self) -> dict[str, Any]:
+        """Checkpoints along the way are results, however they were asked for; weights do not depend on them."""
+        kept = {key: value for key, value in super().identity().items() if key != "evaluate_at"}
+        return kept | ({"milestones": self.milestones} if self.milestones else {})
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> PretrainConfig:
+    def _batch_divides(self) -> NextTokenTraining:
         one_pass = self.launch.processes * self.launch.micro_batch
         if self.global_batch % one_pass:
             raise ValueError(
@@ -117,6 +159,22 @@ class PretrainConfig(Config):
             )
         self.launch.check_dtype(self.dtype)
         self.optimizer.check_steps(self.steps)
+        return self
+
+
+class PretrainConfig(NextTokenTraining):
+    """Stage one, from scratch."""
+
+    adopted: str | None = identity_since(
+        None,
+        pattern="^sha256:[0-9a-f]{64}$",
+        description="digest of a checkpoint that `priorlab adopt` brought in, in place of training one",
+    )
+
+    @model_validator(mode="after")
+    def _adopted_has_one_checkpoint(self) -> PretrainConfig:
+        if self.adopted is not None and self.milestones:
+            raise ValueError("evaluate_at is set, but an adopted checkpoint has no others along its way; leave evaluate_at out")
         return self
 
 

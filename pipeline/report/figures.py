@@ -52,6 +52,9 @@ def figures(compared: Sequence[Arm], evaluations: list[Evaluation], home: Home) 
         )
     )
     found += _predictors(compared)
+    if any(evaluation.milestone for evaluation in evaluations):
+        caption = f"Each evaluated like the last, on held-out text and on the problems.{few}"
+        found.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, evaluations, ks), caption))
     found += _training(drawn, home, few)
     return found
 
@@ -93,7 +96,10 @@ def _predictors(compared: Sequence[Arm]) -> list[Figure]:
 
 def _training(drawn: Sequence[Arm], home: Home, few: str) -> list[Figure]:
     found = []
-    runs = {kind: [(arm.name, [stage_rows(e.plan, kind, home) for e in arm.before]) for arm in drawn] for kind in ("rl", "pretrain")}
+    runs = {
+        kind: [(arm.name, [stage_rows(e.plan, kind, home) for e in arm.before]) for arm in drawn]
+        for kind in ("rl", "pretrain", "midtrain")
+    }
     bands = " Bands: from the lowest seed to the highest." if any(len(arm.before) > 1 for arm in drawn) else ""
     known = {metric for _, of_arm in runs["rl"] for run in of_arm for row in run for metric in row}
     panels = [panel for panel in _RL_PANELS if any(row.get(panel[0]) for _, of_arm in runs["rl"] for run in of_arm for row in run)]
@@ -115,7 +121,8 @@ def _training(drawn: Sequence[Arm], home: Home, few: str) -> list[Figure]:
                 ("rollouts_generated", "rollouts", " A prior whose groups lack signal samples more for the same step."),
             )
         ]
-    if any(run for _, of_arm in runs["pretrain"] for run in of_arm):
-        curve = plots.training_curves(runs["pretrain"], _PRETRAIN_PANELS, x="tokens", label="tokens")
-        found.append(Figure("Pre-training", curve, f"Measured on the training batches; the first tenth is not drawn.{bands}{few}"))
+    for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training")):
+        if any(run for _, of_arm in runs[kind] for run in of_arm):
+            curve = plots.training_curves(runs[kind], _PRETRAIN_PANELS, x="tokens", label="tokens")
+            found.append(Figure(title, curve, f"Measured on the training batches; the first tenth is not drawn.{bands}{few}"))
     return found

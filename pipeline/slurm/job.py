@@ -103,7 +103,7 @@ class StageJob:
         folder = StageFolder(Path(self.folder))
         timed_out = time.time() - self._started > 0.8 * 60 * self.minutes
         if timed_out and _saved(folder) <= self._saved_before and not folder.record_file.exists():
-            launch = f", or lower {self.kind}.launch.save_steps" if self.kind in ("pretrain", "rl") else ""
+            launch = f", or lower {self.kind}.launch.save_steps" if self.kind in ("pretrain", "midtrain", "rl") else ""
             _report(
                 folder,
                 f"reached its time limit without saving anything new; raise cluster.{self.kind}.minutes (it is {self.minutes}){launch}",

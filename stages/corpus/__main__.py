@@ -1,4 +1,7 @@
-"""The stage `corpus`: tokenizer, training blocks and held-out blocks from a task's worked solutions."""
+"""The stage `corpus`: tokenizer, training blocks and held-out blocks from a task's worked solutions.
+
+The corpus of a later stage takes the tokenizer of the first, which is then a parent.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +18,18 @@ def build(stage: Stage) -> dict[str, Any]:
     from stages import processes
 
     processes.quiet()
+    from transformers import PreTrainedTokenizerFast
+
     from stages.corpus.pack import packed_blocks, save_blocks
     from stages.corpus.tokenizer import character_tokenizer
     from stages.tasks import build_task
 
     config = stage.config_as(CorpusStage)
     task, corpus = build_task(config.task), config.corpus
-    tokenizer = character_tokenizer(task.alphabet)
+    if "tokenizer" in stage.spec["parents"]:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(stage.parent("tokenizer") / "tokenizer", trust_remote_code=False)
+    else:
+        tokenizer = character_tokenizer(task.alphabet)
     metrics: dict[str, Any] = {"vocabulary": len(tokenizer), "block_size": corpus.block_size}
 
     def write(folder: "Path") -> None:

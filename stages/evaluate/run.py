@@ -29,7 +29,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     """Writes export/{samples.parquet, problems.json} and returns the means for the record."""
     config = stage.config_as(EvaluateStage)
     protocol = config.evaluate
-    checkpoint, corpus = stage.parent("checkpoint"), stage.parent("corpus")
+    checkpoint, corpus = stage.parent("checkpoint", config.step), stage.parent("corpus")
     heldout = heldout_statistics(
         stage, checkpoint, Blocks(corpus / "heldout"),
         count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,

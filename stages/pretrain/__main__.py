@@ -10,7 +10,8 @@ from stages.contract import Stage, heavy_imports, main
 def run(stage: Stage) -> dict[str, Any]:
     from stages.processes import prepare
 
-    settings = stage.config_as(PretrainStage).pretrain
+    config = stage.config_as(PretrainStage)
+    settings = config.pretrain
     if settings.adopted is not None:
         raise PriorlabError(
             f"pretrain.adopted is {settings.adopted}: a checkpoint that is not in this home, and that cannot be trained; bring it "
@@ -18,9 +19,10 @@ def run(stage: Stage) -> dict[str, Any]:
         )
     prepare(settings.launch.threads)
     with heavy_imports():
+        from stages.pretrain.model import build_model
         from stages.pretrain.train import train
 
-    return train(stage)
+    return train(stage, settings, config.prior, config.seed, lambda tokenizer, _: build_model(config.model, tokenizer, config.seed))
 
 
 if __name__ == "__main__":

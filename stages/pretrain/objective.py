@@ -64,7 +64,13 @@ def shaped_loss(
 
 
 def positive_weight(target_log_probs: Float[Tensor, "*batch"], prior: Prior) -> Float[Tensor, "*batch"]:
-    """w: what the shaped reward multiplies the cross-entropy gradient of the true token with."""
+    """w: what the shaped reward multiplies the cross-entropy gradient of the true token with.
+
+    Raises:
+        ValueError: the prior changes over training, and which moment is meant is not known here.
+    """
+    if prior.schedule:
+        raise ValueError(f"prior {prior.name} has a schedule; give the loss its setting at one moment, prior.at(share_of_tokens)")
     if prior.beta == 0:
         return torch.ones_like(target_log_probs)
     # expm1 keeps 1 - pi_x accurate near pi_x = 1, where 1 - exp(log pi_x) would round to 0.

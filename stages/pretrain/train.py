@@ -1,7 +1,7 @@
-"""Pre-training: HF Trainer + DeepSpeed over packed blocks, in an order that depends on the seed alone.
+"""Training on packed blocks, from scratch (pre-training) or on from a checkpoint (mid-training): HF Trainer + DeepSpeed.
 
-The order of blocks is drawn up front and read sequentially, so a step sees the same blocks however they are split over processes
-and micro-batches, and a resumed run continues exactly where the step checkpoint stands.
+The order of blocks depends on the seed alone. It is drawn up front and read sequentially, so a step sees the same blocks however they
+are split over processes and micro-batches, and a resumed run continues exactly where the step checkpoint stands.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
-from pipeline.config.recipe import PretrainStage
-from pipeline.config.training import Launch
+from pipeline.config.prior import Prior
+from pipeline.config.training import Launch, NextTokenTraining
 from stages.checkpoint import StepCheckpoints, export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.pretrain.head import ShapedHead, attach
-from stages.pretrain.model import build_model
+from stages.pretrain.milestones import KeepMilestones, export_milestones
 from stages.pretrain.row_step import STATISTICS
 from stages.processes import trainer_arguments
 
@@ -55,10 +56,23 @@ def collate(rows: Int[Tensor, "rows block"] | list[Tensor]) -> dict[str, Tensor]
     return {"input_ids": batch, "labels": batch}
 
 
-class PretrainTrainer(Trainer):
+class FollowSchedule(TrainerCallback):
+    """Before each step, gives the head the prior of that moment: a function of the step alone, so nothing of it needs saving."""
+
+    def __init__(self, head: ShapedHead, prior: Prior) -> None:
+        self.head = head
+        self.prior = prior
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self.head.prior = self.prior.at(state.global_step / state.max_steps)
+
+
+class NextTokenTrainer(Trainer):
     """Trainer that reads blocks in order and logs the head's statistics to the stage."""
 
-    def __init__(self, *, stage: Stage, head: ShapedHead, global_batch: int, block_size: int, launch: Launch, **trainer: Any) -> None:
+    def __init__(
+        self, *, stage: Stage, head: ShapedHead, prior: Prior, global_batch: int, block_size: int, launch: Launch, **trainer: Any
+    ) -> None:
         super().__init__(**trainer)
         self.stage = stage
         self.head = head
@@ -67,6 +81,9 @@ class PretrainTrainer(Trainer):
         self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepCheckpoints(stage, launch))
+        self._scheduled = bool(prior.schedule)
+        if self._scheduled:
+            self.add_callback(FollowSchedule(head, prior))
         self._last_log = time.perf_counter()
         self._steps = 0  # since then, as is the time waited
         self._waited = 0.0
@@ -93,6 +110,8 @@ class PretrainTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._statistics()
+            if self._scheduled:  # of the last step; the averages beside them are over all steps since the last row
+                logs |= {f"prior/{reward}": getattr(self.head.prior, reward) for reward in ("beta", "lambda_head", "lambda_tail")}
             step = self.state.global_step
             self.stage.log(step, **{name: value for name, value in logs.items() if name != "epoch"})
             self.stage.progress(step, self.state.max_steps, "steps", loss=logs["loss"], entropy=logs["entropy"])
@@ -115,37 +134,56 @@ class PretrainTrainer(Trainer):
         return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | speed
 
 
-def train(stage: Stage) -> dict[str, Any]:
-    """Run or resume the stage; exports a checkpoint and returns the record's metrics."""
-    config = stage.config_as(PretrainStage)
-    settings, launch = config.pretrain, config.pretrain.launch
+def train(
+    stage: Stage,
+    settings: NextTokenTraining,
+    prior: Prior,
+    seed: int,
+    build: Callable[[PreTrainedTokenizerBase, Blocks], PreTrainedModel],
+) -> dict[str, Any]:
+    """Run or resume the stage on its corpus; exports a checkpoint and returns the record's metrics.
+
+    `build` makes the float32 model that training starts from, whole on every rank.
+    """
+    launch = settings.launch
     corpus = stage.parent("corpus")
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer", trust_remote_code=False)
     blocks = Blocks(corpus / "train")
     checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0)
-    model = build_model(config.model, tokenizer, config.seed)
-    head = attach(model, config.prior, settings.head_k)
+    model = build(tokenizer, blocks)
+    head = attach(model, prior.at(0.0), settings.head_k)
+
+    def export(write_last: Callable[[Path], None]) -> None:
+        def write(folder: Path) -> None:
+            write_last(folder)
+            if stage.rank == 0:
+                export_milestones(stage, settings.milestones, folder)
+
+        stage.export(write)
+
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:
-            stage.export(lambda folder: export_finished(checkpoint, tokenizer, folder))
+            export(lambda folder: export_finished(checkpoint, tokenizer, folder))
     else:
-        trainer = PretrainTrainer(
+        trainer = NextTokenTrainer(
             stage=stage,
             head=head,
+            prior=prior,
             global_batch=settings.global_batch,
             block_size=blocks.block_size,
             launch=launch,
             model=model,
-            args=_arguments(stage, config),  # after the model: from then on transformers would build it under zero.Init
-            train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, config.seed),
+            args=_arguments(stage, settings, seed),  # after the model: from then on transformers would build it under zero.Init
+            train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, seed),
             data_collator=collate,
         )
+        trainer.add_callback(KeepMilestones(stage, settings.milestones, lambda folder: save_export(trainer, tokenizer, folder)))
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
         with stage.guard.saving():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step != settings.steps:
             raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
-        stage.export(lambda folder: save_export(trainer, tokenizer, folder))
+        export(lambda folder: save_export(trainer, tokenizer, folder))
     if stage.rank == 0:
         verify_export(stage.folder.export)
     last = stage.last_row()
@@ -161,11 +199,10 @@ def train(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _arguments(stage: Stage, config: PretrainStage) -> TrainingArguments:
-    settings = config.pretrain
+def _arguments(stage: Stage, settings: NextTokenTraining, seed: int) -> TrainingArguments:
     shared = trainer_arguments(
         settings.optimizer, settings.launch, settings.dtype,
-        steps=settings.steps, batch=settings.global_batch, seed=config.seed, folder=stage.folder.checkpoints,
+        steps=settings.steps, batch=settings.global_batch, seed=seed, folder=stage.folder.checkpoints,
     )  # fmt: skip
     return TrainingArguments(**shared, remove_unused_columns=False)
 

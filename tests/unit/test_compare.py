@@ -1,5 +1,6 @@
 """Intervals and gains: paired, reproducible, honest about what is missing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.compare.summary import summary
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import CellPlan, build_graph
+from pipeline.report.plots import milestone_curves
 from pipeline.report.tables import terminal_table
 from pipeline.store import Home
 from tests.unit.stores import shelf_at
@@ -79,6 +81,31 @@ def test_a_gain_is_paired_per_problem() -> None:
     assert gain is not None
     # The same .1 on every problem: however unequal the problems, a paired gain has no spread.
     assert (gain.value, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_the_gain_of_rl_is_over_the_checkpoint_that_it_starts_from() -> None:
+    (plan,) = plans("axes.prior=[ce]", "midtrain=countdown")
+    base, middle, last = (evaluation(plan, after, rate) for after, rate in (("pretrain", 0.2), ("midtrain", 0.4), ("rl", 0.8)))
+    (arm,) = arms([base, middle, last])
+    assert (arm.before, arm.after) == ([middle], [last])
+    rows = list(result_rows("mine", [base, middle, last]))
+    assert list(dict.fromkeys(row["after"] for row in rows)) == ["pretrain", "midtrain", "rl"]
+
+
+def test_checkpoints_along_the_way_are_rows_by_step_and_no_part_of_the_gain() -> None:
+    (plan,) = plans("axes.prior=[ce]", "pretrain.evaluate_at=[0.25]", "midtrain=countdown", "midtrain.evaluate_at=[0.5]")
+    early, late = (replace(evaluation(plan, after, 0.5), milestone=True, step=step) for (after, step) in plan.milestones)
+    base, middle = (replace(evaluation(plan, after, 0.5), step=step) for after, step in (("pretrain", 800), ("midtrain", 200)))
+    found = [early, base, late, middle, evaluation(plan, "rl", 0.8)]
+    (arm,) = arms(found)
+    assert arm.before == [middle]
+    rows = list(dict.fromkeys((row["after"], row["step"]) for row in result_rows("mine", found)))
+    assert rows == [("pretrain", 200), ("pretrain", 800), ("midtrain", 100), ("midtrain", 200), ("rl", 1)]
+    pretrained, midtrained = 800 * 16 * 64, 200 * 8 * 128
+    assert [e.tokens for e in found] == [
+        pretrained // 4, pretrained, pretrained + midtrained // 2, pretrained + midtrained, pretrained + midtrained
+    ]  # fmt: skip
+    assert "tokens" in milestone_curves([arm], found, [1, 8])
 
 
 def test_a_gain_over_other_problems_is_refused() -> None:

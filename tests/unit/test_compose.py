@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.compose import GROUPS, load_recipe, load_sweep, parse_override
-from pipeline.config.recipe import RecipeConfig
+from pipeline.config.recipe import MidtrainStage, RecipeConfig
 from pipeline.config_files import available, config_folders
 from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
@@ -34,9 +34,10 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, folder in GROUPS.items() for name in available(folder)])
 def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
-    overrides = [f"{group}={name}"]
-    if group == "prior":
-        overrides.append("prior.k=5")
+    overrides = ["midtrain=countdown"] if group.startswith("midtrain.") else []
+    overrides.append(f"{group}={name}")
+    if GROUPS[group] == "prior":
+        overrides.append(f"{group}.k=5")
     if group == "task":
         overrides.append("model.max_positions=2048")
     recipe = only_recipe(*overrides)
@@ -109,6 +110,63 @@ def test_no_rl_is_a_recipe_of_pretraining_alone() -> None:
     assert list(plan.evaluations) == ["pretrain"]
 
 
+def test_midtraining_stands_between_pretraining_and_rl_on_text_cut_by_the_first_tokenizer() -> None:
+    (plan,) = build_graph(load_recipe("quickstart", ["midtrain=countdown"]).cells()).cells
+    assert list(plan.chain) == ["corpus", "pretrain", "midtrain-corpus", "midtrain", "rl"]
+    assert plan.chain["midtrain-corpus"].parents == {"tokenizer": plan.chain["corpus"]}
+    assert plan.chain["midtrain"].parents == {"checkpoint": plan.chain["pretrain"], "corpus": plan.chain["midtrain-corpus"]}
+    assert plan.chain["rl"].parents == {"checkpoint": plan.chain["midtrain"]}
+    assert {after: node.parents for after, node in plan.evaluations.items()} == {
+        after: {"checkpoint": plan.chain[after], "corpus": plan.chain["corpus"]} for after in ("pretrain", "midtrain", "rl")
+    }
+    (without,) = build_graph(load_recipe("quickstart").cells()).cells
+    assert plan.chain["pretrain"].fingerprint == without.chain["pretrain"].fingerprint
+    assert plan.evaluations["pretrain"].fingerprint == without.evaluations["pretrain"].fingerprint
+
+
+def test_midtraining_without_text_or_prior_of_its_own_goes_on_with_those_of_the_end_of_pretraining() -> None:
+    changes = ["midtrain=countdown", "midtrain.corpus=null", "prior={use: diversity, schedule: [{at: 0.5, use: tail}]}"]
+    (plan,) = build_graph(load_recipe("quickstart", changes).cells()).cells
+    assert "midtrain-corpus" not in plan.chain
+    assert plan.chain["midtrain"].parents["corpus"] is plan.chain["corpus"]
+    config = plan.chain["midtrain"].config
+    assert isinstance(config, MidtrainStage)
+    assert (config.prior.name, config.prior.lambda_tail, config.prior.k, config.prior.schedule) == ("tail", -0.1, 5, ())
+
+
+def test_a_prior_for_midtraining_only_shares_the_pretraining() -> None:
+    kinds = [node.kind for node in build_graph(load_sweep("midtrain").cells()).stages.values()]
+    # Two corpora and one pre-training; the rest three times: mid-training, RL, and the evaluation of each.
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"corpus": 2, "pretrain": 1, "midtrain": 3, "rl": 3, "evaluate": 1 + 6}
+
+
+@pytest.mark.parametrize(
+    ("evaluate_at", "steps"),
+    [
+        ("{count: 4}", [200, 400, 600]),
+        ("{count: 5, spacing: log}", [50, 100, 200, 400]),
+        ("[0.5, 0.125]", [100, 400]),
+        ("{count: 20, spacing: log}", [1, 2, 3, 6, 12, 25, 50, 100, 200, 400]),  # no step twice, none before the first
+        ("null", []),
+    ],
+)
+def test_checkpoints_along_the_way_are_spread_over_the_steps(evaluate_at: str, steps: list[int]) -> None:
+    (plan,) = build_graph(load_recipe("quickstart", [f"pretrain.evaluate_at={evaluate_at}"]).cells()).cells
+    assert plan.cell.recipe.pretrain.milestones == steps
+    assert list(plan.milestones) == [("pretrain", step) for step in steps]
+    for node in plan.milestones.values():
+        assert node.parents == plan.evaluations["pretrain"].parents
+    assert len({node.fingerprint for node in plan.stages()}) == len(plan.stages())
+    assert plan.chain["rl"].parents == {"checkpoint": plan.chain["pretrain"]}
+
+
+def test_rl_may_use_the_positions_that_midtraining_adds_and_evaluation_may_not() -> None:
+    longer = ["midtrain=countdown", "midtrain.corpus.block_size=512"]
+    assert only_recipe(*longer, "rl.max_response_tokens=400").midtrain_positions == 512
+    with pytest.raises(PriorlabError, match=r"evaluate.max_response_tokens \(400\) and .* exceed model.max_positions \(256\)"):
+        only_recipe(*longer, "evaluate.max_response_tokens=400")
+
+
 def test_axes_multiply_and_equal_stages_are_shared() -> None:
     sweep = load_sweep("quickstart", ["axes.prior=[ce,tail]", "axes.seed=[0,1]", "axes.rl.steps=[5,10]"])
     graph = build_graph(sweep.cells())
@@ -145,6 +203,8 @@ def test_parents_come_before_children() -> None:
         (["pretrain.launch.micro_batch=7"], "global_batch is 16; it must be a multiple of processes x micro_batch = 1 x 7 = 7"),
         (["model.heads=5", "model.kv_heads=2"], "heads (5) must be a multiple of kv_heads (2)"),
         (["corpus.block_size=100000"], "corpus.block_size (100000) exceeds model.max_positions (256)"),
+        (["pretrain.evaluate_at={}"], "pretrain.evaluate_at: count is None and shares []; give one of them, e.g. {count: 8, spac"),
+        (["pretrain.evaluate_at=[0.5, 1.0]"], "pretrain.evaluate_at.shares.1 is 1.0: input should be less than 1"),
         (["model=../../secret"], "is no name of a model"),
         (["seed=5"], "seed is an axis of sweep 'quickstart', so seed=... would change nothing"),
         (["prior=tail"], "narrow the axis instead, e.g. axes.prior=[...]"),

@@ -49,6 +49,7 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "rl.kv_cache_gib=2", "evaluate.verify_workers=2",
         "rl.verify_workers=2", "rl.max_verify_failures=0.1", "task.max_prompt_tokens=100",
         "tracking.mode=disabled", "tracking.project=other",
+        "pretrain.optimizer.decay=linear", "midtrain=null", "pretrain.evaluate_at=null",
         "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power",
         "rl.exploration=none", "rl.exploration={kind: none, name: plain}",
     ],
@@ -74,6 +75,31 @@ def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override
 def test_a_change_reaches_the_stage_and_what_depends_on_it(override: str, changed: set[str]) -> None:
     before, after = by_role(quickstart()), by_role(quickstart(override))
     assert {role for role in before if before[role] != after[role]} == changed
+
+
+def test_midtraining_is_identified_by_its_settings_its_prior_and_its_parents() -> None:
+    def midtrained(*overrides: str) -> dict[str, str]:
+        return by_role(quickstart("midtrain=countdown", *overrides))
+
+    before = midtrained()
+    for override, changed in (
+        ("midtrain.rope_base=1e5", {"midtrain"}),
+        ("midtrain.optimizer.decay=linear", {"midtrain"}),
+        ("midtrain.prior={beta: 0.1}", {"midtrain"}),
+        ("midtrain.corpus.block_size=64", {"midtrain-corpus", "midtrain"}),
+        ("prior.beta=0.1", {"pretrain", "evaluate@pretrain", "midtrain"}),
+    ):
+        after = midtrained(override)
+        differing = {role for role in before if before[role] != after[role]}
+        assert differing == changed | {"evaluate@midtrain", "rl", "evaluate@rl"}, override
+    # What it trains with is what counts, whether it is said twice or not; how it runs does not.
+    assert midtrained("midtrain.prior=ce", "midtrain.launch.micro_batch=4", "midtrain.name=other") == before
+
+
+def test_checkpoints_along_the_way_are_results_of_pretraining_however_they_are_asked_for() -> None:
+    asked = by_role(quickstart("pretrain.evaluate_at={count: 4}"))
+    assert asked == by_role(quickstart("pretrain.evaluate_at=[0.25, 0.5, 0.75]"))
+    assert asked["pretrain"] != by_role(quickstart())["pretrain"]
 
 
 def test_k_and_form_count_once_they_matter() -> None:

@@ -1,0 +1,27 @@
+"""The stage `midtrain`. Heavy imports wait until the environment of the process is prepared."""
+
+from typing import Any
+
+from pipeline.config.recipe import MidtrainStage
+from stages.contract import Stage, heavy_imports, main
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    from stages.processes import prepare
+
+    config = stage.config_as(MidtrainStage)
+    settings = config.midtrain
+    prepare(settings.launch.threads)
+    with heavy_imports():
+        from stages.midtrain.model import continued_model
+        from stages.pretrain.train import train
+
+    base = stage.parent("checkpoint")
+    return train(
+        stage, settings, config.prior, config.seed,
+        lambda tokenizer, blocks: continued_model(base, tokenizer, rope_base=settings.rope_base, positions=blocks.block_size),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main("midtrain", run)
