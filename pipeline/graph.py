@@ -88,11 +88,15 @@ class StageNode:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did."""
+    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did.
+
+    `milestones` are the evaluations of checkpoints along the way, by role and step.
+    """
 
     cell: Cell
     chain: dict[str, StageNode]
     evaluations: dict[str, StageNode]
+    milestones: dict[tuple[str, int], StageNode] = field(default_factory=dict)
 
     @property
     def base(self) -> str:
@@ -100,7 +104,7 @@ class CellPlan:
         return "midtrain" if "midtrain" in self.chain else "pretrain"
 
     def stages(self) -> list[StageNode]:
-        return [*self.chain.values(), *self.evaluations.values()]
+        return [*self.chain.values(), *self.evaluations.values(), *self.milestones.values()]
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,12 @@ def build_graph(cells: Iterable[Cell]) -> Graph:
             policy = {"task": recipe.task, "rl": recipe.rl, "seed": seed}
             chain["rl"] = add("rl", slug, policy, checkpoint=base)
             evaluations["rl"] = add("evaluate", f"{slug}-rl", protocol, checkpoint=chain["rl"], corpus=corpus)
-        plans.append(CellPlan(cell, chain, evaluations))
+        milestones = {}
+        for role, settings in (("pretrain", recipe.pretrain), ("midtrain", recipe.midtrain)):
+            for step in [] if settings is None else settings.milestones:
+                name, whole = f"{evaluations[role].slug}-{step}", chain[role]
+                milestones[role, step] = add("evaluate", name, protocol | {"step": step}, checkpoint=whole, corpus=corpus)
+        plans.append(CellPlan(cell, chain, evaluations, milestones))
     return Graph(plans, stages)
 
 
@@ -171,7 +180,8 @@ def _merge(
 
     Cells share the objects of parts that are equal in them, so most stages are known without asking for their fingerprint.
     """
-    key = (kind, *(id(part) for part in parts.values()), *(parent.fingerprint for parent in parents.values()))
+    known = (part if isinstance(part, int) else id(part) for part in parts.values())
+    key = (kind, *known, *(parent.fingerprint for parent in parents.values()))
     if key not in met:
         config = STAGE_CONFIGS[kind](**parts)
         node = StageNode(kind, _slug(slug), config, parents, _labels(recipe, kind), recipe.tracking)

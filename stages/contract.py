@@ -46,6 +46,8 @@ _REPORTED_PACKAGES = (
 )  # fmt: skip
 COMPLETE = "complete"
 """The file that marks a step checkpoint as whole."""
+MILESTONES = "milestones"
+"""The folder in a training stage's export that holds checkpoints along the way, each in one named after its step."""
 _STATUS_SECONDS = 0.5
 _OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "CUDA error: out of memory")
 """How torch says it, as a RuntimeError: this module does without torch."""
@@ -76,8 +78,11 @@ class Stage:
             raise PriorlabError(f"{self.folder.spec} is a spec of the stage {self.spec['kind']!r}, not for this one")
         return self.config
 
-    def parent(self, role: str) -> Path:
-        """The export folder of a parent, verified against the sha256s in its record."""
+    def parent(self, role: str, step: int | None = None) -> Path:
+        """The export folder of a parent, or its checkpoint of a step along the way, verified against the sha256s in its record.
+
+        Only what is in the folder asked for is read: one of several checkpoints must not cost the reading of all.
+        """
         folder = StageFolder(Path(self.spec["parents"][role]["folder"]))
         record = folder.record()
         if record is None:
@@ -86,9 +91,18 @@ class Stage:
             )
         if record["fingerprint"] != self.spec["parents"][role]["fingerprint"]:
             raise PriorlabError(f"parent stage {folder.path} ({role}) has another fingerprint than this spec asks for")
+        part = "" if step is None else f"{MILESTONES}/{step}/"
+        wanted = {
+            name: digest
+            for name, digest in record["manifest"].items()
+            if (name.startswith(part) if part else not name.startswith(f"{MILESTONES}/"))
+        }
+        if not wanted:
+            lacks = "exported nothing" if step is None else f"kept no checkpoint of step {step}"
+            raise PriorlabError(f"parent stage {folder.path} ({role}) has {lacks}")
         if self.rank == 0:
-            verify_manifest(folder.export, record["manifest"])
-        return folder.export
+            verify_manifest(folder.export, wanted)
+        return folder.export / part
 
     def progress(self, step: int, total: int, unit: str, **shown: float) -> None:
         """Where the stage is, for the live view; at most two writes a second. `since` tells from where this attempt began to count."""
@@ -172,7 +186,7 @@ class Stage:
         write_json_atomically(self.folder.record_file, record)
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         # Last: whatever W&B's server does, the stage is done.
-        self._tracked().finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
+        self._tracked().finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))}, self.folder.export)
 
     def _tracked(self) -> StageRun:
         """The W&B run, opened when there is something to say: it takes two seconds to start."""

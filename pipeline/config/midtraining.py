@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from pipeline.config.base import execution
@@ -18,7 +16,3 @@ class MidtrainConfig(NextTokenTraining):
     corpus: CorpusConfig | None = Field(None, description="text, cut by the first corpus's tokenizer; none given is the first corpus")
     prior: Prior | None = Field(None, description="none given is the pre-training's, as it was at its end")
     rope_base: float | None = Field(None, gt=0, description="none given is the model's")
-
-    def identity(self) -> dict[str, Any]:
-        """Without the corpus, which is a parent of the stage, and the prior, which the stage has resolved beside this."""
-        return {key: value for key, value in super().identity().items() if key not in ("corpus", "prior")}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, execution
+from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.midtraining import MidtrainConfig
@@ -23,6 +23,7 @@ class TrackingConfig(Config):
     mode: Literal["auto", "online", "offline", "disabled"] = execution("auto")
     project: str = execution("priorlab")
     entity: str | None = execution(None)
+    artifacts: bool = execution(False, description="log what stages export as artifacts with lineage: references, no uploads")
 
 
 _THIS_MACHINE = ClusterConfig(kind="local")
@@ -117,6 +118,11 @@ class MidtrainStage(Config):
     midtrain: MidtrainConfig
     seed: int
 
+    def identity(self) -> dict[str, Any]:
+        """Without what the settings say of corpus and prior: the one is a parent, the other resolved in `prior`."""
+        kept = super().identity()
+        return kept | {"midtrain": {key: value for key, value in kept["midtrain"].items() if key not in ("corpus", "prior")}}
+
 
 class RLStage(Config):
     """Input of the stage `rl`; parent: checkpoint."""
@@ -131,6 +137,7 @@ class EvaluateStage(Config):
 
     task: Task
     evaluate: EvaluateConfig
+    step: int | None = identity_since(None, description="of training, whose checkpoint is evaluated in place of the last one")
 
 
 StageConfig = CorpusStage | PretrainStage | MidtrainStage | RLStage | EvaluateStage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -74,6 +74,35 @@ class AdamWConfig(Config):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) + decay_steps ({self.decay_steps}) exceed steps ({steps})")
 
 
+class Milestones(Config):
+    """Which checkpoints on the way to the last are kept and evaluated: evenly spaced ones, or those at given shares of the tokens."""
+
+    count: int | None = Field(None, ge=2, description="with the last; evenly spaced")
+    spacing: Literal["linear", "log"] = Field("linear", description="log: each after twice as many tokens as the one before")
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((), description="of the token budget, in place of count")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_of_shares(cls, given: Any) -> Any:
+        return {"shares": given} if isinstance(given, (list, tuple)) else given
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Milestones:
+        if (self.count is None) == (not self.shares):
+            raise ValueError(
+                f"count is {self.count} and shares {list(self.shares)}; give one of them, e.g. {{count: 8, spacing: log}} or [0.1, 0.5]"
+            )
+        return self
+
+    def steps(self, total: int) -> list[int]:
+        """Optimizer steps after which a checkpoint is kept, of `total`, without the last."""
+        shares: list[float] = list(self.shares)
+        if self.count is not None:
+            behind = range(1, self.count)  # how many checkpoints come after
+            shares = [2.0**-later if self.spacing == "log" else 1 - later / self.count for later in behind]
+        return sorted({max(1, round(share * total)) for share in shares} - {total})
+
+
 class NextTokenTraining(Config):
     """Training on packed text, from scratch or not: tokens consumed = steps x global_batch x the corpus's block_size."""
 
@@ -88,6 +117,17 @@ class NextTokenTraining(Config):
         description="by which a step moves the bias of an expert with more or less than its share of tokens; 0 balances nothing",
     )
     launch: Launch = Launch()
+    evaluate_at: Milestones | None = Field(None, description="checkpoints along the way that are evaluated, besides the last")
+
+    @property
+    def milestones(self) -> list[int]:
+        """Steps of the checkpoints along the way."""
+        return [] if self.evaluate_at is None else self.evaluate_at.steps(self.steps)
+
+    def identity(self) -> dict[str, Any]:
+        """Checkpoints along the way are results, however they were asked for; weights do not depend on them."""
+        kept = {key: value for key, value in super().identity().items() if key != "evaluate_at"}
+        return kept | ({"milestones": self.milestones} if self.milestones else {})
 
     @model_validator(mode="after")
     def _batch_divides(self) -> NextTokenTraining:
@@ -110,6 +150,12 @@ class PretrainConfig(NextTokenTraining):
         pattern="^sha256:[0-9a-f]{64}$",
         description="digest of a checkpoint that `priorlab adopt` brought in, in place of training one",
     )
+
+    @model_validator(mode="after")
+    def _adopted_has_one_checkpoint(self) -> PretrainConfig:
+        if self.adopted is not None and self.milestones:
+            raise ValueError("evaluate_at is set, but an adopted checkpoint has no others along its way; leave evaluate_at out")
+        return self
 
 
 class ValidationConfig(Config):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rich.text import Text
+
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.recipe import CorpusStage, RecipeConfig
 from pipeline.config.training import NextTokenTraining, RLConfig
@@ -13,6 +15,7 @@ from pipeline.errors import PriorlabError
 from pipeline.graph import CellPlan, Graph, StageNode
 from pipeline.launch import processes_of
 from pipeline.store import Home
+from pipeline.terminal import plain_table, print_json, print_wide
 
 
 @dataclass(frozen=True)
@@ -95,22 +98,27 @@ def _entry(role: str, recipe: RecipeConfig, costs: Costs, vocabulary: int, devic
     }
 
 
-def as_rows(entries: list[dict[str, Any]]) -> list[list[str]]:
-    """For people: what is done, what it takes in all, and what it takes of each device."""
-    rows = []
+def show_costs(entries: list[dict[str, Any]], *, as_json: bool) -> None:
+    """What each stage is, what it takes in all, and what of each device."""
+    if as_json:
+        print_json(entries)
+        return
+    memory = "memory per device (GiB)"
+    table = plain_table("stage", "parameters", "tokens", "steps", "FLOPs", "hours", memory, "disk", wrapped=(memory,))
     for entry in entries:
-        count = len(entry["stages"])
-        held = sum(entry["memory_gib"].values())
+        count, held = len(entry["stages"]), sum(entry["memory_gib"].values())
         parts = ", ".join(f"{name} {size:.3g}" for name, size in entry["memory_gib"].items() if size >= 0.01 * held)
-        rows.append([
+        table.add_row(
             entry["stage"] if count == 1 else f"{count} x {entry['stage']}",
             f"{_short(entry['parameters'])} ({_short(entry['active_parameters'])} active)",
-            _short(entry["tokens"]), f"{entry['steps']:,}", f"{entry['flops']:.2e}",
+            _short(entry["tokens"]),
+            f"{entry['steps']:,}",
+            f"{entry['flops']:.2e}",
             f"{entry['hours']:,.1f} on {entry['devices']} {entry['device']}",
-            f"{held:,.1f} {'' if entry['fits'] else ', too much'}: {parts}",
+            Text(f"{held:,.1f}{'' if entry['fits'] else ', more than there is'}: {parts}"),
             f"{entry['stored_gib']:,.1f} GiB",
-        ])  # fmt: skip
-    return rows
+        )
+    print_wide(table)
 
 
 def _short(number: float) -> str:

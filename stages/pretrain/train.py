@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.pretrain.balancing import ExpertBalance, router_biases
 from stages.pretrain.head import ShapedHead, attach
+from stages.pretrain.milestones import KeepMilestones, export_milestones
 from stages.pretrain.row_step import STATISTICS
 from stages.processes import trainer_arguments
 from stages.resharding import AsItWas, load_universal, reshard
@@ -172,9 +174,18 @@ def train(
     checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0, any_processes=True)
     model = build(tokenizer, blocks)
     head = attach(model, prior.at(0.0), settings.head_k)
+
+    def export(write_last: Callable[[Path], None]) -> None:
+        def write(folder: Path) -> None:
+            write_last(folder)
+            if stage.rank == 0:
+                export_milestones(stage, settings.milestones, folder)
+
+        stage.export(write)
+
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:
-            stage.export(lambda folder: export_finished(checkpoint, tokenizer, folder))
+            export(lambda folder: export_finished(checkpoint, tokenizer, folder))
     else:
         # After the model: once there are arguments, transformers would build it under zero.Init.
         arguments = trainer_arguments(
@@ -203,12 +214,13 @@ def train(
             )
             reshard(checkpoint, rank=stage.rank)
             trainer.add_callback(AsItWas())
+        trainer.add_callback(KeepMilestones(stage, settings.milestones, lambda folder: save_export(trainer, tokenizer, folder)))
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
         with stage.guard.saving():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step != settings.steps:
             raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
-        stage.export(lambda folder: save_export(trainer, tokenizer, folder))
+        export(lambda folder: save_export(trainer, tokenizer, folder))
     if stage.rank == 0:
         verify_export(stage.folder.export)
     last = stage.last_row()

@@ -140,6 +140,26 @@ def test_a_prior_for_midtraining_only_shares_the_pretraining() -> None:
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"corpus": 2, "pretrain": 1, "midtrain": 3, "rl": 3, "evaluate": 1 + 6}
 
 
+@pytest.mark.parametrize(
+    ("evaluate_at", "steps"),
+    [
+        ("{count: 4}", [200, 400, 600]),
+        ("{count: 5, spacing: log}", [50, 100, 200, 400]),
+        ("[0.5, 0.125]", [100, 400]),
+        ("{count: 20, spacing: log}", [1, 2, 3, 6, 12, 25, 50, 100, 200, 400]),  # no step twice, none before the first
+        ("null", []),
+    ],
+)
+def test_checkpoints_along_the_way_are_spread_over_the_steps(evaluate_at: str, steps: list[int]) -> None:
+    (plan,) = build_graph(load_recipe("quickstart", [f"pretrain.evaluate_at={evaluate_at}"]).cells()).cells
+    assert plan.cell.recipe.pretrain.milestones == steps
+    assert list(plan.milestones) == [("pretrain", step) for step in steps]
+    for node in plan.milestones.values():
+        assert node.parents == plan.evaluations["pretrain"].parents
+    assert len({node.fingerprint for node in plan.stages()}) == len(plan.stages())
+    assert plan.chain["rl"].parents == {"checkpoint": plan.chain["pretrain"]}
+
+
 def test_rl_may_use_the_positions_that_midtraining_adds_and_evaluation_may_not() -> None:
     longer = ["midtrain=countdown", "midtrain.corpus.block_size=512"]
     assert only_recipe(*longer, "rl.max_response_tokens=400").midtrain_positions == 512
@@ -183,6 +203,8 @@ def test_parents_come_before_children() -> None:
         (["pretrain.launch.micro_batch=7"], "global_batch is 16; it must be a multiple of processes x micro_batch = 1 x 7 = 7"),
         (["model.heads=5", "model.kv_heads=2"], "heads (5) must be a multiple of kv_heads (2)"),
         (["corpus.block_size=100000"], "corpus.block_size (100000) exceeds model.max_positions (256)"),
+        (["pretrain.evaluate_at={}"], "pretrain.evaluate_at: count is None and shares []; give one of them, e.g. {count: 8, spac"),
+        (["pretrain.evaluate_at=[0.5, 1.0]"], "pretrain.evaluate_at.shares.1 is 1.0: input should be less than 1"),
         (["model=../../secret"], "is no name of a model"),
         (["seed=5"], "seed is an axis of sweep 'quickstart', so seed=... would change nothing"),
         (["prior=tail"], "narrow the axis instead, e.g. axes.prior=[...]"),

@@ -49,7 +49,7 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "rl.kv_cache_gib=2", "evaluate.verify_workers=2",
         "rl.verify_workers=2", "rl.max_verify_failures=0.1", "task.max_prompt_tokens=100",
         "tracking.mode=disabled", "tracking.project=other",
-        "pretrain.optimizer.decay=linear", "midtrain=null",
+        "pretrain.optimizer.decay=linear", "midtrain=null", "pretrain.evaluate_at=null",
         "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power",
         "rl.exploration=none", "rl.exploration={kind: none, name: plain}",
     ],
@@ -96,6 +96,12 @@ def test_midtraining_is_identified_by_its_settings_its_prior_and_its_parents() -
     assert midtrained("midtrain.prior=ce", "midtrain.launch.micro_batch=4", "midtrain.name=other") == before
 
 
+def test_checkpoints_along_the_way_are_results_of_pretraining_however_they_are_asked_for() -> None:
+    asked = by_role(quickstart("pretrain.evaluate_at={count: 4}"))
+    assert asked == by_role(quickstart("pretrain.evaluate_at=[0.25, 0.5, 0.75]"))
+    assert asked["pretrain"] != by_role(quickstart())["pretrain"]
+
+
 def test_k_and_form_count_once_they_matter() -> None:
     assert Prior(lambda_tail=-0.1, k=5).identity() != Prior(lambda_tail=-0.1, k=6).identity()
     assert Prior(beta=0.5).identity() != Prior(beta=0.5, form="power").identity()
@@ -115,7 +121,7 @@ def test_canonical_form_does_not_depend_on_key_order(value: object) -> None:
     assert canonical_json(value) == canonical_json(reversed_keys(value))
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), math.nan, math.inf, {1: 2}, b"bytes"], ids=str)
+@pytest.mark.parametrize("value", [{1, 2}, object(), math.nan, math.inf, {1: 2}, b"bytes"], ids=lambda value: type(value).__name__)
 def test_what_has_no_stable_text_is_refused_with_its_place(value: object) -> None:
     with pytest.raises(TypeError, match=r"\$\.outer\[0\]"):
         canonical_json({"outer": [value]})
