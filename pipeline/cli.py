@@ -6,29 +6,28 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from pipeline.compare import commands as comparing
+from pipeline.compare.commands import show_comparison
+from pipeline.compare.precision import in_words, precision
 from pipeline.compose import Sweep, load_recipe, load_sweep
 from pipeline.config_files import available
 from pipeline.errors import PriorlabError
-from pipeline.graph import Graph, build_graph
+from pipeline.graph import build_graph
 from pipeline.runner import Outcome
 from pipeline.store import Home
 from pipeline.sweeps import (
-    compare_sweep,
     default_jobs,
-    known_sweep,
     redefinition,
     rerun_stage,
     run_sweep,
     saved_sweep,
 )
-from pipeline.terminal import WIDE, console, errors, plain_table, print_json, print_wide, some_of
+from pipeline.terminal import console, errors, plain_table, print_json, print_wide, some_of
 from pipeline.tools import commands
 from pipeline.tools.plan import explained_plan
 from pipeline.view import choose_view
@@ -42,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _SHOWN_CHANGES = 5
+_AIM = 0.05
+"""Difference of gains for which `plan` says what it takes to show it."""
 
 Overrides = Annotated[
     list[str] | None,
@@ -87,7 +88,8 @@ def plan(
         planned = load_recipe(name, overrides or [])
     else:
         planned = load_sweep(name, overrides or [])
-    entries = explained_plan(build_graph(planned.cells()), _home())
+    cells = list(planned.cells())
+    entries = explained_plan(build_graph(cells), _home())
     if as_json:
         print_json(entries)
         return
@@ -97,18 +99,9 @@ def plan(
     print_wide(table)
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")
-
-
-@app.command()
-def report(
-    name: Annotated[str, typer.Argument(help="a sweep that was started")],
-    as_json: AsJson = False,
-) -> None:
-    """Write and print the comparison of a sweep, as far as it has come."""
-    home = _home()
-    saved = known_sweep(name, home)
-    if not _show_comparison(saved, build_graph(saved.cells()), home, as_json=as_json):
-        raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows how far it is")
+    expected = precision(cells)
+    if expected is not None:
+        console.print(in_words(expected, _AIM), soft_wrap=not console.is_terminal)
 
 
 @app.command()
@@ -152,6 +145,7 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+comparing.add_to(app)
 commands.add_to(app)
 
 
@@ -164,7 +158,7 @@ def _run(chosen: Sweep, jobs: int | None) -> None:
         errors.print(Text(f"note: sweep {chosen.name} is not what it was when last started: {listed}"), soft_wrap=True)
     with choose_view(console) as view:
         graph, outcome = run_sweep(chosen, home, jobs=jobs or default_jobs(), view=view)
-    shown = _show_comparison(chosen, graph, home)
+    shown = show_comparison(chosen, graph, home)
     if not shown and outcome.complete:
         console.print("all stages are done")
     _exit_by(outcome, f"priorlab resume {chosen.name}")
@@ -202,35 +196,6 @@ def _exit_by(outcome: Outcome, again: str) -> None:
     if blocked:
         errors.print(f"       {blocked} more waited for what failed or was cancelled; everything else is done", soft_wrap=True)
     raise typer.Exit(1)
-
-
-def _show_comparison(chosen: Sweep, graph: Graph, home: Home, *, as_json: bool = False) -> bool:
-    comparison = compare_sweep(chosen, graph, home)
-    if comparison is None:
-        return False
-    if as_json:
-        print_json(comparison.rows)
-        return True
-    from pipeline.report.tables import pass_keys, terminal_table
-
-    whole = terminal_table(comparison.rows, f"sweep {chosen.name}")
-    if not console.is_terminal or Console(width=WIDE).measure(whole).maximum <= console.width:
-        tables = [whole]
-    else:  # too narrow for one line per prior: one table per k
-        tables = [terminal_table(comparison.rows, f"sweep {chosen.name}, {key}", [key]) for key in pass_keys(comparison.rows)]
-    for table in tables:
-        console.print()
-        print_wide(table)
-    console.print()
-    console.print(Text(f"report: {_short(comparison.report)}"), soft_wrap=True)
-    return True
-
-
-def _short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _home() -> Home:

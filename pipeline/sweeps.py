@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.compare import load_evaluations, summary_rows
+from pipeline.compare.evaluations import load_evaluations
+from pipeline.compare.summary import summary
 from pipeline.compose import Cell, Sweep, validate_in_full
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage
@@ -23,12 +24,15 @@ from pipeline.runner import Outcome, View, run
 from pipeline.slurm.queue import Job, job_of, live_jobs
 from pipeline.store import NAME, Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
 
+_COMPARISON_VERSION = 2
+"""Raised when the comparison's files change for the same results: they are then written anew."""
+
 
 @dataclass(frozen=True)
 class Comparison:
     """Results of a sweep so far, and where its files are."""
 
-    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
     report: Path
 
 
@@ -191,7 +195,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     stamp = folder / "comparison.json"
     kept = _kept_comparison(stamp)
     if kept.get("digest") == digest and report.exists() and (folder / "results.csv").exists():
-        return Comparison(kept["rows"], report)
+        return Comparison(kept["summary"], report)
     evaluations = load_evaluations(graph, home)
     if not evaluations:
         return None
@@ -199,13 +203,13 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     from pipeline.tracking import log_comparison
 
     folder.mkdir(parents=True, exist_ok=True)
-    rows = summary_rows(evaluations)
-    write_comparison(sweep.name, sweep.description, graph, evaluations, rows, home)
-    compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
+    found = summary(evaluations, home)
+    write_comparison(sweep.name, sweep.description, graph, evaluations, found, home)
+    compared = [node.fingerprint for plan in graph.cells for _, _, node in plan.measured()]
     identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
-    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, rows, identity)
-    write_json_atomically(stamp, {"digest": digest, "rows": rows})
-    return Comparison(rows, report)
+    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, found, identity)
+    write_json_atomically(stamp, {"digest": digest, "summary": found})
+    return Comparison(found, report)
 
 
 def _kept_comparison(stamp: Path) -> dict[str, Any]:
@@ -219,7 +223,9 @@ def _kept_comparison(stamp: Path) -> dict[str, Any]:
 
 def _digest(sweep: Sweep, graph: Graph, home: Home) -> str:
     """Changes when a record of the sweep does, or its description."""
-    digest = hashlib.sha256(json.dumps([sweep.name, sweep.description, [plan.cell.id for plan in graph.cells]]).encode())
+    digest = hashlib.sha256(
+        json.dumps([_COMPARISON_VERSION, sweep.name, sweep.description, [plan.cell.id for plan in graph.cells]]).encode()
+    )
     for node in graph.stages.values():
         record = node.folder(home).record_file
         try:

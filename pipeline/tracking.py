@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pipeline.config.recipe import TrackingConfig
 
 if TYPE_CHECKING:
-    from pipeline.compare import Evaluation  # numpy, which stages' runs do not need here
+    from pipeline.compare.evaluations import Evaluation  # numpy, which stages' runs do not need here
 
 Mode = Literal["online", "offline", "disabled"]
 _HOST = "api.wandb.ai"
+# What metrics are drawn against, by kind of stage: {axis: metrics}.
+_AXES: dict[str, dict[str, tuple[str, ...]]] = {
+    "pretrain": {"tokens": ("*",)},
+    "midtrain": {"tokens": ("*",)},
+    "rl": {"step": ("*",), "rollouts_generated": ("validation/*",)},
+}
 
 
 def resolve_mode(tracking: TrackingConfig) -> Mode:
@@ -78,8 +84,10 @@ class StageRun:
             tags=[spec["kind"], *([spec["labels"]["prior.name"]] if "prior.name" in spec["labels"] else [])],
             config=spec["labels"] | {"fingerprint": spec["fingerprint"], "stage": spec["config"]},
         )
-        self._run.define_metric("step", hidden=True)
-        self._run.define_metric("*", step_metric="step")
+        for axis, metrics in _AXES.get(spec["kind"], {}).items():
+            self._run.define_metric(axis)
+            for metric in metrics:
+                self._run.define_metric(metric, step_metric=axis)
 
     def log(self, row: dict[str, float]) -> None:
         if self._run is not None:
@@ -98,10 +106,10 @@ def log_comparison(
     tracking: TrackingConfig,
     folder: Path,
     evaluations: list[Evaluation],
-    rows: list[dict[str, Any]],
+    summary: dict[str, Any],
     identity: str,
 ) -> None:
-    """The sweep's summary run: the gain table, the pass@k curves, and gains as summary values.
+    """The sweep's summary run: tables of gains, differences and pass@k, their charts, and gains as summary values.
 
     `identity` names what is compared: the same sweep, reported again when more has finished, updates the same run.
     """
@@ -112,31 +120,41 @@ def log_comparison(
     run = open_run(
         tracking, folder, id=f"{sweep}-{identity[:16]}", name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"]
     )
-    table = wandb.Table(columns=["arm", "prior", "metric", "before", "after", "gain", "gain_low", "gain_high"])
-    for row in rows:
-        for metric, values in row.items():
-            if not metric.startswith("pass@"):
-                continue
+    gains = wandb.Table(columns=["arm", "prior", "metric", "before", "after", "gain", "gain_low", "gain_high"])
+    for row in summary["rows"]:
+        for metric in (key for key in row if key.startswith("pass@")):
+            values = row[metric]
             gain, after = values["gain"] or {}, values["after"] or {}
             numbers = [values["before"]["value"], after.get("value"), *(gain.get(key) for key in ("value", "low", "high"))]
-            table.add_data(row["arm"], row["prior"], metric, *numbers)
+            gains.add_data(row["arm"], row["prior"], metric, *numbers)
             if gain:
                 run.summary[f"gain/{row['arm']}/{metric}"] = gain["value"]
         run.summary[f"entropy/{row['arm']}"] = row["entropy"]["value"]
         run.summary[f"perplexity/{row['arm']}"] = row["perplexity"]["value"]
+    run.summary["verdict"] = " ".join(summary["verdict"])
+    columns = ["axis", "arm", "reference", "k", "family", "value", "low", "high", "superiority"]
+    differences = wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in summary["differences"]])
     curves = wandb.Table(columns=["line", "cell", "prior", "seed", "after", "k", "pass@k"])
     for evaluation in evaluations:
         if evaluation.milestone:
             continue
         cell = evaluation.plan.cell
-        for k, values in sorted(evaluation.metrics["pass@k"].items()):
+        for k, passed in sorted(evaluation.metrics["pass@k"].items()):
             line = f"{cell.id} after {evaluation.after}"
-            curves.add_data(line, cell.id, cell.recipe.prior.name, cell.recipe.seed, evaluation.after, k, float(values.mean()))
+            curves.add_data(line, cell.id, cell.recipe.prior.name, cell.recipe.seed, evaluation.after, k, float(passed.mean()))
+    # W&B has no chart of intervals of its own: each gain is three points of a line, lowest, value and highest, on its setting's row.
+    forest = wandb.Table(columns=["gain in pass@1", "setting", "row"])
+    for row_number, row in enumerate(summary["rows"]):
+        gain = row.get("pass@1", {}).get("gain")
+        for key in ("low", "value", "high") if gain else ():
+            forest.add_data(gain[key], row["arm"], len(summary["rows"]) - row_number)
     run.log(
         {
-            "gains": table,
+            "gains": gains,
+            "differences": differences,
             "pass_at_k_table": curves,
             "pass_at_k": wandb.plot.line(curves, x="k", y="pass@k", stroke="line", title="pass@k before and after RL"),
+            "forest": wandb.plot.line(forest, x="gain in pass@1", y="row", stroke="setting", title="gain in pass@1, 95% intervals"),
         }
     )
     run.finish()

@@ -57,6 +57,13 @@ class Lab:
             shutil.copytree(other.folder(node).path, self.folder(node).path, ignore=shutil.ignore_patterns("wandb"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the suite, a file stays in one of them, and so do all tests that look at the one finished sweep."""
+    for item in items:
+        together = "smoke" if "smoke" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
 def smoke_graph(*overrides: str) -> Graph:
     return build_graph(load_sweep("smoke", overrides).cells())
 

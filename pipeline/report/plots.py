@@ -1,66 +1,45 @@
-"""The report's figures, as SVG text. One colour per arm throughout (Okabe-Ito, safe for the colour-blind)."""
+"""Figures of the comparison itself: curves of pass@k, gains and their differences, and what goes along with the gain."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from pipeline.compare import Arm, Evaluation, stage_rows
-from pipeline.store import Home
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#d9d9d9",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a prior may be called anything
-    "svg.hashsalt": "priorlab",
-}
-# RL metrics are averaged over this share of the run: single steps of a few prompts are noise.
-_SMOOTHING = 0.1
-# Share of pre-training that is not drawn.
-_SKIPPED = 0.1
+from pipeline.compare.arms import Arm, Difference
+from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.intervals import Interval
+from pipeline.compare.predictors import MEASUREMENTS, Predictor, cell_points
+from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
 
 
 def pass_at_k_curves(arms: Sequence[Arm]) -> str:
     """pass@k before (dashed) and after RL (solid) against k, one panel per arm, with 95% bands."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         columns = min(3, len(arms))
         rows = -(-len(arms) // columns)
         figure, axes = plt.subplots(
             rows, columns, figsize=(3.3 * columns, 2.7 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
         )
         for index, arm in enumerate(arms):
-            axis, colour = axes.flat[index], _COLOURS[index % len(_COLOURS)]
+            axis = axes.flat[index]
             ks = sorted(arm.before[0].metrics["pass@k"])
             before = [arm.before_at("pass@k", k) for k in ks]
-            axis.plot(ks, [i.value for i in before], "--", color="#666666", label="before RL")
-            axis.fill_between(ks, [i.low for i in before], [i.high for i in before], color="#666666", alpha=0.15, lw=0)
+            axis.plot(ks, [i.value for i in before], "--", color=QUIET, label="before RL")
+            axis.fill_between(ks, [i.low for i in before], [i.high for i in before], color=QUIET, alpha=0.15, lw=0)
             after = [interval for k in ks if (interval := arm.after_at("pass@k", k)) is not None]
             if after:
-                axis.plot(ks, [i.value for i in after], color=colour, label="after RL")
-                axis.fill_between(ks, [i.low for i in after], [i.high for i in after], color=colour, alpha=0.2, lw=0)
+                axis.plot(ks, [i.value for i in after], color=colour(index), label="after RL")
+                axis.fill_between(ks, [i.low for i in after], [i.high for i in after], color=colour(index), alpha=0.2, lw=0)
+            chance = arm.before[0].plan.cell.recipe.task.chance
+            if chance:
+                axis.axhline(chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
             axis.set_xscale("log", base=2)
             axis.set_xticks(ks, [str(k) for k in ks])
             axis.set_ylim(0, 1.02)
-            axis.set_title(arm.name, color=colour, fontweight="bold")
+            axis.set_title(arm.name, color=colour(index), fontweight="bold")
             axis.legend(loc="lower right")
         for axis in axes.flat[len(arms) :]:
             axis.set_visible(False)
@@ -69,54 +48,77 @@ def pass_at_k_curves(arms: Sequence[Arm]) -> str:
             axis.tick_params(labelbottom=True)
         for axis in axes[:, 0]:
             axis.set_ylabel("pass@k")
-        return _svg(figure)
+        return to_svg(figure)
 
 
-def gains(arms: Sequence[Arm], k: int) -> str:
-    """Forest plot of the pass@k gain with 95% intervals."""
-    with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(6.6, 0.5 + 0.34 * len(arms)), layout="constrained")
-        for index, arm in enumerate(arms):
-            gain = arm.gain_at("pass@k", k)
-            if gain is None:
-                continue
-            colour = _COLOURS[index % len(_COLOURS)]
-            axis.plot([gain.low, gain.high], [index, index], color=colour)
-            axis.plot(gain.value, index, "o", color=colour)
-        axis.axvline(0, color="#333333", lw=1)
-        axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
-        axis.invert_yaxis()
-        axis.set_xlabel(f"gain in pass@{k} by RL, 95% interval")
-        axis.grid(axis="y", visible=False)
-        return _svg(figure)
+def gains(arms: Sequence[Arm], ks: Sequence[int]) -> str:
+    """Forest plot: one row per arm, one panel per k, gains of RL with 95% intervals."""
+    rows = [(arm.name, [arm.gain_at("pass@k", k) for k in ks], colour(index)) for index, arm in enumerate(arms)]
+    return _forest(rows, [f"gain in pass@{k}" for k in ks])
 
 
-def training_curves(
-    arms: Sequence[Arm], home: Home, kind: str, panels: Sequence[tuple[str, str]], *, x: str, x_label: str, smooth: bool
-) -> str:
-    """One panel per (metric, title) of a stage's metrics.jsonl, one line per cell in its arm's colour."""
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 2.7), squeeze=False, layout="constrained")
-        for index, arm in enumerate(arms):
-            colour = _COLOURS[index % len(_COLOURS)]
-            for evaluation in arm.before:
-                rows = stage_rows(evaluation.plan, kind, home)
-                for axis, (metric, _) in zip(axes[0], panels, strict=True):
-                    first = evaluation is arm.before[0]
-                    _line(axis, rows, x, metric, colour, arm.name if first else None, smooth)
-        for axis, (_, title) in zip(axes[0], panels, strict=True):
-            axis.set_title(title)
-            axis.set_xlabel(x_label)
+def differences(found: Sequence[Difference], arms: Sequence[Arm]) -> str:
+    """Forest plot of what arms gain more than their reference, one panel per k; colours as in the figures of `arms`."""
+    colours = {arm.name: colour(index) for index, arm in enumerate(arms)}
+    ks = sorted({one.k for one in found})
+    by_pair: dict[tuple[str, str], dict[int, Interval]] = {}
+    for one in found:
+        by_pair.setdefault((one.arm, one.reference), {})[one.k] = one.gain
+    rows = [(f"{arm} - {reference}", [intervals.get(k) for k in ks], colours[arm]) for (arm, reference), intervals in by_pair.items()]
+    return _forest(rows, [f"difference of gains, pass@{k}" for k in ks])
+
+
+def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: Sequence[str]) -> str:
+    with plt.rc_context(STYLE):
+        size = (1.6 + 2.8 * len(titles), 0.7 + 0.3 * len(rows))
+        figure, axes = plt.subplots(1, len(titles), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        for column, title in enumerate(titles):
+            axis = axes[0][column]
+            for at, (_, intervals, ink) in enumerate(rows):
+                interval = intervals[column]
+                if interval is not None:
+                    axis.plot([interval.low, interval.high], [at, at], color=ink)
+                    axis.plot(interval.value, at, "o", color=ink, ms=5)
+            axis.axvline(0, color=QUIET, lw=1)
+            axis.set_xlabel(title)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.grid(axis="y", visible=False)
+        axes[0][0].set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
+        return to_svg(figure)
+
+
+def gain_against(arms: Sequence[Arm], measurements: Sequence[str], foretold: Sequence[Predictor]) -> str:
+    """One panel per measurement of the base model: one point per cell, its gain in pass@1 against the measurement."""
+    correlations = {one.measurement: one for one in foretold}
+    with plt.rc_context(STYLE):
+        columns = min(4, len(measurements))
+        rows = -(-len(measurements) // columns)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(2.6 * columns + 0.4, 2.4 * rows), sharey=True, squeeze=False, layout="constrained"
+        )
+        points = [cell_points([arm]) for arm in arms]
+        for axis, name in zip(axes.flat, measurements, strict=False):
+            for index, (arm, found) in enumerate(zip(arms, points, strict=True)):
+                axis.plot(found[name], found["gain"], "o", color=colour(index), ms=4.5, alpha=0.9, label=arm.name)
+            axis.set_xlabel(MEASUREMENTS[name])
+            if name in correlations:
+                one = correlations[name]
+                axis.set_title(f"{one.correlation:+.2f} [{one.low:+.2f}, {one.high:+.2f}]", fontsize=8)
+        for axis in axes.flat[len(measurements) :]:
+            axis.set_visible(False)
+        for axis in axes[:, 0]:
+            axis.set_ylabel("gain in pass@1")
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def milestone_curves(arms: Sequence[Arm], evaluations: Sequence[Evaluation], ks: Sequence[int]) -> str:
     """Entropy, perplexity and pass@k of checkpoints against tokens, up to the one that RL starts from; a line per cell."""
     panels: list[tuple[str, int | None]] = [("entropy", None), ("perplexity", None), *(("pass@k", k) for k in ks)]
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 2.7), squeeze=False, layout="constrained")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(9.9, 2.7), squeeze=False, layout="constrained")
         for index, arm in enumerate(arms):
             for last in arm.before:
                 path = [evaluation for evaluation in evaluations if evaluation.plan is last.plan and evaluation.after != "rl"]
@@ -124,32 +126,80 @@ def milestone_curves(arms: Sequence[Arm], evaluations: Sequence[Evaluation], ks:
                 for axis, (metric, k) in zip(axes[0], panels, strict=True):
                     means = [e.values("cross_entropy" if metric == "perplexity" else metric, k).mean() for e in path]
                     shown = np.exp(means) if metric == "perplexity" else means
-                    axis.plot(tokens, shown, "o-", markersize=3, color=_COLOURS[index % len(_COLOURS)], label=label)
+                    axis.plot(tokens, shown, marker="o", markersize=3, color=colour(index), ls=dash(index), label=label)
         for axis, (metric, k) in zip(axes[0], panels, strict=True):
             axis.set_title(metric if k is None else f"pass@{k}")
             axis.set_xlabel("tokens")
             axis.set_xscale("log")
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
-        return _svg(figure)
+        return to_svg(figure)
 
 
-def _line(axis: Axes, rows: list[dict[str, float]], x: str, metric: str, colour: str, label: str | None, smooth: bool) -> None:
-    points = [(row[x], row[metric]) for row in rows if x in row and metric in row]
-    if x == "tokens":  # the fall from ln(vocabulary) would flatten everything after it
-        points = [point for point in points if point[0] >= _SKIPPED * points[-1][0]]
-    if not points:
-        return
-    values = [value for _, value in points]
-    if smooth:
+Rows = Sequence[dict[str, float]]
+"""metrics.jsonl of one run."""
+
+
+def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], panels: Sequence[tuple[str, str]], *, x: str, label: str) -> str:
+    """One panel per (metric, title), one line per setting: the mean of its runs, with a band from the lowest run to the highest.
+
+    `x` is the key of the rows that lies along the x axis, `label` its words.
+    """
+    with plt.rc_context(STYLE):
+        columns = 3 if len(panels) % 4 else 4
+        rows = -(-len(panels) // columns)
+        figure, axes = plt.subplots(rows, columns, figsize=(9.9, 2.4 * rows), squeeze=False, layout="constrained")
+        for index, (name, runs) in enumerate(series):
+            for panel, (metric, _) in zip(axes.flat, panels, strict=False):
+                lines = [line for run in runs if (line := _line(run, x, metric)) is not None]
+                if not lines:
+                    continue
+                at, values = _common(lines)
+                panel.plot(at, values.mean(axis=0), color=colour(index), ls=dash(index), label=name)
+                if len(values) > 1:
+                    panel.fill_between(at, values.min(axis=0), values.max(axis=0), color=colour(index), alpha=0.15, lw=0)
+        for panel, (_, title) in zip(axes.flat, panels, strict=False):
+            panel.set_title(title)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            panel.xaxis.set_major_locator(MaxNLocator(5))
+        for panel in axes.flat[len(panels) :]:
+            panel.set_visible(False)
+        for panel in axes.flat[max(0, len(panels) - columns) : len(panels)]:
+            panel.set_xlabel(label)
+        legend = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
+        if legend:
+            figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(6, len(legend)))
+        return to_svg(figure)
+
+
+_SMOOTHING = 0.1
+"""Metrics of RL steps are averaged over this share of the run: single steps of a few prompts are noise."""
+_SKIPPED = 0.1
+"""Share of pre-training that is not drawn: the fall from ln(vocabulary) would flatten everything after it."""
+
+Line = tuple[np.ndarray, np.ndarray]
+
+
+def _line(run: Rows, x: str, metric: str) -> Line | None:
+    points = np.array([(row[x], row[metric]) for row in run if x in row and metric in row and np.isfinite(row[metric])])
+    if metric == "step_time":
+        points = points[1:]  # the first step warms up
+    if not len(points):
+        return None
+    at, values = points[:, 0], points[:, 1]
+    if x == "tokens":
+        kept = at >= _SKIPPED * at[-1]
+        return at[kept], values[kept]
+    if not metric.startswith("validation/"):
         window = max(1, round(len(values) * _SMOOTHING))
-        values = [sum(values[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1)) for i in range(len(values))]
-    axis.plot([at for at, _ in points], values, color=colour, label=label, alpha=0.95)
+        sums = np.cumsum(np.concatenate([[0.0], values]))
+        first = np.maximum(np.arange(1, len(values) + 1) - window, 0)
+        values = (sums[1:] - sums[first]) / (np.arange(1, len(values) + 1) - first)
+    return at, values
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "priorlab"})
-    plt.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]  # inline SVG has no XML prologue
+def _common(lines: Sequence[Line]) -> Line:
+    """The runs' values at the first run's places, as far as all have come; shaped (runs, places)."""
+    last = min(at[-1] for at, _ in lines)
+    places = lines[0][0][lines[0][0] <= last]
+    return places, np.stack([np.interp(places, at, values) for at, values in lines])

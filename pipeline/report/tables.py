@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from rich.table import Table
+
+from pipeline.compare import numbers
 
 _DASH = "-"
 
@@ -14,23 +17,13 @@ def pass_keys(rows: list[dict[str, Any]]) -> list[str]:
     return [key for key in (rows[0] if rows else {}) if key.startswith("pass@")]
 
 
-def signed(interval: dict[str, float] | None) -> str:
+def gain(interval: dict[str, float] | None) -> str:
     """`+.083 [+.061, +.106]`"""
-    if interval is None:
-        return _DASH
-    return f"{_gain(interval['value'])} [{_gain(interval['low'])}, {_gain(interval['high'])}]"
+    return _DASH if interval is None else numbers.with_interval(interval["value"], interval["low"], interval["high"])
 
 
 def share(interval: dict[str, float] | None) -> str:
-    return _DASH if interval is None else _fraction(interval["value"])
-
-
-def _gain(value: float) -> str:
-    return ("-" if value < 0 else "+") + _fraction(abs(value))
-
-
-def _fraction(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0") if value < 0.9995 else "1.00"
+    return _DASH if interval is None else numbers.share(interval["value"])
 
 
 def headings(keys: list[str]) -> list[str]:
@@ -38,29 +31,56 @@ def headings(keys: list[str]) -> list[str]:
     return ["prior", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
 
 
-def cells(row: dict[str, Any], keys: list[str]) -> list[str]:
-    """One row of the table as text, in the order of `headings`."""
+def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[str]:
+    """One row of the table as text, in the order of `headings`; `bayes` shows credible intervals where there are some."""
     shown = [row["arm"], f"{row['entropy']['value']:.4f}", f"{row['perplexity']['value']:.4f}"]
     for key in keys:
-        shown += [share(row[key]["before"]), share(row[key]["after"]), signed(row[key]["gain"])]
+        which = "bayesian_gain" if bayes and "bayesian_gain" in row[key] else "gain"
+        shown += [share(row[key]["before"]), share(row[key]["after"]), gain(row[key][which])]
     return shown
 
 
-def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | None = None) -> Table:
+def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | None = None, *, bayes: bool = False) -> Table:
     """All of the comparison, or its columns for some `keys` (pass@1, ...) only."""
     keys = pass_keys(rows) if keys is None else keys
+    return _table(title, headings(keys), [cells(row, keys, bayes=bayes) for row in rows])
+
+
+def differences_table(differences: list[dict[str, Any]], title: str) -> Table:
+    return _table(title, DIFFERENCE_HEADINGS[1:], [difference_cells(one)[1:] for one in differences])
+
+
+def _table(title: str, titles: Sequence[str], rows: list[list[str]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for position, heading in enumerate(headings(keys)):
+    for position, heading in enumerate(titles):
         table.add_column(heading, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*cells(row, keys))
+        table.add_row(*row)
     return table
 
 
+DIFFERENCE_HEADINGS = ("along", "setting", "compared with", "k", "gains more by [95%, all at once]", "superiority")
+
+
+def difference_cells(one: dict[str, Any]) -> list[str]:
+    """One difference of gains as text, in the order of `DIFFERENCE_HEADINGS`."""
+    return [one["axis"], one["arm"], one["reference"], str(one["k"]), gain(one), f"{one['superiority']:.2f}"]
+
+
+def budget_cells(found: dict[str, Any] | None) -> list[list[str]]:
+    rows = [] if found is None else found["rows"]
+    return [[row["arm"], f"{row['sampled']:,.0f}", numbers.signed(row["at_steps"]), numbers.signed(row["at_rollouts"])] for row in rows]
+
+
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    titles = headings(pass_keys(rows))
+    return _markdown(headings(pass_keys(rows)), [cells(row, pass_keys(rows)) for row in rows])
+
+
+def markdown_differences(differences: list[dict[str, Any]]) -> str:
+    return _markdown(DIFFERENCE_HEADINGS, [difference_cells(one) for one in differences])
+
+
+def _markdown(titles: Sequence[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += [
-        "| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in cells(row, pass_keys(rows))) + " |" for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+    lines += ["| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)

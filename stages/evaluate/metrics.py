@@ -26,6 +26,11 @@ def pass_at_k(correct: NDArray[np.integer], n: int, k: int) -> NDArray[np.float6
     return 1.0 - np.prod(wrong / (n - draws), axis=1)
 
 
+def pass_hat_k(correct: NDArray[np.integer], n: int, k: int) -> NDArray[np.float64]:
+    """pass^k per problem: the chance that k of the n samples, drawn without replacement, are all correct (arXiv 2406.12045)."""
+    return 1.0 - pass_at_k(n - np.asarray(correct), n, k)
+
+
 def doubling_ks(n: int) -> list[int]:
     """1, 2, 4, ... and n itself."""
     ks = [1 << power for power in range(n.bit_length()) if 1 << power <= n]

@@ -18,7 +18,7 @@ from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.engine import build_engine, check_prompts
 from stages.evaluate.distribution import heldout_statistics
-from stages.evaluate.metrics import consensus, distinct_share, doubling_ks, pass_at_k, potential_at_k
+from stages.evaluate.metrics import consensus, distinct_share, doubling_ks, pass_at_k, pass_hat_k, potential_at_k
 from stages.evaluate.sample import GREEDY, Sample, sample
 from stages.evaluate.selection import picking_orders, selection_metrics
 from stages.evaluate.verify import Verifier
@@ -97,6 +97,7 @@ def problem_metrics(samples: list[Sample], verdicts: list[Verdict], n: int) -> d
     }
     return {
         "pass@k": {str(k): pass_at_k(correct, n, k).tolist() for k in doubling_ks(n)},
+        "pass^k": {str(k): pass_hat_k(correct, n, k).tolist() for k in doubling_ks(n)},
         **{name: {str(k): pass_at_k(counts, n, k).tolist() for k in doubling_ks(n)} for name, counts in further.items()},
         "potential@k": {str(k): potential_at_k(correct, n, k).tolist() for k in doubling_ks(n)[1:]},
         "distinct_correct": {str(n): distinct_share(answers).tolist()},

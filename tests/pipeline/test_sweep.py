@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.compare import COLUMNS
+from pipeline.compare.results import COLUMNS
 from pipeline.store import Home, StageFolder
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 

@@ -58,7 +58,7 @@ def test_one_summary_run_holds_the_gain_table_and_the_curves(smoke: FinishedSwee
     assert (summary.job_type, summary.group) == ("summary", "smoke")
     tables = [json.loads(path.read_text()) for path in folder.glob("wandb/**/*.table.json")]
     (gains,) = [table for table in tables if "gain" in table["columns"]]
-    rows = json.loads((folder / "comparison.json").read_text())["rows"]
+    rows = json.loads((folder / "comparison.json").read_text())["summary"]["rows"]
     found = {(row[0], row[2]): row[3:] for row in gains["data"]}
     for row in rows:
         values = row["pass@8"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.compare import load_evaluations
+from pipeline.compare.evaluations import load_evaluations
 from pipeline.graph import StageNode
 from pipeline.store import Home
 from stages.rl.validation import best_step

@@ -9,15 +9,21 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline.compare import COLUMNS, Evaluation, arms, bootstrap, perplexity, result_rows, shown_ks, summary_rows, write_samples
+from pipeline.compare.arms import arms, shown_ks
+from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.intervals import bootstrap, perplexity
+from pipeline.compare.results import COLUMNS, result_rows, write_samples
+from pipeline.compare.summary import summary
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import CellPlan, build_graph
 from pipeline.report.plots import milestone_curves
 from pipeline.report.tables import terminal_table
+from pipeline.store import Home
 from tests.unit.stores import shelf_at
 
 PROBLEMS = 40
+NOWHERE = Home(Path("nowhere"))
 
 
 def plans(*overrides: str) -> list[CellPlan]:
@@ -32,7 +38,12 @@ def evaluation(plan: CellPlan, after: str, rate: float, seed: int = 0, problems:
         step=1,
         n=8,
         problems=[f"p{i}" for i in range(problems)],
-        metrics={"pass@k": {1: values, 8: np.minimum(1, 3 * values)}, "greedy": {1: np.round(values)}},
+        metrics={
+            "pass@k": {1: values, 8: np.minimum(1, 3 * values)},
+            "avg@n": {8: values},
+            "greedy": {1: np.round(values)},
+            "length": {8: 9 * values},
+        },
         heldout={name: np.full(10, 0.5) for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")},
         step_seconds=np.full(5, 2.0) if after == "rl" else np.array([]),
     )
@@ -113,7 +124,7 @@ def test_seeds_of_a_prior_form_one_arm_and_other_axes_do_not() -> None:
 
 def test_an_arm_without_rl_has_no_gain() -> None:
     (plan,) = plans("axes.prior=[ce]")
-    (row,) = summary_rows([evaluation(plan, "pretrain", 0.5)])
+    (row,) = summary([evaluation(plan, "pretrain", 0.5)], NOWHERE)["rows"]
     assert row["pass@1"]["after"] is None
     assert row["pass@1"]["gain"] is None
     assert row["pass@1"]["before"]["value"] > 0
@@ -164,11 +175,11 @@ def test_a_gain_never_pairs_different_cells() -> None:
 
 
 def test_intervals_over_few_seeds_cover_nearly_as_often_as_they_say() -> None:
-    """Seeds that differ by .02 around a mean of .3: without widening, 2 seeds would cover 84% and 3 seeds 89%."""
+    """Seeds that differ by .02 around a mean of .3: without widening, 2 seeds would cover 84% and 3 seeds 88%."""
     rng = np.random.default_rng(5)
-    for seeds, least in ((2, 0.86), (3, 0.90), (5, 0.92)):
+    for seeds, least in ((2, 0.85), (3, 0.89), (5, 0.92)):
         covered = []
-        for _ in range(200):
+        for _ in range(400):
             values = 0.3 + rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, 0.1, (seeds, 128))
             found = bootstrap(values)
             covered.append(found.low <= 0.3 <= found.high)
@@ -177,7 +188,7 @@ def test_intervals_over_few_seeds_cover_nearly_as_often_as_they_say() -> None:
 
 def test_a_narrow_terminal_gets_one_table_per_k() -> None:
     (plan,) = plans("axes.prior=[ce]")
-    rows = summary_rows([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5)])
+    rows = summary([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5)], NOWHERE)["rows"]
     narrow = terminal_table(rows, "mine, pass@8", ["pass@8"])
     assert [column.header for column in narrow.columns] == ["prior", "entropy", "perplexity", "pass@8 before", "after", "gain [95%]"]
     assert Console(width=200).measure(narrow).maximum <= 80

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scorio.eval
 from evalplus.eval import estimate_pass_at_k
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from stages.evaluate.metrics import (
     distinct_share,
     doubling_ks,
     pass_at_k,
+    pass_hat_k,
     potential_at_k,
     ratio_values,
     samples_to_correct,
@@ -25,6 +27,15 @@ def test_pass_at_k_equals_evalplus(data: st.DataObject, n: int) -> None:
     k = data.draw(st.integers(1, n))
     correct = np.array(data.draw(st.lists(st.integers(0, n), min_size=1, max_size=8)))
     np.testing.assert_allclose(pass_at_k(correct, n, k), estimate_pass_at_k(n, correct, k), rtol=1e-10, atol=1e-12)
+
+
+@given(st.data(), st.integers(1, 20))
+def test_pass_at_k_and_pass_hat_k_equal_scorio(data: st.DataObject, n: int) -> None:
+    k = data.draw(st.integers(1, n))
+    outcomes = np.array(data.draw(st.lists(st.lists(st.integers(0, 1), min_size=n, max_size=n), min_size=1, max_size=6)))
+    correct = outcomes.sum(axis=1)
+    assert pass_at_k(correct, n, k).mean() == pytest.approx(scorio.eval.pass_at_k(outcomes, k))
+    assert pass_hat_k(correct, n, k).mean() == pytest.approx(scorio.eval.pass_hat_k(outcomes, k))
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])

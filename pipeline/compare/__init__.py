@@ -1,0 +1,1 @@
+"""From finished evaluations to the comparison: gains, their intervals, and what they show."""

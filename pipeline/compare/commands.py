@@ -1,0 +1,149 @@
+"""The commands that show what was found: the comparison of a sweep, and of two sweeps with one another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.compare.evaluations import load_evaluations
+from pipeline.compose import Sweep
+from pipeline.errors import PriorlabError
+from pipeline.graph import Graph, build_graph
+from pipeline.store import Home
+from pipeline.sweeps import compare_sweep, known_sweep
+from pipeline.terminal import WIDE, console, print_json, print_wide
+
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="results.csv: every metric of every cell, with intervals")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(report)
+    app.command()(compare)
+
+
+def report(
+    name: Annotated[str, typer.Argument(help="a sweep that was started")],
+    sort: Annotated[
+        str | None,
+        typer.Option(help="order of rows, largest first: entropy, perplexity, before@K, after@K, gain@K; or arm", show_default=False),
+    ] = None,
+    only: Annotated[str | None, typer.Option("--filter", help="only settings with this text in their name", show_default=False)] = None,
+    bayes: Annotated[bool, typer.Option("--bayes", help="gains in pass@1 with credible intervals for these very problems")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Write and print the comparison of a sweep, as far as it has come."""
+    home = Home.from_environment()
+    saved = known_sweep(name, home)
+    comparison = compare_sweep(saved, build_graph(saved.cells()), home)
+    if comparison is None:
+        raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows how far it is")
+    if as_csv:
+        sys.stdout.write(_csv(comparison.report.with_name("results.csv"), only))
+        return
+    chosen = comparison.summary | {"rows": _chosen(comparison.summary["rows"], sort, only)}
+    if as_json:
+        print_json(chosen)
+        return
+    _show(name, chosen, comparison.report, bayes=bayes)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="a sweep")],
+    second: Annotated[str, typer.Argument(help="another sweep")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare what RL gained in two sweeps: second minus first, per setting, paired per problem and seed."""
+    from pipeline.compare.across import compare_across
+    from pipeline.report.tables import differences_table
+
+    home = Home.from_environment()
+    both = [load_evaluations(build_graph(known_sweep(name, home).cells()), home) for name in (first, second)]
+    found = compare_across((first, second), *both)
+    if as_json:
+        print_json(found)
+        return
+    print_wide(differences_table(found, f"what {second} gains more than {first}"))
+    shown = sum(one["low"] > 0 or one["high"] < 0 for one in found)
+    console.print(
+        f"\n{shown} of {len(found)} differences are shown; the intervals hold for all of them together with 95%", soft_wrap=True
+    )
+
+
+def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
+    """Write and print the comparison; False while nothing is evaluated."""
+    comparison = compare_sweep(sweep, graph, home)
+    if comparison is None:
+        return False
+    _show(sweep.name, comparison.summary, comparison.report)
+    return True
+
+
+def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = False) -> None:
+    from pipeline.report.tables import pass_keys, terminal_table
+
+    rows = summary["rows"]
+    whole = terminal_table(rows, f"sweep {name}", bayes=bayes)
+    apart = [] if _fits(whole) else pass_keys(rows)  # too narrow for one line per setting: one table per k
+    for table in [terminal_table(rows, f"sweep {name}, {key}", [key], bayes=bayes) for key in apart] or [whole]:
+        console.print()
+        print_wide(table)
+    console.print()
+    for sentence in summary["verdict"]:
+        console.print(Text(f"- {sentence}"), soft_wrap=not console.is_terminal)
+    console.print()
+    console.print(Text(f"report: {_short(written)}"), soft_wrap=True)
+
+
+def _fits(table: Table) -> bool:
+    return not console.is_terminal or Console(width=WIDE).measure(table).maximum <= console.width
+
+
+def _chosen(rows: list[dict[str, Any]], sort: str | None, only: str | None) -> list[dict[str, Any]]:
+    kept = [row for row in rows if only is None or only.lower() in row["arm"].lower()]
+    if not kept:
+        raise PriorlabError(f"--filter {only!r} fits no setting; there are: {', '.join(row['arm'] for row in rows)}")
+    if sort is None:
+        return kept
+    if sort == "arm":
+        return sorted(kept, key=lambda row: str(row["arm"]))
+    return sorted(kept, key=lambda row: _sort_value(row, sort), reverse=True)
+
+
+def _sort_value(row: dict[str, Any], sort: str) -> float:
+    """The number to sort by; settings that lack it come last."""
+    side, at, k = sort.partition("@")
+    if at and side in ("before", "after", "gain") and f"pass@{k}" in row:
+        interval = row[f"pass@{k}"][side]
+    elif sort in ("entropy", "perplexity"):
+        interval = row[sort]
+    else:
+        ks = "|".join(key.removeprefix("pass@") for key in row if key.startswith("pass@"))
+        raise PriorlabError(f"--sort is {sort!r}; it can be arm, entropy, perplexity, or before@K, after@K, gain@K with K one of {ks}")
+    return float("-inf") if interval is None else float(interval["value"])
+
+
+def _csv(file: Path, only: str | None) -> str:
+    text = file.read_text(encoding="utf-8")
+    if only is None:
+        return text
+    rows = list(csv.reader(io.StringIO(text)))
+    kept = io.StringIO()
+    csv.writer(kept, lineterminator="\n").writerows([rows[0], *(row for row in rows[1:] if only.lower() in row[1].lower())])
+    return kept.getvalue()
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,108 @@
+"""Finished evaluations of a sweep, read back from their stages: one value per problem, metric and k."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.recipe import EvaluateStage
+from pipeline.graph import CellPlan, Graph
+from pipeline.store import Home, read_json, verify_manifest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated checkpoint of one cell: values per problem (metric -> k -> values) and per held-out block."""
+
+    plan: CellPlan
+    after: str
+    step: int
+    n: int
+    problems: list[str]
+    metrics: dict[str, dict[int, NDArray[np.float64]]]
+    heldout: dict[str, NDArray[np.float64]]
+    step_seconds: NDArray[np.float64]
+    """What each logged step of RL took, without the first, which warms up; empty before RL."""
+    milestone: bool = False
+    """Of a checkpoint along the way, which RL does not start from."""
+
+    @property
+    def tokens(self) -> int:
+        """Of text that the checkpoint was trained on, mid-training's counted on top of pre-training's."""
+        recipe = self.plan.cell.recipe
+        first, later = recipe.pretrain, recipe.midtrain
+        block = recipe.corpus.block_size
+        if self.after == "pretrain":
+            return self.step * first.global_batch * block
+        before = first.steps * first.global_batch * block
+        if later is None:
+            return before
+        steps = self.step if self.after == "midtrain" else later.steps
+        return before + steps * later.global_batch * (later.corpus or recipe.corpus).block_size
+
+    def values(self, metric: str, k: int | None = None) -> NDArray[np.float64]:
+        """Per problem (k given) or per block."""
+        return self.heldout[metric] if k is None else self.metrics[metric][k]
+
+
+def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
+    """All finished evaluations, cell by cell, in the order of training."""
+    found = []
+    for plan in graph.cells:
+        for after, at, node in plan.measured():
+            folder = node.folder(home)
+            record = folder.record()
+            if record is None or not isinstance(node.config, EvaluateStage):
+                continue
+            verify_manifest(folder.export, record["manifest"])
+            details: Any = read_json(folder.export / "problems.json")
+            found.append(
+                Evaluation(
+                    plan=plan,
+                    after=after,
+                    step=evaluated_step(plan, after, home) if at is None else at,
+                    n=node.config.evaluate.samples,
+                    problems=details["problems"],
+                    metrics={
+                        name: {int(k): np.asarray(values) for k, values in by_k.items()} for name, by_k in details["metrics"].items()
+                    },
+                    heldout={name: np.asarray(values) for name, values in details["heldout"].items()},
+                    step_seconds=_step_seconds(plan, home) if after == "rl" else np.array([]),
+                    milestone=at is not None,
+                )
+            )
+    return found
+
+
+def evaluated_step(plan: CellPlan, after: str, home: Home) -> int:
+    """Optimizer steps that the evaluated checkpoint has seen in its stage; RL may hand on an earlier one than its last."""
+    recipe = plan.cell.recipe
+    if after == "midtrain" and recipe.midtrain is not None:
+        return recipe.midtrain.steps
+    if after != "rl" or recipe.rl is None:
+        return recipe.pretrain.steps
+    record = plan.chain["rl"].folder(home).record() if recipe.rl.export == "best" else None
+    return recipe.rl.steps if record is None else int(record["metrics"]["exported_step"])
+
+
+def _step_seconds(plan: CellPlan, home: Home) -> NDArray[np.float64]:
+    return np.array([row["step_time"] for row in stage_rows(plan, "rl", home) if "step_time" in row][1:])
+
+
+def stage_rows(plan: CellPlan, kind: str, home: Home) -> list[dict[str, float]]:
+    """metrics.jsonl of a cell's stage; an unfinished last line is left out."""
+    node = plan.chain.get(kind)
+    path = None if node is None else node.folder(home).metrics
+    if path is None or not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

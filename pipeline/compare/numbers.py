@@ -1,0 +1,15 @@
+"""How shares and gains are written, the same in tables and in sentences: `.083`, `+.083`, `+.083 [+.061, +.106]`."""
+
+from __future__ import annotations
+
+
+def share(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0") if value < 0.9995 else "1.00"
+
+
+def signed(value: float) -> str:
+    return ("-" if value < 0 else "+") + share(abs(value))
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    return f"{signed(value)} [{signed(low)}, {signed(high)}]"

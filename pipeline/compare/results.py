@@ -1,0 +1,91 @@
+"""results.csv and samples.parquet of a sweep; docs/results.md describes their columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.compare.evaluations import Evaluation, evaluated_step
+from pipeline.compare.intervals import Interval, bootstrap, perplexity
+from pipeline.graph import Graph
+from pipeline.store import Home, write_text_atomically
+
+COLUMNS = (
+    "sweep", "cell", "prior", "beta", "lambda_head", "lambda_tail", "top_k", "form", "seed", "task", "exploration",
+    "after", "step", "metric", "k", "n", "value", "ci_low", "ci_high",
+)  # fmt: skip
+HELDOUT_METRICS = ("perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass")
+
+
+def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str, Any]]:
+    """The rows of results.csv, in the order of COLUMNS."""
+    for evaluation in evaluations:
+        recipe = evaluation.plan.cell.recipe
+        prior = recipe.prior
+        common = {
+            "sweep": sweep, "cell": evaluation.plan.cell.id, "prior": prior.name, "beta": prior.beta,
+            "lambda_head": prior.lambda_head, "lambda_tail": prior.lambda_tail, "top_k": prior.k if prior.rank_aware else "",
+            "form": prior.form, "seed": recipe.seed, "task": recipe.task.name,
+            "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
+            "step": evaluation.step,
+        }  # fmt: skip
+        for metric, by_k in evaluation.metrics.items():
+            for k, values in by_k.items():
+                n = 1 if metric.startswith("greedy") else evaluation.n
+                yield _row(common, metric, k, n, bootstrap(values))
+        for metric in HELDOUT_METRICS:
+            source = evaluation.heldout["cross_entropy" if metric == "perplexity" else metric]
+            interval = perplexity(source) if metric == "perplexity" else bootstrap(source)
+            head_k = recipe.evaluate.head_k if metric in ("head_mass", "tail_mass") else ""
+            yield _row(common, metric, head_k, len(source), interval)
+        if evaluation.step_seconds.size:
+            steps = evaluation.step_seconds
+            yield _row(common, "seconds_per_step", "", len(steps), bootstrap(steps))
+
+
+def _row(common: dict[str, Any], metric: str, k: Any, n: int, interval: Interval) -> dict[str, Any]:
+    numbers = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
+    return common | {"metric": metric, "k": k, "n": n} | {name: f"{number:.6g}" for name, number in numbers.items()}
+
+
+def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomically(path, text.getvalue())
+
+
+def write_samples(path: Path, graph: Graph, home: Home) -> None:
+    """All kept samples of the sweep in one parquet file; sample -1 is a problem's greedy response.
+
+    A task may keep verdicts of further rules, each a column; where it has none of a rule, the column is null.
+    """
+    import pyarrow as pa  # not needed to plan or to answer a no-op
+    import pyarrow.parquet as pq
+
+    finished = [
+        (plan, after, at, node.folder(home).export / "samples.parquet")
+        for plan in graph.cells
+        for after, at, node in plan.measured()
+        if node.folder(home).record() is not None
+    ]
+    if not finished:
+        return
+    kinds = [("cell", pa.string()), ("after", pa.string()), ("step", pa.int64())]
+    schema = pa.unify_schemas([pa.schema(kinds), *(pq.read_schema(file) for *_, file in finished)])
+    temporary = path.with_name(f".{path.name}.tmp")
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for plan, after, at, file in finished:
+            table = pq.read_table(file)
+            step = evaluated_step(plan, after, home) if at is None else at
+            for (name, kind), value in zip(kinds, (plan.cell.id, after, step), strict=True):
+                table = table.append_column(name, pa.array([value] * len(table), kind))
+            columns = [
+                table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type) for column in schema
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+    temporary.replace(path)

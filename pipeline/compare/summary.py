@@ -1,0 +1,54 @@
+"""The comparison as plain data: what the terminal, the report, W&B and `--json` show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.compare.arms import Arm, Difference, arms, differences, shown_ks
+from pipeline.compare.equal import equal_budgets
+from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.intervals import Interval
+from pipeline.compare.predictors import predictors
+from pipeline.compare.verdict import verdict
+from pipeline.store import Home
+
+
+def summary(evaluations: list[Evaluation], home: Home) -> dict[str, Any]:
+    """`rows` (one per arm), `differences` between them, `equal_budgets`, `predictors` of the gain, the `verdict`, and `chance`."""
+    ks, compared = shown_ks(evaluations), arms(evaluations)
+    between = differences(compared, ks)
+    foretold = predictors(compared)
+    rows = [_row(arm, ks) for arm in compared]
+    return {
+        "rows": rows,
+        "differences": [_difference(one) for one in between],
+        "equal_budgets": equal_budgets(compared, home),
+        "predictors": [one.__dict__ for one in foretold],
+        "verdict": verdict(compared, between, foretold, ks),
+        "chance": compared[0].before[0].plan.cell.recipe.task.chance if compared else 0.0,
+    }
+
+
+def _row(arm: Arm, ks: list[int]) -> dict[str, Any]:
+    row: dict[str, Any] = {"arm": arm.name, "prior": arm.prior, "seeds": arm.seeds}
+    for metric in ("entropy", "perplexity"):
+        row[metric] = _as_dict(arm.before_at(metric))
+    for k in ks:
+        row[f"pass@{k}"] = {
+            "before": _as_dict(arm.before_at("pass@k", k)),
+            "after": _as_dict(arm.after_at("pass@k", k)),
+            "gain": _as_dict(arm.gain_at("pass@k", k)),
+        }
+    if 1 in ks:
+        row["pass@1"]["bayesian_gain"] = _as_dict(arm.bayesian_gain())
+    return row
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    return {"axis": one.axis, "arm": one.arm, "reference": one.reference, "k": one.k, "family": one.family} | {
+        "value": one.gain.value, "low": one.gain.low, "high": one.gain.high, "superiority": one.gain.superiority,
+    }  # fmt: skip
+
+
+def _as_dict(interval: Interval | None) -> dict[str, float] | None:
+    return None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high}

@@ -1,0 +1,85 @@
+"""What a comparison shows, in sentences made from its intervals and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.compare.arms import Arm, Difference
+from pipeline.compare.numbers import share, signed, with_interval
+from pipeline.compare.predictors import MEASUREMENTS, Predictor
+
+_NAMED = 4
+"""Differences that are told one by one; more are counted."""
+
+
+def verdict(compared: Sequence[Arm], between: Sequence[Difference], foretold: Sequence[Predictor], ks: Sequence[int]) -> list[str]:
+    """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what goes along with the gain."""
+    finished = [arm for arm in compared if arm.complete]
+    if not finished or not ks:
+        return ["No setting has been measured both before and after RL yet."]
+    sentences = [_gained(finished, ks[0])]
+    if len(ks) > 1:
+        sentences.append(_gained(finished, ks[-1]))
+    for axis in dict.fromkeys(one.axis for one in between):
+        sentences += _along(axis, [one for one in between if one.axis == axis])
+    fewest = min(len(arm.seeds) for arm in finished)
+    if fewest == 1:
+        sentences.append(
+            "There is one seed per setting: intervals cover the choice of problems, not the luck of a training run, and differences "
+            "between settings may be that luck. Add seeds (axes.seed=[0,1,2]) before relying on one."
+        )
+    if len(finished) < len(compared):
+        sentences.append(f"{len(compared) - len(finished)} of {len(compared)} settings are not finished and left out above.")
+    return sentences + _foretelling(foretold)
+
+
+def _gained(finished: Sequence[Arm], k: int) -> str:
+    intervals = {arm.name: interval for arm in finished if (interval := arm.gain_at("pass@k", k)) is not None}
+    up = [name for name, interval in intervals.items() if interval.low > 0]
+    down = [name for name, interval in intervals.items() if interval.high < 0]
+    parts = [f"raised pass@{k} in {len(up)}"] if up else []
+    parts += [f"lowered {'it' if up else f'pass@{k}'} in {len(down)}"] if down else []
+    if not parts:
+        return f"RL shows no change of pass@{k} in any of {len(intervals)} settings."
+    values = [interval.value for interval in intervals.values()]
+    unclear = len(intervals) - len(up) - len(down)
+    rest = f", and shows no change in {unclear}" if unclear else ""
+    reach = f"{signed(min(values))} to {signed(max(values))}" if len(values) > 1 else signed(values[0])
+    return f"RL {' and '.join(parts)} of {len(intervals)} settings{rest} (change: {reach})."
+
+
+def _along(axis: str, between: Sequence[Difference]) -> list[str]:
+    family = between[0].family
+    scope = f"the {family} differences looked at together" if family > 1 else "the one difference looked at"
+    shown = [one for one in between if one.gain.shown]
+    first_k = min(one.k for one in between)
+    half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in between if one.k == first_k)
+    smallest = share(half_widths[len(half_widths) // 2])
+    resolution = f"at pass@{first_k}, differences below about {smallest} are beyond what this sweep can show"
+
+    if not shown:
+        return [f"Along {axis}, no difference in gain is shown: all intervals, which hold for {scope}, include 0; {resolution}."]
+    named = [
+        f"{one.arm} gained {'more' if one.gain.value > 0 else 'less'} than {one.reference} in pass@{one.k}: "
+        f"{with_interval(one.gain.value, one.gain.low, one.gain.high)}"
+        for one in sorted(shown, key=lambda one: -abs(one.gain.value))[:_NAMED]
+    ]
+    more = f", and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+    return [f"Along {axis}, {'; '.join(named)}{more}. Intervals hold for {scope}; {resolution}."]
+
+
+def _foretelling(foretold: Sequence[Predictor]) -> list[str]:
+    if not foretold:
+        return []
+    cells, shown = foretold[0].cells, [one for one in foretold if one.shown]
+    if not shown:
+        best = foretold[0]
+        return [
+            f"No measurement of the base model is shown to go along with the gain over {cells} cells; the closest is "
+            f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f} [{best.low:+.2f}, {best.high:+.2f}])."
+        ]
+    named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f} [{one.low:+.2f}, {one.high:+.2f}])" for one in shown]
+    return [
+        f"Over {cells} cells, the gain in pass@1 goes along with the base model's {', '.join(named)}: look there before spending RL "
+        "compute. This is a correlation over cells that share priors and seeds, not a cause."
+    ]

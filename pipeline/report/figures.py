@@ -1,0 +1,126 @@
+"""Which figures a report shows, under which heading, and what to read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.compare.arms import Arm, differences, shown_ks
+from pipeline.compare.evaluations import Evaluation, stage_rows
+from pipeline.compare.predictors import MEASUREMENTS, cell_points, predictors
+from pipeline.report import plots
+from pipeline.store import Home
+
+_MOST_LINES = 12
+_MOST_ROWS = 40
+_FEWEST_POINTS = 3
+_RL_PANELS = (
+    ("reward_raw", "reward"),
+    ("entropy", "entropy (nats)"),
+    ("completions/mean_length", "response tokens"),
+    ("frac_reward_zero_std", "groups without signal"),
+    ("clip_ratio/region_mean", "clipped tokens"),
+    ("step_time", "seconds per step"),
+)
+_PRETRAIN_PANELS = (("perplexity", "perplexity"), ("entropy", "entropy (nats)"), ("head_mass", "head mass"), ("tail_mass", "tail mass"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    title: str
+    svg: str
+    caption: str
+
+
+def figures(compared: Sequence[Arm], evaluations: list[Evaluation], home: Home) -> list[Figure]:
+    """All figures that the finished evaluations give; with many settings, of the first ones."""
+    ks = shown_ks(evaluations)
+    if not compared or not ks:
+        return []
+    drawn = compared[:_MOST_LINES]
+    few = f" The first {_MOST_LINES} of {len(compared)} settings." if len(compared) > _MOST_LINES else ""
+    found = []
+    if any(arm.complete for arm in compared):
+        found += _gains(compared, ks)
+    found.append(
+        Figure(
+            "pass@k before and after RL",
+            plots.pass_at_k_curves(drawn),
+            f"Dashed: before. Bands: 95% intervals. Where the lines cross, the base finds with k samples what RL has lost.{few}",
+        )
+    )
+    found += _predictors(compared)
+    if any(evaluation.milestone for evaluation in evaluations):
+        curve = plots.milestone_curves(drawn, evaluations, ks)
+        found.append(Figure("Checkpoints along the way", curve, f"Each evaluated like the last before RL. A line per cell.{few}"))
+    found += _training(drawn, home, few)
+    return found
+
+
+def _gains(compared: Sequence[Arm], ks: list[int]) -> list[Figure]:
+    shown = [arm for arm in compared if arm.complete][:_MOST_ROWS]
+    few = f" The first {_MOST_ROWS} of {len(compared)} settings." if len(compared) > _MOST_ROWS else ""
+    found = [Figure("What RL gains", plots.gains(shown, ks), f"95% intervals. One that crosses 0 shows no change.{few}")]
+    between = differences(compared, ks)
+    for axis in dict.fromkeys(one.axis for one in between):
+        along = [one for one in between if one.axis == axis]
+        pairs = list(dict.fromkeys((one.arm, one.reference) for one in along))[:_MOST_ROWS]
+        found.append(
+            Figure(
+                f"Who gains more, along {axis}",
+                plots.differences([one for one in along if (one.arm, one.reference) in pairs], compared),
+                f"Gain minus the reference's gain, paired per problem and seed. The intervals hold for all {along[0].family} "
+                "together with 95%; one that crosses 0 shows no difference.",
+            )
+        )
+    return found
+
+
+def _predictors(compared: Sequence[Arm]) -> list[Figure]:
+    points = cell_points(compared)
+    varying = [name for name in MEASUREMENTS if len(points[name]) >= _FEWEST_POINTS and np.ptp(points[name]) > 0]
+    if not varying:
+        return []
+    foretold = predictors(compared)
+    above = " Above each panel: rank correlation, with intervals that hold for all panels together." if foretold else ""
+    return [
+        Figure(
+            "What goes along with the gain",
+            plots.gain_against(compared[:_MOST_ROWS], varying, foretold),
+            f"Each point is a cell: what was measured on the base model, and what RL gained in pass@1.{above}",
+        )
+    ]
+
+
+def _training(drawn: Sequence[Arm], home: Home, few: str) -> list[Figure]:
+    found = []
+    kinds = ("rl", "pretrain", "midtrain")
+    runs = {kind: [(arm.name, [stage_rows(e.plan, kind, home) for e in arm.before]) for arm in drawn] for kind in kinds}
+    bands = " Bands: from the lowest seed to the highest." if any(len(arm.before) > 1 for arm in drawn) else ""
+    known = {metric for _, of_arm in runs["rl"] for run in of_arm for row in run for metric in row}
+    panels = [panel for panel in _RL_PANELS if any(row.get(panel[0]) for _, of_arm in runs["rl"] for run in of_arm for row in run)]
+    if panels:
+        curve = plots.training_curves(runs["rl"], panels, x="step", label="RL step")
+        found.append(Figure("RL dynamics", curve, f"Running means over a tenth of the run.{bands}{few}"))
+    validated = sorted((metric for metric in known if metric.startswith("validation/pass@")), key=lambda m: int(m.split("@")[1]))
+    if validated:
+        panels = [(metric, metric.removeprefix("validation/")) for metric in dict.fromkeys([validated[0], validated[-1]])]
+        panels.append(("validation/length", "response tokens"))
+        found += [
+            Figure(
+                f"Validation during RL, at equal {label}",
+                plots.training_curves(runs["rl"], panels, x=x, label=label),
+                f"On problems of the RL split that are not trained on.{why}{bands}{few}",
+            )
+            for x, label, why in (
+                ("step", "steps", ""),
+                ("rollouts_generated", "rollouts", " A prior whose groups lack signal samples more for the same step."),
+            )
+        ]
+    for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training")):
+        if any(run for _, of_arm in runs[kind] for run in of_arm):
+            curve = plots.training_curves(runs[kind], _PRETRAIN_PANELS, x="tokens", label="tokens")
+            found.append(Figure(title, curve, f"Measured on the training batches; the first tenth is not drawn.{bands}{few}"))
+    return found

@@ -1,0 +1,213 @@
+"""Comparisons of many settings: what their intervals promise, what is paired with what, and which words follow."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scorio.eval
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pipeline.compare.across import compare_across
+from pipeline.compare.arms import arms, differences, shown_ks
+from pipeline.compare.equal import equal_budgets
+from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.intervals import bayesian_mean, bootstrap, contrasts
+from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
+from pipeline.compare.predictors import cell_points, predictors, spearman
+from pipeline.compare.summary import summary
+from pipeline.compose import load_sweep
+from pipeline.errors import PriorlabError
+from pipeline.store import Home
+from tests.unit.test_compare import NOWHERE, evaluation, plans
+
+
+def measured(gains: dict[str, float], *overrides: str, seeds: int = 1, problems: int = 60, noise: float = 0.02) -> list[Evaluation]:
+    """A sweep in which RL adds `gains` to pass@1 of each prior, equally on all problems but for `noise`."""
+    found = []
+    for number, plan in enumerate(plans(f"axes.prior=[{','.join(gains)}]", f"axes.seed={list(range(seeds))}", *overrides)):
+        before = evaluation(plan, "pretrain", 0.5, problems=problems)
+        luck = np.random.default_rng(number).normal(0, noise, problems)
+        after = {1: before.metrics["pass@k"][1] + gains[plan.cell.recipe.prior.name] + luck, 8: before.metrics["pass@k"][8]}
+        found += [before, Evaluation(**{**before.__dict__, "after": "rl", "metrics": before.metrics | {"pass@k": after}})]
+    return found
+
+
+def test_of_several_null_differences_any_is_shown_as_seldom_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        shared = rng.normal(0, 0.1, (1, 100))
+        wrong += any(found.shown for found in contrasts([shared + rng.normal(0, 0.1, (1, 100)) for _ in range(8)]))
+    assert wrong / 200 <= 0.1  # eight uncorrected intervals are wrong in 29%, these in 7% of many more trials
+
+
+def test_more_comparisons_widen_each_interval() -> None:
+    values = [np.random.default_rng(seed).normal(0.05, 0.2, (3, 50)) for seed in range(10)]
+    alone, together = contrasts(values[:1])[0], contrasts(values)[0]
+    assert together.value == alone.value
+    assert together.low < alone.low < alone.high < together.high
+    single = bootstrap(values[0])
+    assert (alone.low, alone.high) == pytest.approx((single.low, single.high), abs=0.01)
+
+
+def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
+    equal, winner = contrasts([np.zeros((1, 20)), np.full((1, 20), 0.1)])
+    assert (equal.superiority, winner.superiority) == (0.5, 1.0)
+    assert (equal.low, equal.high, equal.shown) == (0, 0, False)
+    assert winner.shown
+
+
+def test_cross_entropy_is_the_reference_wherever_it_stands() -> None:
+    found = differences(arms(measured({"tail": 0.1, "ce": 0.0, "head": -0.1})), [1])
+    assert [(one.arm, one.reference, round(one.gain.value, 1)) for one in found] == [("tail", "ce", 0.1), ("head", "ce", -0.1)]
+    assert all(one.family == 2 and one.gain.shown for one in found)
+
+
+def test_settings_are_compared_with_those_that_differ_along_one_axis_only() -> None:
+    found = differences(arms(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]")), [1])
+    rate = "rl.optimizer.learning_rate"
+    assert {(one.axis, one.arm, one.reference) for one in found} == {
+        ("prior", f"tail {rate}=0.0001", f"ce {rate}=0.0001"),
+        ("prior", f"tail {rate}=0.0002", f"ce {rate}=0.0002"),
+        (rate, f"ce {rate}=0.0002", f"ce {rate}=0.0001"),
+        (rate, f"tail {rate}=0.0002", f"tail {rate}=0.0001"),
+    }
+
+
+def test_only_seeds_that_both_have_are_paired() -> None:
+    both = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
+    without = [e for e in both if not (e.plan.cell.recipe.prior.name == "tail" and e.plan.cell.recipe.seed == 1)]
+    (found,) = differences(arms(without), [1])
+    ce, tail = arms(both)
+    gains = [tail.gains("pass@k", 1), ce.gains("pass@k", 1)]
+    assert gains[0] is not None
+    assert gains[1] is not None
+    assert found.gain.value == pytest.approx((gains[0] - gains[1])[[0, 2]].mean())
+
+
+@given(st.integers(1, 12).flatmap(lambda n: st.lists(st.lists(st.integers(0, 1), min_size=n, max_size=n), min_size=1, max_size=8)))
+def test_the_bayesian_mean_and_its_error_equal_scorio(outcomes: list[list[int]]) -> None:
+    table = np.array(outcomes)
+    expected = scorio.eval.bayes(table)
+    assert bayesian_mean(table.sum(axis=1).astype(float), table.shape[1]) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))
+def test_rank_correlation_equals_scipy_ties_included(points: list[tuple[int, int]]) -> None:
+    x, y = np.array(points, dtype=float).T
+    if np.ptp(x) and np.ptp(y):
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
+    evaluations = measured({name: 0.02 * rank for rank, name in enumerate(("ce", "precision", "diversity", "tail", "head"))}, seeds=3)
+    told = []
+    for one in evaluations:  # an entropy that follows the gain, and a perplexity that follows nothing
+        rank = ("ce", "precision", "diversity", "tail", "head").index(one.plan.cell.recipe.prior.name)
+        entropy = {"entropy": np.full(10, 1 + 0.1 * rank + 0.01 * one.plan.cell.recipe.seed)}
+        told.append(Evaluation(**{**one.__dict__, "heldout": one.heldout | entropy}))
+    first = predictors(arms(told))[0]
+    assert (first.measurement, first.cells, first.shown) == ("entropy", 15, True)
+    assert len(cell_points(arms(told))["gain"]) == 15
+    assert "goes along with the base model's entropy" in summary(told, NOWHERE)["verdict"][-1]
+
+
+def test_fewer_than_five_cells_foretell_nothing() -> None:
+    assert predictors(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2))) == []
+
+
+def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
+    said = " ".join(summary(measured({"ce": 0.05, "tail": 0.15, "head": 0.05}), NOWHERE)["verdict"])
+    assert "RL raised pass@1 in 3 of 3 settings" in said
+    assert re.search(r"tail gained more than ce in pass@1: \+\.(09|10)", said)
+    assert "head gained" not in said
+    assert "one seed per setting" in said
+
+
+def test_without_a_difference_the_verdict_says_so() -> None:
+    said = summary(measured({"ce": 0.05, "tail": 0.05}, seeds=2), NOWHERE)["verdict"]
+    assert any("no difference in gain is shown" in sentence for sentence in said)
+    assert not any("one seed" in sentence for sentence in said)
+
+
+def test_unfinished_settings_are_told() -> None:
+    evaluations = measured({"ce": 0.05, "tail": 0.05})[:-1]
+    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(evaluations, NOWHERE)["verdict"])
+    assert summary(evaluations[:1], NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
+
+
+def test_two_sweeps_are_compared_setting_by_setting() -> None:
+    first, second = measured({"ce": 0.05, "tail": 0.05}), measured({"tail": 0.15, "head": 0.05})
+    found = compare_across(("a", "b"), first, second)
+    assert [(one["arm"], one["reference"], one["k"]) for one in found] == [("b:tail", "a:tail", k) for k in shown_ks(first)]
+    assert found[0]["value"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_single_setting_is_compared_with_each_of_another_sweep() -> None:
+    found = compare_across(("a", "b"), measured({"ce": 0.0}), measured({"tail": 0.1, "head": 0.0}))
+    assert {(one["arm"], one["reference"]) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
+
+
+def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
+    with pytest.raises(PriorlabError, match="share no setting: ce, tail against head, precision"):
+        compare_across(("a", "b"), measured({"ce": 0.0, "tail": 0.0}), measured({"head": 0.0, "precision": 0.0}))
+    with pytest.raises(PriorlabError, match="other problems, or with other seeds"):
+        compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
+    with pytest.raises(PriorlabError, match="priorlab status b"):
+        compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
+
+
+def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
+    expected = Precision(problems=100, samples=16, seeds=1, comparisons=1)
+    rng = np.random.default_rng(3)
+    shown, means = 0, []
+    for _ in range(400):
+        luck = rng.normal(0, SEED_SPREAD)
+        sampling = (rng.binomial(16, 0.14, (4, 100)) / 16 - 0.14).sum(axis=0)  # before and after, in two settings
+        values = expected.detectable + luck + rng.normal(0, PROBLEM_SPREAD, 100) + sampling
+        means.append(values.mean())
+        shown += abs(values.mean()) > 1.96 * expected.error
+    assert np.std(means) == pytest.approx(expected.error, rel=0.1)
+    assert shown / 400 == pytest.approx(0.8, abs=0.06)
+
+
+def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
+    plan = Precision(problems=128, samples=64, seeds=1, comparisons=4)
+    problems = plan.problems_for(0.12)
+    assert problems is not None
+    assert replace(plan, problems=problems).detectable <= 0.12 < replace(plan, problems=problems - 1).detectable
+    assert plan.problems_for(0.05) is None  # with one seed, their luck alone hides it
+    assert plan.seeds_for(0.05) is None
+    said = in_words(plan, 0.05)
+    assert "128 problems x 64 samples x 1 seed:" in said
+    assert "to show 0.05 takes more of both seeds and problems" in said
+
+
+def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None:
+    assert precision(list(load_sweep("quickstart", ["rl=null"]).cells())) is None
+    assert precision(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells())) is None
+    found = precision(list(load_sweep("quickstart", ["axes.seed=[0,1,2]"]).cells()))
+    assert found == Precision(problems=128, samples=64, seeds=3, comparisons=4)
+
+
+def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_made_fewer_steps(tmp_path: Path) -> None:
+    evaluations = measured({"ce": 0.05, "tail": 0.05})
+    for evaluation_, per_step in zip(evaluations[::2], (10, 20), strict=True):
+        folder = evaluation_.plan.chain["rl"].folder(Home(tmp_path))
+        folder.path.mkdir(parents=True)
+        rows = [{"step": s, "rollouts_generated": per_step * s, "validation/pass@1": 0.1 + 0.01 * s} for s in (0, 5, 10)]
+        folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 11, "loss": 0.0}]))
+    found = equal_budgets(arms(evaluations), Home(tmp_path))
+    assert found is not None
+    assert (found["steps"], found["rollouts"]) == (10, 100)
+    gains = {row["arm"]: [row["sampled"], row["at_steps"], row["at_rollouts"]] for row in found["rows"]}
+    assert gains["ce"] == pytest.approx([100, 0.1, 0.1])
+    assert gains["tail"] == pytest.approx([200, 0.1, 0.05])
+    assert equal_budgets(arms(evaluations[:2]), Home(tmp_path)) is None  # nothing to tell apart
