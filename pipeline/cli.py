@@ -28,7 +28,7 @@ from pipeline.sweeps import (
     saved_sweep,
 )
 from pipeline.terminal import console, errors, plain_table, print_json, print_wide, some_of
-from pipeline.tools import commands
+from pipeline.tools import commands, wandb
 from pipeline.tools.plan import explained_plan
 from pipeline.view import choose_view
 
@@ -147,6 +147,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 comparing.add_to(app)
 commands.add_to(app)
+app.add_typer(wandb.app)
 
 
 def _run(chosen: Sweep, jobs: int | None) -> None:

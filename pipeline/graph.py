@@ -103,14 +103,6 @@ class CellPlan:
         """The role of the checkpoint that RL starts from, and whose evaluation is the "before" of every gain."""
         return "midtrain" if "midtrain" in self.chain else "pretrain"
 
-    def measured(self) -> list[tuple[str, int | None, StageNode]]:
-        """All evaluations in the order of training: role, step for a checkpoint along the way (None for the last), and the stage."""
-        found: list[tuple[str, int | None, StageNode]] = []
-        for role, last in self.evaluations.items():
-            found += [(role, step, early) for (of, step), early in self.milestones.items() if of == role]
-            found.append((role, None, last))
-        return found
-
     def stages(self) -> list[StageNode]:
         return [*self.chain.values(), *self.evaluations.values(), *self.milestones.values()]
 

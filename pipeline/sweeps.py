@@ -205,7 +205,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     folder.mkdir(parents=True, exist_ok=True)
     found = summary(evaluations, home)
     write_comparison(sweep.name, sweep.description, graph, evaluations, found, home)
-    compared = [node.fingerprint for plan in graph.cells for _, _, node in plan.measured()]
+    compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
     identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
     log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, found, identity)
     write_json_atomically(stamp, {"digest": digest, "summary": found})

@@ -34,10 +34,11 @@ def resolve_mode(tracking: TrackingConfig) -> Mode:
             return mode
     if tracking.mode != "auto":
         return tracking.mode
-    return "online" if _logged_in() else "offline"
+    return "online" if logged_in() else "offline"
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
+    """Whether a key for W&B is found, in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", f"https://{_HOST}").split("//")[-1].split("/")[0].split(":")[0]
@@ -67,11 +68,16 @@ def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
         return wandb.init(mode="offline", **arguments)
 
 
+def artifact_name(kind: str, fingerprint: str) -> str:
+    return f"{kind}-{fingerprint[:12]}"
+
+
 class StageRun:
     """The W&B run of one stage. Rows carry their own `step`, so a resumed stage may log a step again."""
 
     def __init__(self, spec: dict[str, Any], folder: Path, tracking: TrackingConfig) -> None:
         self._run: Any = None
+        self._spec, self._artifacts = spec, tracking.artifacts
         if resolve_mode(tracking) == "disabled":  # importing wandb takes longer than all the rest around a small stage
             return
         self._run = open_run(
@@ -93,12 +99,31 @@ class StageRun:
         if self._run is not None:
             self._run.log(row)
 
-    def finish(self, summary: dict[str, float]) -> None:
+    def finish(self, summary: dict[str, float], export: Path) -> None:
+        """Give the run its summary, and with `tracking.artifacts` the export as an artifact: a reference, nothing is uploaded."""
         if self._run is None:
             return
+        if self._artifacts:
+            self._log_artifact(export)
         for key, value in summary.items():
             self._run.summary[key] = value
         self._run.finish()
+
+    def _log_artifact(self, export: Path) -> None:
+        import wandb
+
+        parents = {role: artifact_name(parent["kind"], parent["fingerprint"]) for role, parent in self._spec["parents"].items()}
+        if not self._run.offline:  # W&B draws lineage from what a run used, which it takes online only; offline, metadata tells it
+            for parent in parents.values():
+                try:
+                    self._run.use_artifact(f"{parent}:latest")
+                except wandb.Error as error:  # its stage ran before artifacts were asked for
+                    print(f"warning: W&B does not know the artifact {parent} ({error}); its lineage is not drawn", file=sys.stderr)
+        fingerprint = self._spec["fingerprint"]
+        told = {"fingerprint": fingerprint, "parents": parents}
+        made = wandb.Artifact(artifact_name(self._spec["kind"], fingerprint), self._spec["kind"], metadata=told)
+        made.add_reference(export.resolve().as_uri(), checksum=False)  # the stage's record has the digest of each file
+        self._run.log_artifact(made)
 
 
 def log_comparison(

@@ -185,7 +185,7 @@ class Stage:
         write_json_atomically(self.folder.record_file, record)
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         # Last: whatever W&B's server does, the stage is done.
-        self._tracked().finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
+        self._tracked().finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))}, self.folder.export)
 
     def _tracked(self) -> StageRun:
         """The W&B run, opened when there is something to say: it takes two seconds to start."""

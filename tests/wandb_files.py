@@ -26,6 +26,10 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+    """What a metric, or a pattern of metrics, is drawn against."""
+    artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Metadata of each, and under `files` what it refers to."""
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -60,6 +64,11 @@ def read_run(path: Path) -> OfflineRun:
             found.history.append(_items(record.history.item))
         elif kind == "summary":
             found.summary |= _items(record.summary.update)
+        elif kind == "metric" and record.metric.step_metric:
+            found.axes[record.metric.glob_name or record.metric.name] = record.metric.step_metric
+        elif kind == "artifact":
+            files = {entry.path: entry.ref for entry in record.artifact.manifest.contents}
+            found.artifacts[record.artifact.name] = json.loads(record.artifact.metadata) | {"files": files}
     return found
 
 

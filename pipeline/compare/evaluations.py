@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.recipe import EvaluateStage
-from pipeline.graph import CellPlan, Graph
+from pipeline.graph import CellPlan, Graph, StageNode
 from pipeline.store import Home, read_json, verify_manifest
 
 
@@ -53,7 +54,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
     """All finished evaluations, cell by cell, in the order of training."""
     found = []
     for plan in graph.cells:
-        for after, at, node in plan.measured():
+        for after, at, node in measured_stages(plan):
             folder = node.folder(home)
             record = folder.record()
             if record is None or not isinstance(node.config, EvaluateStage):
@@ -76,6 +77,13 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                 )
             )
     return found
+
+
+def measured_stages(plan: CellPlan) -> Iterator[tuple[str, int | None, StageNode]]:
+    """Evaluations in the order of training: role, step (for checkpoints along the way only), and the stage that measured."""
+    for after, node in plan.evaluations.items():
+        yield from ((role, step, early) for (role, step), early in plan.milestones.items() if role == after)
+        yield after, None, node
 
 
 def evaluated_step(plan: CellPlan, after: str, home: Home) -> int:

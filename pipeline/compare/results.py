@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.compare.evaluations import Evaluation, evaluated_step
+from pipeline.compare.evaluations import Evaluation, evaluated_step, measured_stages
 from pipeline.compare.intervals import Interval, bootstrap, perplexity
 from pipeline.graph import Graph
 from pipeline.store import Home, write_text_atomically
@@ -70,7 +70,7 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
     finished = [
         (plan, after, at, node.folder(home).export / "samples.parquet")
         for plan in graph.cells
-        for after, at, node in plan.measured()
+        for after, at, node in measured_stages(plan)
         if node.folder(home).record() is not None
     ]
     if not finished:

@@ -53,8 +53,8 @@ def figures(compared: Sequence[Arm], evaluations: list[Evaluation], home: Home) 
     )
     found += _predictors(compared)
     if any(evaluation.milestone for evaluation in evaluations):
-        curve = plots.milestone_curves(drawn, evaluations, ks)
-        found.append(Figure("Checkpoints along the way", curve, f"Each evaluated like the last before RL. A line per cell.{few}"))
+        caption = f"Each evaluated like the last, on held-out text and on the problems.{few}"
+        found.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, evaluations, ks), caption))
     found += _training(drawn, home, few)
     return found
 
@@ -96,8 +96,10 @@ def _predictors(compared: Sequence[Arm]) -> list[Figure]:
 
 def _training(drawn: Sequence[Arm], home: Home, few: str) -> list[Figure]:
     found = []
-    kinds = ("rl", "pretrain", "midtrain")
-    runs = {kind: [(arm.name, [stage_rows(e.plan, kind, home) for e in arm.before]) for arm in drawn] for kind in kinds}
+    runs = {
+        kind: [(arm.name, [stage_rows(e.plan, kind, home) for e in arm.before]) for arm in drawn]
+        for kind in ("rl", "pretrain", "midtrain")
+    }
     bands = " Bands: from the lowest seed to the highest." if any(len(arm.before) > 1 for arm in drawn) else ""
     known = {metric for _, of_arm in runs["rl"] for run in of_arm for row in run for metric in row}
     panels = [panel for panel in _RL_PANELS if any(row.get(panel[0]) for _, of_arm in runs["rl"] for run in of_arm for row in run)]

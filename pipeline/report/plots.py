@@ -114,28 +114,6 @@ def gain_against(arms: Sequence[Arm], measurements: Sequence[str], foretold: Seq
         return to_svg(figure)
 
 
-def milestone_curves(arms: Sequence[Arm], evaluations: Sequence[Evaluation], ks: Sequence[int]) -> str:
-    """Entropy, perplexity and pass@k of checkpoints against tokens, up to the one that RL starts from; a line per cell."""
-    panels: list[tuple[str, int | None]] = [("entropy", None), ("perplexity", None), *(("pass@k", k) for k in ks)]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(9.9, 2.7), squeeze=False, layout="constrained")
-        for index, arm in enumerate(arms):
-            for last in arm.before:
-                path = [evaluation for evaluation in evaluations if evaluation.plan is last.plan and evaluation.after != "rl"]
-                tokens, label = [evaluation.tokens for evaluation in path], arm.name if last is arm.before[0] else None
-                for axis, (metric, k) in zip(axes[0], panels, strict=True):
-                    means = [e.values("cross_entropy" if metric == "perplexity" else metric, k).mean() for e in path]
-                    shown = np.exp(means) if metric == "perplexity" else means
-                    axis.plot(tokens, shown, marker="o", markersize=3, color=colour(index), ls=dash(index), label=label)
-        for axis, (metric, k) in zip(axes[0], panels, strict=True):
-            axis.set_title(metric if k is None else f"pass@{k}")
-            axis.set_xlabel("tokens")
-            axis.set_xscale("log")
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
-        return to_svg(figure)
-
-
 Rows = Sequence[dict[str, float]]
 """metrics.jsonl of one run."""
 
@@ -169,6 +147,32 @@ def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], panels: Sequen
         legend = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
         if legend:
             figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(6, len(legend)))
+        return to_svg(figure)
+
+
+def milestone_curves(arms: Sequence[Arm], evaluations: Sequence[Evaluation], ks: Sequence[int]) -> str:
+    """Entropy, perplexity and pass@k of checkpoints against tokens, up to the one that RL starts from; a line per cell."""
+    panels: list[tuple[str, int | None]] = [("entropy", None), ("perplexity", None), *(("pass@k", k) for k in ks)]
+    with plt.rc_context(STYLE):
+        columns = 3 if len(panels) % 4 else 4
+        rows = -(-len(panels) // columns)
+        figure, axes = plt.subplots(rows, columns, figsize=(9.9, 2.4 * rows), squeeze=False, layout="constrained")
+        for index, arm in enumerate(arms):
+            for last in arm.before:
+                path = [evaluation for evaluation in evaluations if evaluation.plan is last.plan and evaluation.after != "rl"]
+                tokens, label = [evaluation.tokens for evaluation in path], arm.name if last is arm.before[0] else None
+                for axis, (metric, k) in zip(axes.flat, panels, strict=False):
+                    means = [e.values("cross_entropy" if metric == "perplexity" else metric, k).mean() for e in path]
+                    shown = np.exp(means) if metric == "perplexity" else means
+                    axis.plot(tokens, shown, marker="o", markersize=3, color=colour(index), ls=dash(index), label=label)
+        for axis, (metric, k) in zip(axes.flat, panels, strict=False):
+            axis.set_title(metric if k is None else f"pass@{k}")
+            axis.set_xlabel("tokens")
+            axis.set_xscale("log")
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
         return to_svg(figure)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipeline.config.recipe import TrackingConfig
-from pipeline.tracking import resolve_mode
-from tests.conftest import FinishedSweep
+from pipeline.tools.wandb import comparison_workspace, waiting_runs
+from pipeline.tracking import StageRun, resolve_mode
+from tests.conftest import ROOT, FinishedSweep, Lab
 from tests.wandb_files import OfflineRun, read_runs
 
 
@@ -68,6 +71,83 @@ def test_one_summary_run_holds_the_gain_table_and_the_curves(smoke: FinishedSwee
         assert summary.summary[f"gain/{row['arm']}/pass@1"] == pytest.approx(row["pass@1"]["gain"]["value"])
     curves = next(table for table in tables if "pass@k" in table["columns"])
     assert len(curves["data"]) == 2 * 2 * 4  # cells, before and after, k
+
+
+def test_the_summary_run_has_the_differences_the_forest_and_the_verdict(smoke: FinishedSweep) -> None:
+    folder = smoke.lab.home.sweep("smoke")
+    kept = json.loads((folder / "comparison.json").read_text())["summary"]
+    (run,) = read_runs(folder)
+    assert run.summary["verdict"] == " ".join(kept["verdict"])
+    tables = [json.loads(path.read_text()) for path in folder.glob("wandb/**/*.table.json")]
+    (differences,) = [table for table in tables if "superiority" in table["columns"]]
+    found = [dict(zip(differences["columns"], row, strict=True)) for row in differences["data"]]
+    assert [one["arm"] for one in found] == [one["arm"] for one in kept["differences"]]
+    assert [one["value"] for one in found] == pytest.approx([one["value"] for one in kept["differences"]])
+    forest = next(table for table in tables if "gain in pass@1" in table["columns"])
+    gains = [row["pass@1"]["gain"] for row in kept["rows"]]
+    assert [row[0] for row in forest["data"]] == pytest.approx([gain[key] for gain in gains for key in ("low", "value", "high")])
+
+
+def test_the_numbers_are_those_of_results_csv(smoke: FinishedSweep) -> None:
+    folder = smoke.lab.home.sweep("smoke")
+    with (folder / "results.csv").open() as file:
+        written = {
+            (row["cell"], row["after"], int(row["k"])): float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "pass@k"
+        }
+    tables = [json.loads(path.read_text()) for path in folder.glob("wandb/**/*.table.json")]
+    curves = next(table for table in tables if "pass@k" in table["columns"])
+    tracked = {(row[1], row[4], row[5]): row[6] for row in curves["data"]}
+    assert tracked == pytest.approx(written, rel=1e-5)
+
+
+def test_pretraining_is_drawn_against_tokens_and_rl_against_steps_and_rollouts(smoke: FinishedSweep, runs: list[OfflineRun]) -> None:
+    axes = {run.job_type: run.axes for run in runs}
+    assert axes["pretrain"] == {"*": "tokens"}
+    assert axes["rl"] == {"*": "step", "validation/*": "rollouts_generated"}
+
+
+def test_artifacts_refer_to_an_export_and_name_what_it_was_made_from(smoke: FinishedSweep, tmp_path: Path) -> None:
+    node = smoke.node("pretrain")
+    spec, export = node.spec(smoke.lab.home, "smoke"), smoke.folder("pretrain").export
+    StageRun(spec, tmp_path, TrackingConfig(mode="offline", artifacts=True)).finish({}, export)
+    (run,) = read_runs(tmp_path)
+    ((name, told),) = run.artifacts.items()
+    assert name == f"pretrain-{node.fingerprint[:12]}"
+    assert told["parents"] == {"corpus": f"corpus-{smoke.node('corpus').fingerprint[:12]}"}
+    assert told["files"]["model.safetensors"] == (export / "model.safetensors").resolve().as_uri()
+
+
+def test_without_asking_for_them_there_are_no_artifacts(runs: list[OfflineRun]) -> None:
+    assert not any(run.artifacts for run in runs)
+
+
+def test_offline_runs_are_listed_and_sent_only_by_who_is_logged_in(smoke: FinishedSweep, tmp_path: Path) -> None:
+    listed = smoke.lab.call("wandb", "sync", "smoke", "--dry-run").stdout.split()
+    assert sum("offline-run-" in line for line in listed) == len(smoke.graph.stages) + 1
+    command = smoke.lab.command("wandb", "sync", "smoke")
+    nobody = {name: value for name, value in smoke.lab.environment().items() if name not in ("WANDB_API_KEY", "NETRC")}
+    refused = subprocess.run(command, env=nobody | {"HOME": str(tmp_path)}, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "error: you are not logged in to W&B" in refused.stderr
+    assert "wandb login" in refused.stderr
+
+
+def test_a_run_that_was_sent_is_not_sent_again(lab: Lab) -> None:
+    run = lab.home.path / "stages" / "rl" / "a" / "wandb" / "offline-run-1"
+    run.mkdir(parents=True)
+    (run / "run-1.wandb").touch()
+    assert waiting_runs(lab.home, None) == [run]
+    (run / "run-1.wandb.synced").touch()
+    assert waiting_runs(lab.home, None) == []
+
+
+def test_the_saved_view_holds_the_comparison_of_one_sweep() -> None:
+    view = comparison_workspace("smoke", "team", "priorlab")
+    assert [section.name for section in view.sections] == [
+        "Comparison", "RL, at equal steps", "RL, at equal rollouts", "Pre-training"
+    ]  # fmt: skip
+    assert "smoke" in str(view.runset_settings.filters)
+    assert view.sections[3].panels[0].x == "tokens"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.compare.results import COLUMNS
 from pipeline.compose import load_recipe, load_sweep
 from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.exploration import Exploration
@@ -24,7 +25,8 @@ from scripts.figures import objective as objective_figures
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOOLS = ("status", "logs", "diff", "cancel", "gc", "adopt")
-COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    scripts/priorlab ")]
+SHOWN = README + (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("#")[0].partition(" > ")[0].strip() for line in SHOWN.splitlines() if line.startswith("    scripts/priorlab ")]
 
 
 def test_the_two_commands_are_there_and_executable() -> None:
@@ -44,7 +46,8 @@ def test_commands_that_start_something_plan_a_valid_graph(command: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_option_exists(command: str) -> None:
     _, verb, *rest = shlex.split(command)
-    shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    words = [verb, rest[0]] if verb == "wandb" else [verb]
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert shown.exit_code == 0
     for option in (word for word in rest if word.startswith("--")):
         assert option in shown.output
@@ -126,3 +129,10 @@ def test_the_page_on_exploration_shows_the_example_as_it_is_and_every_kind() -> 
     kinds = {member.model_fields["kind"].default: member.model_fields for member in get_args(get_args(Exploration)[0])}
     for name, keys in rows:
         assert set(re.findall(r"`(\w+)` \(", keys)) == kinds[name].keys() - {"kind", "name"}
+
+
+def test_the_columns_of_results_csv_are_documented_in_their_order() -> None:
+    text = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    table = text.partition("## results.csv")[2].partition("## samples.parquet")[0]
+    told = [name for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)]
+    assert tuple(told) == COLUMNS

@@ -1,9 +1,9 @@
 """The two halves: `pipeline` starts fast and without torch; `stages` never reach into the runner."""
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,9 +39,10 @@ def test_the_command_line_starts_at_once_and_without_heavy_libraries() -> None:
     code = "import sys; import pipeline.cli; print(*sys.modules)"
     took = []
     for _ in range(2):  # the first start may compile bytecode
-        started = time.perf_counter()
+        started = os.times()
         loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
-        took.append(time.perf_counter() - started)
+        ended = os.times()
+        took.append(ended.children_user + ended.children_system - started.children_user - started.children_system)
     assert not HEAVY & set(loaded)
     assert not {"wandb", "matplotlib", "pyarrow"} & set(loaded)
-    assert min(took) < 3.0  # 0.5 s on an idle machine; CI cores are busy
+    assert min(took) < 3.0  # of processor time, so that a busy machine does not count; usually 0.6
