@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, execution
 from pipeline.config.cluster import ClusterConfig
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.prior import Prior
 from pipeline.config.tasks import Task
-from pipeline.config.training import CorpusConfig, ModelConfig, PretrainConfig, RLConfig
+from pipeline.config.training import ModelConfig, PretrainConfig, RLConfig
 
 
 class TrackingConfig(Config):
@@ -73,8 +74,16 @@ class CorpusStage(Config):
     task: Task
     corpus: CorpusConfig
 
+    @property
+    def reads_hub(self) -> bool:
+        return self.corpus.reads_hub or (self.corpus.uses_task and self.task.reads_hub)
+
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"task": self.task.text_identity()}
+        """The task is part of it where it has a say in the text."""
+        kept = super().identity() | {"task": self.task.text_identity()}
+        if not self.corpus.uses_task:
+            del kept["task"]
+        return kept
 
 
 class PretrainStage(Config):

@@ -1,43 +1,18 @@
-"""The stage `corpus`: tokenizer, training blocks and held-out blocks from a task's worked solutions."""
+"""The stage `corpus`. Heavy imports wait until the environment of the process is prepared."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.config.recipe import CorpusStage
 from stages.contract import Stage, main
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-    from stages.tasks import Split
-
-
-def build(stage: Stage) -> dict[str, Any]:
+def run(stage: Stage) -> dict[str, Any]:
     from stages import processes
 
     processes.quiet()
-    from stages.corpus.pack import packed_blocks, save_blocks
-    from stages.corpus.tokenizer import character_tokenizer
-    from stages.tasks import build_task
+    from stages.corpus.build import build
 
-    config = stage.config_as(CorpusStage)
-    task, corpus = build_task(config.task), config.corpus
-    tokenizer = character_tokenizer(task.alphabet)
-    metrics: dict[str, Any] = {"vocabulary": len(tokenizer), "block_size": corpus.block_size}
-
-    def write(folder: "Path") -> None:
-        tokenizer.save_pretrained(folder / "tokenizer")
-        wanted: list[tuple[str, Split, int]] = [
-            ("train", "corpus", corpus.documents),
-            ("heldout", "heldout", corpus.heldout_documents),
-        ]
-        for name, split, count in wanted:
-            stage.progress(0, count, "documents")
-            blocks = packed_blocks(task.documents(split, count, corpus.seed), tokenizer, corpus.block_size)
-            metrics[f"{name}_blocks"] = save_blocks(blocks, corpus.block_size, folder / name)
-
-    stage.export(write)
-    return metrics
+    return build(stage)
 
 
 if __name__ == "__main__":
-    main("corpus", build)
+    main("corpus", run)
