@@ -142,7 +142,7 @@ class BPETokenizer(Config):
 
     kind: Literal["bpe"] = "bpe"
     vocab_size: int = Field(ge=258, description="tokens, the 256 bytes, end-of-text and padding among them")
-    train_characters: int = Field(20_000_000, ge=1, description="of the training text, from each source by its weight")
+    train_characters: int = Field(10_000_000, ge=1, description="of the training text, from each source by its weight")
 
 
 class PretrainedTokenizer(Config):

@@ -70,7 +70,7 @@ def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast
     if pad is None or pad == theirs.eos_token:
         pad = PAD
         tokenizer.add_special_tokens([AddedToken(PAD, special=True, normalized=False)])
-    ours = _with_end(tokenizer, theirs.eos_token, pad, unk_token=theirs.unk_token)
+    ours = _with_end(tokenizer, theirs.eos_token, pad, **({} if theirs.unk_token is None else {"unk_token": theirs.unk_token}))
     ours.chat_template = theirs.chat_template
     ids = ours.get_vocab().values()
     if max(ids) >= len(ours):
@@ -81,10 +81,10 @@ def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast
     return ours
 
 
-def _with_end(tokenizer: Tokenizer, end: str, pad: str, unk_token: str | None = None) -> PreTrainedTokenizerFast:
+def _with_end(tokenizer: Tokenizer, end: str, pad: str, **more: str) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[end, "$A"], special_tokens=[(end, tokenizer.token_to_id(end))]
     )  # fmt: skip
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=pad, unk_token=unk_token, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=pad, clean_up_tokenization_spaces=False, **more
     )
