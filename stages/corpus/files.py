@@ -43,14 +43,14 @@ def read_file(file: TextFile, source: FilesSource, key: str) -> Iterator[Found]:
     try:
         if sha256_of(path) != file.sha256:
             raise PriorlabError(
-                f"{path} ({key}) has another content than when the run was planned (sha256 {file.sha256[:12]}); start the command "
-                "anew to use what it holds now, or put the old content back"
+                f"{path} ({key}.paths) has another content than when the run was planned (sha256 {file.sha256[:12]}); start the "
+                "command anew to use what it holds now, or put the old content back"
             )
         for found in _FORMATS[file.format](path, source, key):
             empty = False
             yield found
     except _BROKEN as error:
-        raise PriorlabError(f"{path} ({key}) cannot be read to its end: {type(error).__name__}: {error}") from error
+        raise PriorlabError(f"{path} ({key}.paths) cannot be read to its end: {type(error).__name__}: {error}") from error
     if empty:
         yield Found(str(path), wrong="is empty")
 
@@ -86,7 +86,7 @@ def _json_lines(path: Path, source: FilesSource, key: str) -> Iterator[Found]:
 
 def _json_line(place: str, line: str, source: FilesSource, key: str) -> Found:
     try:
-        row = json.loads(line)
+        row = json.loads(line.strip())
     except (json.JSONDecodeError, RecursionError) as error:
         return Found(place, wrong=f"is no JSON: {error}")
     if not isinstance(row, dict):

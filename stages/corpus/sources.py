@@ -24,7 +24,7 @@ def find_documents(source: DocumentSource, key: str) -> Iterator[Found]:
     match source:
         case FilesSource():
             for file in source.files:
-                yield from read_file(file, source, f"{key}.paths")
+                yield from read_file(file, source, key)
         case HubSource():
             yield from _from_hub(source, key)
         case StdlibSource():
@@ -46,7 +46,7 @@ def _from_hub(source: HubSource, key: str) -> Iterator[Found]:
     if top not in names:
         raise PriorlabError(f"{source.dataset} has no column {source.column!r} ({key}.column); it has {', '.join(names)}")
     for number, row in enumerate(rows.select_columns([top]), start=1):
-        yield text_in(row, source.column, f"{source.dataset}, row {number}", f"{key}.column")
+        yield text_in(row, source.column, f"{source.dataset}, row {number}", key)
 
 
 def _standard_library(source: StdlibSource, key: str) -> Iterator[Found]:

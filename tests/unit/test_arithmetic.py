@@ -54,7 +54,7 @@ def test_every_step_of_every_document_is_right_and_drops_one_operation() -> None
         assert len({eval(step) for step in steps}) == 1, document
         assert all(0 <= int(number) <= 99 for number in re.findall(r"\d+", document.text))
         assert TASK.verify(Problem("", "", {"value": eval(chain)}), response).correct
-        assert set(document) <= set(TASK.alphabet)
+        assert set(document.text) <= set(TASK.alphabet)
 
 
 def test_a_step_takes_the_leftmost_product_then_the_leftmost_sum() -> None:
