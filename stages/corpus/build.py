@@ -6,6 +6,7 @@ The corpus of a later stage takes the tokenizer of the first, which is then a pa
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from pipeline.config.corpus import BPETokenizer, CharacterTokenizer, CorpusConfi
 from pipeline.config.recipe import CorpusStage
 from pipeline.errors import PriorlabError
 from stages.contract import Stage
-from stages.corpus.pack import interleaved, packed_blocks, save_blocks
+from stages.corpus.pack import Block, interleaved, packed_blocks, save_blocks
 from stages.corpus.sources import Reading, find_documents, save_bad
 from stages.corpus.text import Part, StoredText, TaskText, weighted_strings
 from stages.corpus.tokenizer import bpe_tokenizer, character_tokenizer, pretrained_tokenizer
 from stages.tasks import Task, build_task
+
+_REPORTED_DOCUMENTS = 1000
 
 
 def build(stage: Stage) -> dict[str, Any]:
@@ -50,10 +53,10 @@ def _write(stage: Stage, corpus: CorpusConfig, task: Task, folder: Path, work: P
     metrics: dict[str, Any] = {"vocabulary": len(tokenizer), "block_size": corpus.block_size}
     parts: tuple[tuple[Part, int | None], ...] = (("train", corpus.tokens), ("heldout", corpus.heldout_tokens))
     for part, size in parts:
-        stage.progress(0, 0, f"packing {part} blocks")
         packed = {name: packed_blocks(text.tokens(part), tokenizer.eos_token_id, corpus.block_size) for name, text in texts.items()}
         shares = None if size is None else corpus.shares(size)
         blocks = next(iter(packed.values())) if shares is None else interleaved(packed, shares)
+        blocks = _counted(stage, blocks, sum((shares or {}).values()), f"{part} blocks")
         metrics[f"{part}_blocks"] = save_blocks(blocks, corpus.block_size, folder / part)
         for name, count in (shares or {}).items():
             metrics[f"{name}/{part}_blocks"] = count
@@ -72,10 +75,9 @@ def _text(stage: Stage, corpus: CorpusConfig, task: Task, name: str, reading: Re
             return TaskText(task, corpus.seed, None)
         return TaskText(task, corpus.seed, {"train": corpus.documents, "heldout": corpus.heldout_documents})
     assert reading is not None
-    stage.progress(0, 0, f"reading {name}")
-    found = find_documents(source, f"corpus.sources.{name}")
+    found = _reported(stage, reading.texts(find_documents(source, f"corpus.sources.{name}")), name)
     return StoredText(
-        reading.texts(found), work / name, name=name, seed=corpus.seed, heldout_share=corpus.heldout_share, passes=source.passes
+        found, work / name, name=name, seed=corpus.seed, heldout_share=corpus.heldout_share, passes=source.passes
     )  # fmt: skip
 
 
@@ -91,6 +93,19 @@ def _first_tokenizer(stage: Stage, task: Task, texts: dict[str, TaskText | Store
                 "both into bytes with corpus.tokenizer={kind: bpe, vocab_size: 4096}"
             )
     return tokenizer
+
+
+def _reported(stage: Stage, texts: Iterator[str], name: str) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        if number % _REPORTED_DOCUMENTS == 0:
+            stage.progress(0, 0, f"reading {name}: {number:,} documents")
+        yield text
+
+
+def _counted(stage: Stage, blocks: Iterator[Block], total: int, unit: str) -> Iterator[Block]:
+    for number, block in enumerate(blocks, start=1):
+        stage.progress(number, total, unit)
+        yield block
 
 
 def _tokenizer(corpus: CorpusConfig, task: Task, texts: dict[str, TaskText | StoredText]) -> PreTrainedTokenizerFast:

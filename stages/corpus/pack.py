@@ -32,8 +32,8 @@ def packed_blocks(documents: Iterable[Ids], end: int, block_size: int) -> Iterat
         pending.append(ids)
         held += len(ids)
         if held >= max(_TOKENS_AT_A_TIME, block_size):
-            *_, rest = blocks = _cut(pending, block_size)
-            yield from blocks[:-1]
+            *blocks, rest = _cut(pending, block_size)
+            yield from blocks
             pending, held = [rest], len(rest)
     yield from _cut(pending, block_size)[:-1]
 

@@ -102,13 +102,13 @@ def test_shares_are_exact_blocks_are_of_one_source_and_evenly_spread(made: Build
 
 
 def test_documents_stay_whole_apart_and_on_one_side(made: Build, sources: str, texts: dict[str, list[str]]) -> None:
-    export, metrics = made(f"corpus.sources={{{sources}}}", "corpus.sources.high.weight=0", "corpus.tokens=36000")
+    export, metrics = made(f"corpus.sources={{{sources}}}", "corpus.sources.high.weight=0", "corpus.tokens=32000")
     tokenizer = AutoTokenizer.from_pretrained(export / "tokenizer")
     kept = {part: documents_in(rows_of(export, part), tokenizer) for part in ("train", "heldout")}
     whole = Counter(texts["low"])
     train = Counter(text for text in texts["low"] if not is_heldout(text, 0.2))
     assert Counter(kept["train"]) <= train  # each at most as often as it is there
-    assert sum(train.values()) - len(kept["train"]) < 30  # the few that the budget cut off
+    assert sum(train.values()) - len(kept["train"]) < 40  # those that the budget leaves out
     assert len(kept["heldout"]) > 10
     assert set(kept["heldout"]) <= set(whole) - set(train)
     assert metrics["low/passes"] == pytest.approx(1, abs=0.1)
