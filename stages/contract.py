@@ -98,7 +98,8 @@ class Stage:
             if (name.startswith(part) if part else not name.startswith(f"{MILESTONES}/"))
         }
         if not wanted:
-            raise PriorlabError(f"parent stage {folder.path} ({role}) has kept no checkpoint of step {step}")
+            lacks = "exported nothing" if step is None else f"kept no checkpoint of step {step}"
+            raise PriorlabError(f"parent stage {folder.path} ({role}) has {lacks}")
         if self.rank == 0:
             verify_manifest(folder.export, wanted)
         return folder.export / part

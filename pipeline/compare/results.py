@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.compare.evaluations import Evaluation, evaluated_step, measured_stages
-from pipeline.compare.intervals import Interval, bootstrap, perplexity
+from pipeline.compare.intervals import Interval, bootstrap, bootstraps, perplexity
 from pipeline.graph import Graph
 from pipeline.store import Home, write_text_atomically
 
@@ -32,10 +32,9 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
             "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
             "step": evaluation.step,
         }  # fmt: skip
-        for metric, by_k in evaluation.metrics.items():
-            for k, values in by_k.items():
-                n = 1 if metric.startswith("greedy") else evaluation.n
-                yield _row(common, metric, k, n, bootstrap(values))
+        measured = [(metric, k, values) for metric, by_k in evaluation.metrics.items() for k, values in by_k.items()]
+        for (metric, k, _), interval in zip(measured, bootstraps([values for *_, values in measured]), strict=True):
+            yield _row(common, metric, k, 1 if metric.startswith("greedy") else evaluation.n, interval)
         for metric in HELDOUT_METRICS:
             source = evaluation.heldout["cross_entropy" if metric == "perplexity" else metric]
             interval = perplexity(source) if metric == "perplexity" else bootstrap(source)

@@ -95,7 +95,7 @@ def _finish_everything(home: Home, axes: list[str]) -> None:
     graph: Graph = build_graph(load_sweep("smoke", axes).cells())
     sample = {"problem_id": ["p"], "sample": pa.array([-1], pa.int32()), "text": ["1"], "answer": ["1"], "correct": [True]}
     samples = pa.table(sample | {"length": pa.array([1], pa.int32()), "truncated": [False]})
-    ks = {"1": [0.5, 0.25], "2": [0.75, 0.5]}
+    ks = {"1": [0.5, 0.25], "2": [0.75, 0.5], "8": [1.0, 0.75]}
     metrics = {"pass@k": ks, "avg@n": {"8": [0.5, 0.5]}, "cons@n": {"8": [1.0, 0.0]}, "greedy": {"1": [1.0, 0.0]}}
     heldout = {name: [0.5, 0.6] for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")}
     details = {"problems": ["p", "q"], "metrics": metrics | {"length": {"8": [3.0, 4.0]}}, "heldout": heldout}
