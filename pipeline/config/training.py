@@ -1,4 +1,4 @@
-"""What is trained and how: text, pre-training, RL, and how a training stage is spread over processes."""
+"""What is trained and how: pre-training, RL, and how a training stage is spread over processes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.evaluation import Verification
 from pipeline.config.exploration import Exploration, NoExploration
-
-
-class CorpusConfig(Config):
-    """Text of the task's worked solutions, tokenised and packed into equal blocks."""
-
-    name: str = execution("corpus")
-    documents: int = Field(ge=1)
-    heldout_documents: int = Field(ge=1, description="from problems no training document uses")
-    block_size: int = Field(ge=2, description="tokens per training sequence")
-    seed: int = 0
 
 
 class Launch(Config):
