@@ -41,7 +41,8 @@ def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[s
             vocabulary = assumed.vocabulary or _vocabulary(plan.chain["corpus"], home)
             costs = _costs(plan.cell.recipe, node, vocabulary)
             devices = assumed.devices or processes_of(node)
-            entry = _entry(role, plan.cell.recipe, costs, vocabulary, devices, assumed)
+            share = getattr(getattr(node.config, node.kind), "gpu_memory_share", 1.0)
+            entry = _entry(role, plan.cell.recipe, costs, vocabulary, devices, assumed, share * assumed.device.memory)
             known = entries.setdefault((role, repr(entry)), entry | {"stages": []})
             known["stages"].append(node.name)
     return list(entries.values())
@@ -78,9 +79,14 @@ def _block_size(node: StageNode) -> int:
     return corpus.corpus.block_size
 
 
-def _entry(role: str, recipe: RecipeConfig, costs: Costs, vocabulary: int, devices: int, assumed: Assumptions) -> dict[str, Any]:
-    counts = recipe.model.parameters(vocabulary)
-    memory = {name: size / GIB for name, size in costs.memory.items()}
+def _entry(
+    role: str, recipe: RecipeConfig, costs: Costs, vocabulary: int, devices: int, assumed: Assumptions, engine: float
+) -> dict[str, Any]:
+    """`engine`: bytes of a device that vLLM is given, for weights and cache; what does not fit into the cache waits."""
+    counts, memory = recipe.model.parameters(vocabulary), dict(costs.memory)
+    if "kv cache" in memory:
+        room = engine - memory.get("engine", memory["parameters"])
+        memory["kv cache"] = min(memory["kv cache"], room) if room > 0 else memory["kv cache"]
     return {
         "stage": role,
         "parameters": counts.total,
@@ -92,8 +98,8 @@ def _entry(role: str, recipe: RecipeConfig, costs: Costs, vocabulary: int, devic
         "device": assumed.device_name,
         "devices": devices,
         "hours": costs.hours(assumed.device, devices, assumed.utilisation),
-        "memory_gib": memory,
-        "fits": sum(costs.memory.values()) <= assumed.device.memory,
+        "memory_gib": {name: size / GIB for name, size in memory.items()},
+        "fits": sum(memory.values()) <= assumed.device.memory,
         "stored_gib": costs.stored / GIB,
     }
 
