@@ -46,7 +46,7 @@ class Utilisation:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one stage. `memory` is in bytes per device, by what takes it; parts that are never there at once do not add up."""
+    """Of one stage. `memory` is in bytes per device, by what takes it; as if all of it were there at the same time."""
 
     tokens: int
     steps: int
