@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -18,7 +18,8 @@ def explain(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         return unknown_key(".".join(location[:-1]) or "recipe", location[-1], config.model_fields)
     if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        kind, kinds = detail["ctx"].get("tag"), ", ".join(sorted(_kinds(config.model_fields[location[-1]].annotation)))
+        field = next(part for part in reversed(location) if part in config.model_fields)
+        kind, kinds = detail["ctx"].get("tag"), ", ".join(sorted(_kinds(config.model_fields[field].annotation)))
         return f"{path}.kind is {kind or 'missing'}; {path} needs one of {kinds}"
     if detail["type"] == "missing":
         parent = ".".join(location[:-1]) or "the recipe"
@@ -34,23 +35,39 @@ def _place(location: list[str]) -> tuple[list[str], type[BaseModel]]:
     written: list[str] = []
     config: type[BaseModel] = RecipeConfig
     kinds: dict[str, type[BaseModel]] = {}
+    below_a_name = False
     for part in location:
+        if below_a_name:  # in a mapping from names of the user's choice
+            written.append(part)
+            below_a_name = False
+            continue
         if part in kinds:
             config, kinds = kinds[part], {}
             continue
         written.append(part)
         annotation = config.model_fields[part].annotation if part in config.model_fields else None
+        below_a_name = get_origin(annotation) is dict
         kinds = _kinds(annotation)
         if not kinds:
-            candidates = [annotation, *get_args(annotation)]
-            config = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), config)
+            config = next(iter(_configs(annotation)), config)
     return written, config
+
+
+def _configs(annotation: Any) -> list[type[BaseModel]]:
+    """The configs that a field may hold, inside a mapping or not."""
+    found = []
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            found.append(candidate)
+        elif candidate is not annotation:
+            found += _configs(candidate)
+    return found
 
 
 def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
     """The members of a union told apart by their `kind`; empty for anything else."""
-    members = [c for c in get_args(annotation) if isinstance(c, type) and issubclass(c, BaseModel) and "kind" in c.model_fields]
-    return {c.model_fields["kind"].default: c for c in members} if len(members) > 1 else {}
+    members = [config for config in _configs(annotation) if "kind" in config.model_fields]
+    return {config.model_fields["kind"].default: config for config in members} if len(members) > 1 else {}
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:

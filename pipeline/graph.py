@@ -147,8 +147,8 @@ def build_graph(cells: Iterable[Cell]) -> Graph:
         if recipe.midtrain is not None:
             own = recipe.midtrain
             text = corpus
-            if own.corpus is not None:
-                mixture = {"task": recipe.task, "corpus": own.corpus}
+            if recipe.midtrain_corpus is not None:
+                mixture = {"task": recipe.task, "corpus": recipe.midtrain_corpus}
                 text = chain["midtrain-corpus"] = add("corpus", f"{recipe.task.name}-midtrain", mixture, tokenizer=corpus)
             slug = slug if own.prior is None else f"{prior}-{own.prior.name}-s{seed}"
             learned = {"prior": recipe.midtrain_prior, "midtrain": own, "seed": seed}

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config.recipe import CorpusStage
 from pipeline.config.tasks import TaskConfig
 from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
 from pipeline.graph import StageNode
@@ -53,7 +54,7 @@ def environment(node: StageNode, lock: int, commit: str, devices: list[str] | No
 
 
 def process_environment(threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool) -> dict[str, str]:
-    """`environment` without a node; no lock on a machine that is not the stage's first, `hub` if the task's data lie on one."""
+    """`environment` without a node; no lock on a machine that is not the stage's first, `hub` if the stage's data lie on one."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
     if devices:
@@ -63,7 +64,7 @@ def process_environment(threads: int, lock: int | None, commit: str, devices: li
     return inherited | {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
-        # The hub is for tasks whose data lie there; all else is on disk, and asking would only cost time.
+        # The hub is for stages whose data lie there; all else is on disk, and asking would only cost time.
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0" if hub else "1"),
         # Some of reasoning-gym's generators follow the order of sets: the problems before and after RL must be the same.
         "PYTHONHASHSEED": "0",
@@ -74,6 +75,8 @@ def process_environment(threads: int, lock: int | None, commit: str, devices: li
 
 
 def reads_hub(node: StageNode) -> bool:
+    if isinstance(node.config, CorpusStage):
+        return node.config.reads_hub
     task = getattr(node.config, "task", None)
     return isinstance(task, TaskConfig) and task.reads_hub
 

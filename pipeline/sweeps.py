@@ -84,7 +84,7 @@ def _work(node: StageNode) -> str:
     """The size of a stage's work, for people."""
     settings = getattr(node.config, node.kind)
     if node.kind == "corpus":
-        return f"{settings.documents:,} documents"
+        return str(settings.size)
     if node.adopted is not None:
         return f"adopted checkpoint {node.adopted[:19]}"
     if node.kind in ("pretrain", "midtrain"):

@@ -52,8 +52,14 @@ def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, 
 
 
 def check_prompts(problems: list[Problem], tokenizer: PreTrainedTokenizerBase, room: int) -> None:
-    """Raises `PriorlabError` if a prompt is longer than `room` tokens: the engine would refuse it in the middle of the run."""
-    lengths = [len(ids) for ids in tokenizer([problem.prompt for problem in problems])["input_ids"]]
+    """Raises `PriorlabError` if a prompt cannot be cut, or into more than `room` tokens, which the engine would refuse in mid-run."""
+    encoded = tokenizer([problem.prompt for problem in problems])["input_ids"]
+    unknown = next((p for p, ids in zip(problems, encoded, strict=True) if tokenizer.unk_token_id in ids), None)
+    if tokenizer.unk_token_id is not None and unknown is not None:
+        raise PriorlabError(
+            f"the prompt {unknown.prompt[:60]!r} has characters that the tokenizer does not know; choose another corpus.tokenizer"
+        )
+    lengths = [len(ids) for ids in encoded]
     if max(lengths) > room:
         raise PriorlabError(
             f"{sum(length > room for length in lengths)} of {len(problems)} prompts are longer than task.max_prompt_tokens = {room}, "

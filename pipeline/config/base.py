@@ -57,4 +57,6 @@ def _identity_fields(config: type[Config]) -> list[tuple[str, Any]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Config):
         return value.identity()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.config.base import execution
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.prior import Prior
-from pipeline.config.training import CorpusConfig, NextTokenTraining
+from pipeline.config.training import NextTokenTraining
 
 
 class MidtrainConfig(NextTokenTraining):

@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.cluster import ClusterConfig
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.midtraining import MidtrainConfig
+from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
 from pipeline.config.tasks import Task
-from pipeline.config.training import CorpusConfig, ModelConfig, PretrainConfig, RLConfig
+from pipeline.config.training import PretrainConfig, RLConfig
 
 
 class TrackingConfig(Config):
@@ -50,11 +52,24 @@ class RecipeConfig(Config):
         own = None if self.midtrain is None else self.midtrain.prior
         return self.prior.at(1.0) if own is None else own
 
+    @functools.cached_property
+    def midtrain_corpus(self) -> CorpusConfig | None:
+        """Mid-training's own text, cut by the first corpus's tokenizer; None if it has none of its own."""
+        own = None if self.midtrain is None else self.midtrain.corpus
+        return None if own is None else own.model_copy(update={"tokenizer": self.corpus.tokenizer})
+
     @property
     def midtrain_positions(self) -> int:
         """Positions of the model that RL starts from: mid-training makes room for its blocks."""
         longer = None if self.midtrain is None else self.midtrain.corpus
         return max(self.model.max_positions, 0 if longer is None else longer.block_size)
+
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> RecipeConfig:
+        own = None if self.midtrain is None else self.midtrain.corpus
+        if own is not None and own.tokenizer not in (CorpusConfig.model_fields["tokenizer"].default, self.corpus.tokenizer):
+            raise ValueError("midtrain.corpus.tokenizer differs from corpus.tokenizer; leave it out, since a model has one tokenizer")
+        return self
 
     @model_validator(mode="after")
     def _processes_fit_the_nodes(self) -> RecipeConfig:
@@ -93,8 +108,16 @@ class CorpusStage(Config):
     task: Task
     corpus: CorpusConfig
 
+    @property
+    def reads_hub(self) -> bool:
+        return self.corpus.reads_hub or (self.corpus.uses_task and self.task.reads_hub)
+
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"task": self.task.text_identity()}
+        """The task is part of it where it has a say in the text."""
+        kept = super().identity() | {"task": self.task.text_identity()}
+        if not self.corpus.uses_task:
+            del kept["task"]
+        return kept
 
 
 class PretrainStage(Config):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, execution
-from pipeline.store import sha256_of
+from pipeline.config.content import file_digest
 
 
 class TaskConfig(Config):
@@ -121,8 +120,7 @@ class MathSource(Config):
         if path.suffix not in DATA_FORMATS:
             raise ValueError(f"file is {data['file']!r}; it must end in {', '.join(DATA_FORMATS)}")
         try:
-            status = path.stat()
-            return data | {"file": str(path), "sha256": _digest(path, status.st_mtime_ns, status.st_size)}
+            return data | {"file": str(path), "sha256": file_digest(path)}
         except OSError as error:
             raise ValueError(f"file is {data['file']!r}, which cannot be read: {error.strerror} ({path})") from error
 
@@ -138,12 +136,6 @@ class MathSource(Config):
             if groups < 1:
                 raise ValueError(f"answer_pattern is {self.answer_pattern!r}; put a group, (...), around the answer")
         return self
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, _modified_ns: int, _size: int) -> str:
-    """Read once for all cells of a sweep; time and size make a changed file a new key."""
-    return sha256_of(path)
 
 
 class MathTask(TaskConfig):

@@ -33,6 +33,13 @@ def settings(compared: Sequence[Arm]) -> list[tuple[str, str]]:
         "evaluate": f"{protocol.problems} problems, {protocol.samples} samples each at temperature {protocol.temperature:g}, "
         f"up to {protocol.max_response_tokens} tokens",
     }
+    if recipe.midtrain is not None:
+        later = recipe.midtrain
+        block = (later.corpus or recipe.corpus).block_size
+        found["midtrain"] = (
+            f"{later.steps * later.global_batch * block:,} tokens in {later.steps:,} steps and blocks of {block}, learning rate "
+            f"{later.optimizer.learning_rate:g}, prior {recipe.midtrain_prior.name}"
+        )
     if rl is not None:
         found["rl"] = (
             f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "

@@ -1,1 +1,1 @@
-"""The corpus: task text, tokenised and packed into equal blocks."""
+"""The corpus: text of tasks, files, hub and library, tokenised and packed into equal blocks."""

@@ -2,47 +2,89 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
-from jaxtyping import Int
+from datasets.arrow_writer import ArrowWriter
+from jaxtyping import Int, Int32
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import PriorlabError
 
-_BATCH_DOCUMENTS = 1000
+# What is gathered before it is cut or written: enough to spare Python, little beside a corpus.
+_TOKENS_AT_A_TIME = 1 << 18
+
+Ids = Int32[np.ndarray, " tokens"]
+Block = Int32[np.ndarray, " block"]
 
 
-def packed_blocks(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, block_size: int) -> Iterator[list[int]]:
-    """Every document followed by end-of-text, cut each `block_size` tokens; the incomplete last block is dropped."""
-    pending: list[int] = [tokenizer.eos_token_id]  # so that the first document, like all others, follows an end-of-text
-    iterator = iter(documents)
-    while batch := list(itertools.islice(iterator, _BATCH_DOCUMENTS)):
-        for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            pending.extend(ids)
-            pending.append(tokenizer.eos_token_id)
-        whole = len(pending) - len(pending) % block_size
-        for start in range(0, whole, block_size):
-            yield pending[start : start + block_size]
-        del pending[:whole]
+def packed_blocks(documents: Iterable[Ids], end: int, block_size: int) -> Iterator[Block]:
+    """Cut a stream of documents, each of which ends with `end`, each `block_size` tokens; the incomplete last block is dropped."""
+    pending = [np.array([end], dtype=np.int32)]  # so that the first document, like all others, follows an end-of-text
+    held = 1
+    for ids in documents:
+        pending.append(ids)
+        held += len(ids)
+        if held >= max(_TOKENS_AT_A_TIME, block_size):
+            *blocks, rest = _cut(pending, block_size)
+            yield from blocks
+            pending, held = [rest], len(rest)
+    yield from _cut(pending, block_size)[:-1]
 
 
-def save_blocks(blocks: Iterable[list[int]], block_size: int, folder: Path) -> int:
-    """Write blocks as a HF dataset with one fixed-size column, `input_ids`; returns how many."""
-    array = np.fromiter(itertools.chain.from_iterable(blocks), dtype=np.int32).reshape(-1, block_size)
-    if len(array) == 0:
+def _cut(pieces: list[Ids], block_size: int) -> list[Ids]:
+    """Whole blocks, and last what is left over."""
+    tokens = np.concatenate(pieces)
+    whole = len(tokens) - len(tokens) % block_size
+    return [*tokens[:whole].reshape(-1, block_size), tokens[whole:]]
+
+
+def interleaved(blocks: dict[str, Iterator[Block]], shares: dict[str, int]) -> Iterator[Block]:
+    """So many blocks of each source, evenly spread: any stretch holds about the shares of the whole.
+
+    Raises `PriorlabError` at the first source that has fewer.
+    """
+
+    def placed(number: int, name: str) -> Iterator[tuple[float, int, Block]]:
+        for made in range(shares[name]):
+            block = next(blocks[name], None)
+            if block is None:
+                raise PriorlabError(
+                    f"source {name!r} ends after {made:,} of the {shares[name]:,} blocks that are its share; lower corpus.tokens or "
+                    f"corpus.heldout_tokens, its weight, or raise corpus.sources.{name}.passes (training text) or corpus.heldout_share"
+                )
+            yield (made + 0.5) / shares[name], number, block
+
+    streams = [placed(number, name) for number, name in enumerate(blocks)]
+    return (block for _, _, block in heapq.merge(*streams, key=lambda item: item[:2]))
+
+
+def save_blocks(blocks: Iterator[Block], block_size: int, folder: Path) -> int:
+    """Write blocks as a HF dataset with one fixed-size column, `input_ids`; returns how many. Memory holds a few at a time."""
+    features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"), length=block_size)})
+    raw = folder.with_name(f"{folder.name}.arrow")
+    count = 0
+    with ArrowWriter(path=str(raw), features=features) as writer:
+        while rows := list(itertools.islice(blocks, max(1, _TOKENS_AT_A_TIME // block_size))):
+            flat = pa.array(np.concatenate(rows))
+            writer.write_table(pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(flat, block_size)}))
+            count += len(rows)
+        if count:
+            writer.finalize()
+    if count == 0:
         raise PriorlabError(
             f"the documents for {folder.name} do not fill one block of {block_size} tokens; raise corpus.documents or "
             "corpus.heldout_documents, or lower corpus.block_size"
         )
-    features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"), length=block_size)})
-    datasets.Dataset.from_dict({"input_ids": array}, features=features).save_to_disk(str(folder))
-    return len(array)
+    datasets.Dataset.from_file(str(raw)).save_to_disk(str(folder))
+    raw.unlink()
+    return count
 
 
 class Blocks:
@@ -53,12 +95,16 @@ class Blocks:
             dataset = datasets.load_from_disk(str(folder))
         except OSError as error:
             raise PriorlabError(f"{folder} holds no packed blocks ({error}); run the corpus stage again") from error
-        column = dataset.data.column("input_ids").combine_chunks()
+        column = dataset.data.column("input_ids")
         self.block_size: int = column.type.list_size
-        self._rows = column.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.block_size)
+        self._parts = [part.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.block_size) for part in column.chunks]
+        self._ends = np.cumsum([len(part) for part in self._parts])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._ends[-1])
 
     def rows(self, numbers: list[int] | np.ndarray) -> Int[Tensor, "rows block"]:
-        return torch.from_numpy(self._rows[numbers].astype(np.int64))
+        rows = np.empty((len(numbers), self.block_size), dtype=np.int64)
+        for place, (number, part) in enumerate(zip(numbers, np.searchsorted(self._ends, numbers, side="right"), strict=True)):
+            rows[place] = self._parts[part][number - self._ends[part]]  # from the part's end: a negative index
+        return torch.from_numpy(rows)

@@ -1,21 +1,90 @@
-"""A character tokenizer for synthetic tasks: one token per character of the task's alphabet, plus end-of-text and padding."""
+"""Tokenizers of a corpus: one per character, a byte-level BPE trained on the text, or one made elsewhere.
+
+They agree in one thing. END closes a document and, as in packed text, stands before the next, so encoding with special tokens puts it
+before a prompt; padding is a token of its own, since a model does not train the embedding that it pads with.
+"""
 
 from __future__ import annotations
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from pipeline.config.corpus import PretrainedTokenizer, tokenizer_digest
+from pipeline.errors import PriorlabError
 
 END = "<|end|>"
 PAD = "<|pad|>"
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """END closes a document and, as in packed text, stands before the next: encoding with special tokens puts it before a prompt."""
+    """One token per character of the alphabet, plus end-of-text and padding."""
     vocabulary = {token: index for index, token in enumerate([END, PAD, *sorted(set(alphabet))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, vocabulary[END])])
     tokenizer.decoder = decoders.Fuse()
+    return _with_end(tokenizer, END, PAD)
+
+
+def bpe_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE. Digits stay single: merged ones would make arithmetic a matter of vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _with_end(tokenizer, END, PAD)
+
+
+def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast:
+    """The vocabulary, rules and chat template of another tokenizer; its end-of-text is END here, and starts prompts as well."""
+    place = str(config.folder or config.hub)
+    if config.folder is not None and tokenizer_digest(Path(config.folder)) != config.sha256:
+        raise PriorlabError(
+            f"{place} (corpus.tokenizer.folder) holds another tokenizer than when the run was planned; start the command anew to use it"
+        )
+    try:
+        theirs = AutoTokenizer.from_pretrained(place, revision=config.revision or "main", trust_remote_code=False)
+    except Exception as error:  # of any of the libraries below: no network, no such name, files that do not fit together
+        raise PriorlabError(f"cannot load the tokenizer {place!r} (corpus.tokenizer): {type(error).__name__}: {error}") from error
+    if getattr(theirs, "backend_tokenizer", None) is None:
+        raise PriorlabError(f"the tokenizer {place!r} (corpus.tokenizer) has no fast form (tokenizer.json); choose one that has")
+    if theirs.eos_token is None:
+        raise PriorlabError(
+            f"the tokenizer {place!r} (corpus.tokenizer) has no end-of-text token (eos_token), which separates documents and ends "
+            "responses; choose one that has"
+        )
+    tokenizer = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    pad = theirs.pad_token
+    if pad is None or pad == theirs.eos_token:
+        pad = PAD
+        tokenizer.add_special_tokens([AddedToken(PAD, special=True, normalized=False)])
+    ours = _with_end(tokenizer, theirs.eos_token, pad, **({} if theirs.unk_token is None else {"unk_token": theirs.unk_token}))
+    ours.chat_template = theirs.chat_template
+    ids = ours.get_vocab().values()
+    if max(ids) >= len(ours):
+        raise PriorlabError(
+            f"the tokenizer {place!r} (corpus.tokenizer) has {len(ours)} tokens with numbers up to {max(ids)}; a model has one row per "
+            "token, so there can be no holes"
+        )
+    return ours
+
+
+def _with_end(tokenizer: Tokenizer, end: str, pad: str, **more: str) -> PreTrainedTokenizerFast:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[end, "$A"], special_tokens=[(end, tokenizer.token_to_id(end))]
+    )  # fmt: skip
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=pad, clean_up_tokenization_spaces=False, **more
     )

@@ -5,9 +5,9 @@ A new task is one module with the `Task` protocol, one config class in `pipeline
 
 from pipeline.config.tasks import ArithmeticTask, CountdownTask, GymTask, MathTask, ParityTask
 from pipeline.config.tasks import Task as AnyTaskConfig
-from stages.tasks.protocol import Problem, Split, Task, Verdict
+from stages.tasks.protocol import Document, Problem, Split, Task, Verdict
 
-__all__ = ["Problem", "Split", "Task", "Verdict", "build_task"]
+__all__ = ["Document", "Problem", "Split", "Task", "Verdict", "build_task"]
 
 
 def build_task(config: AnyTaskConfig) -> Task:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from pipeline.errors import PriorlabError
-from stages.tasks.protocol import Problem, Split, split_of
+from stages.tasks.protocol import Document, Problem, Split, split_of
 
 # Draws without a new problem after which a split counts as exhausted.
 _PATIENCE = 20_000
@@ -46,14 +46,14 @@ class GeneratedTask(ABC):
                 )
         return list(found.values())
 
-    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
+    def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         rng = random.Random(f"{self.kind}-documents-{split}-{seed}")
         made = misses = 0
         while made < count:
             problem, response = self.draw(rng)
             if split_of(problem.id) == split:
                 made, misses = made + 1, 0
-                yield problem.prompt + response
+                yield Document(problem.prompt, response)
                 continue
             misses += 1
             if misses > _PATIENCE:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config.tasks import GymTask
 from pipeline.errors import PriorlabError
-from stages.tasks.protocol import Problem, Split, Verdict, split_of
+from stages.tasks.protocol import Document, Problem, Split, Verdict, split_of
 
 try:
     import reasoning_gym
@@ -63,14 +63,14 @@ class Gym:
                 found.setdefault(problem.id, problem)
         return list(found.values())
 
-    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
+    def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         made = misses = 0
         for problem in self._draw(split, f"documents-{split}-{seed}"):
             if made == count:
                 return
             if problem is not None:
                 made, misses = made + 1, 0
-                yield problem.prompt + problem.data["entry"]["answer"]
+                yield Document(problem.prompt, problem.data["entry"]["answer"])
                 continue
             misses += 1
             if misses > _PATIENCE:

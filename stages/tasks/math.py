@@ -18,7 +18,7 @@ from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
 from stages.tasks.answers import judge
 from stages.tasks.prompts import render_prompt
-from stages.tasks.protocol import Problem, Split, Verdict, split_of
+from stages.tasks.protocol import Document, Problem, Split, Verdict, split_of
 from stages.tasks.rows import column, read_rows
 
 
@@ -48,7 +48,7 @@ class Math:
             )
         return [row.problem for row in random.Random(f"math-problems-{split}-{seed}").sample(rows, count)]
 
-    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
+    def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         train = self.config.train
         if train is None or train.solution is None:
             raise PriorlabError(
@@ -57,7 +57,7 @@ class Math:
             )
         rows = self._rows(split)
         rng = random.Random(f"math-documents-{split}-{seed}")
-        return (row.problem.prompt + str(row.solution) for row in (rng.choice(rows) for _ in range(count)))
+        return (Document(row.problem.prompt, str(row.solution)) for row in (rng.choice(rows) for _ in range(count)))
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         return judge(problem.data["answer"], response)

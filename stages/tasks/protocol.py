@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Split = Literal["corpus", "heldout", "rl", "evaluate"]
 
@@ -18,6 +18,17 @@ class Problem:
     id: str
     prompt: str
     data: dict[str, Any]
+
+
+class Document(NamedTuple):
+    """A worked solution. Its two parts are cut into tokens apart, since RL's prompts are cut without a response, too."""
+
+    prompt: str
+    response: str
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.response
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,8 @@ class Task(Protocol):
         """`count` distinct problems of a split; raises `PriorlabError` if there are not so many."""
         ...
 
-    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
-        """Worked solutions (prompt + response) of random problems of a split; problems may repeat."""
+    def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
+        """Worked solutions of random problems of a split; problems may repeat. A smaller count gives the first of a larger one's."""
         ...
 
     def verify(self, problem: Problem, response: str) -> Verdict:

@@ -17,7 +17,7 @@ from pipeline.config.tasks import CountdownTask
 from pipeline.errors import PriorlabError
 from stages.evaluate.metrics import pass_at_k
 from stages.evaluate.verify import Verifier
-from stages.tasks import Problem, Split, Verdict, build_task
+from stages.tasks import Document, Problem, Split, Verdict, build_task
 from stages.tasks.protocol import split_of
 from tests.conftest import FinishedSweep
 
@@ -86,7 +86,7 @@ class Trap:
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         raise NotImplementedError
 
-    def documents(self, split: Split, count: int, seed: int) -> Iterator[str]:
+    def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         raise NotImplementedError
 
 

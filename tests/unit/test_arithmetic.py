@@ -46,15 +46,15 @@ def test_no_text_makes_the_verifier_raise(response: str) -> None:
 
 def test_every_step_of_every_document_is_right_and_drops_one_operation() -> None:
     for document in TASK.documents("corpus", 500, seed=1):
-        chain, _, response = document.partition(":")
+        chain, response = document.prompt.removesuffix(":"), document.response
         steps = [chain, *response.split("=")]
         operations = [len(re.findall(r"[-+*]", step)) for step in steps]
         assert operations == list(range(operations[0], -1, -1)), document
         assert 2 <= operations[0] <= 4
         assert len({eval(step) for step in steps}) == 1, document
-        assert all(0 <= int(number) <= 99 for number in re.findall(r"\d+", document))
+        assert all(0 <= int(number) <= 99 for number in re.findall(r"\d+", document.text))
         assert TASK.verify(Problem("", "", {"value": eval(chain)}), response).correct
-        assert set(document) <= set(TASK.alphabet)
+        assert set(document.text) <= set(TASK.alphabet)
 
 
 def test_a_step_takes_the_leftmost_product_then_the_leftmost_sum() -> None:
@@ -74,7 +74,10 @@ def test_difficulty_follows_the_config() -> None:
 
 def test_splits_never_share_a_problem() -> None:
     ids = {split: {p.id for p in TASK.problems(split, 100, seed=0)} for split in ("rl", "evaluate")}
-    ids |= {split: {text.partition(":")[0] for text in TASK.documents(split, 2000, seed=0)} for split in ("corpus", "heldout")}
+    ids |= {
+        split: {document.prompt.removesuffix(":") for document in TASK.documents(split, 2000, seed=0)}
+        for split in ("corpus", "heldout")
+    }
     for split, members in ids.items():
         assert {split_of(member) for member in members} == {split}
     assert sum(map(len, ids.values())) == len(set().union(*ids.values()))

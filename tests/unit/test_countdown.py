@@ -85,24 +85,24 @@ def test_deep_nesting_within_the_length_is_parsed() -> None:
 
 def test_splits_never_share_a_problem() -> None:
     ids = {split: {p.id for p in TASK.problems(split, 100, seed=0)} for split in ("rl", "evaluate")}
-    ids |= {split: {_identity(text) for text in TASK.documents(split, 2000, seed=0)} for split in ("corpus", "heldout")}
+    ids |= {split: {_identity(document.prompt) for document in TASK.documents(split, 2000, seed=0)} for split in ("corpus", "heldout")}
     for split, members in ids.items():
         assert {split_of(member) for member in members} == {split}
     assert sum(map(len, ids.values())) == len(set().union(*ids.values()))
 
 
-def _identity(document: str) -> str:
-    numbers, _, rest = document.partition("=")
+def _identity(prompt: str) -> str:
+    numbers, _, rest = prompt.partition("=")
     return ",".join(sorted(numbers.split(","), key=int)) + "=" + rest.partition(":")[0]
 
 
 def test_every_document_is_a_correct_solution() -> None:
     for document in TASK.documents("corpus", 500, seed=1):
-        prompt, _, response = document.partition(":")
-        numbers, _, target = prompt.partition("=")
+        prompt, response = document
+        numbers, _, target = prompt.removesuffix(":").partition("=")
         problem = Problem("", prompt, {"numbers": list(map(int, numbers.split(","))), "target": int(target)})
         assert TASK.verify(problem, response).correct, document
-        assert set(document) <= set(TASK.alphabet)
+        assert set(document.text) <= set(TASK.alphabet)
 
 
 def test_a_seed_repeats_and_another_differs() -> None:

@@ -14,6 +14,7 @@ from pipeline.cli import app
 from pipeline.compare.results import COLUMNS
 from pipeline.compose import load_recipe, load_sweep
 from pipeline.config.cluster import ClusterConfig, Resources
+from pipeline.config.corpus import AnySource, CorpusConfig
 from pipeline.config.exploration import Exploration
 from pipeline.config.prior import Prior
 from pipeline.config.training import AdamWConfig, RLConfig
@@ -136,3 +137,22 @@ def test_the_columns_of_results_csv_are_documented_in_their_order() -> None:
     table = text.partition("## results.csv")[2].partition("## samples.parquet")[0]
     told = [name for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)]
     assert tuple(told) == COLUMNS
+
+
+def test_the_page_on_the_corpus_shows_valid_configs_and_names_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "corpus.md").read_text(encoding="utf-8")
+    for path in ("texts/a.jsonl.zst", "books/old/b.txt.gz", "tokenizers/mine/tokenizer.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for number, example in enumerate(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)):
+        (tmp_path / f"{number}.yaml").write_text(example)
+        (cell,) = load_recipe("quickstart", [f"corpus={tmp_path}/{number}.yaml", "model.max_positions=4096"]).cells()
+        assert cell.recipe.corpus.sources
+    kinds = {member.model_fields["kind"].default: member.model_fields for member in get_args(get_args(AnySource)[0])}
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*?)\|$", page.split("## Tokenizers")[0], re.MULTILINE))
+    assert rows.keys() - {"kind"} == kinds.keys()
+    filled_in = {"kind", "weight", "passes", "files", "python", "sha256"}
+    assert all(set(re.findall(r"`(\w+)`", rows[kind])) == keys.keys() - filled_in for kind, keys in kinds.items())
+    named = set(re.findall(r"`(?:corpus\.)?(\w+)`", page)) | set(re.findall(r"^(\w+):", page, re.MULTILINE))
+    assert CorpusConfig.model_fields.keys() - {"name", "documents", "heldout_documents"} <= named

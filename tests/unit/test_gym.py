@@ -60,10 +60,9 @@ def test_splits_never_share_a_problem_and_documents_are_prompts_with_answers() -
     documents = list(task.documents("corpus", 30, seed=0))
     assert len(documents) == 30
     for document in documents:
-        question, _, answer = document.partition("\nAnswer: ")
-        assert question
-        assert int(answer) is not None
-        assert set(document) <= set(task.alphabet)
+        assert document.prompt.endswith("\nAnswer: ")
+        assert int(document.response) is not None
+        assert set(document.text) <= set(task.alphabet)
 
 
 def test_a_seed_repeats_and_another_differs() -> None:

@@ -153,7 +153,7 @@ def test_splits_never_share_a_problem_and_training_never_has_an_evaluation_probl
     rl = math.problems("rl", 20, seed=0)
     assert not {p.id for p in rl} & {p.id for p in math.problems("evaluate", 40, seed=0)}
     assert {split_of(p.id) for p in rl} <= {"rl", "evaluate"}
-    documents = {document for split in ("corpus", "heldout") for document in math.documents(split, 500, seed=0)}
+    documents = {document.text for split in ("corpus", "heldout") for document in math.documents(split, 500, seed=0)}
     for text in [p.prompt for p in rl] + [row["problem"] for row in ROWS[:40]]:
         assert not any(document.startswith(text) for document in documents)
 
@@ -171,9 +171,9 @@ def test_every_document_is_a_prompt_with_a_solution_that_verifies(tmp_path: Path
     math = build_task(task(jsonl(tmp_path, ROWS), solution="solution"))
     answers = {row["solution"]: row["answer"] for row in ROWS}
     for document in math.documents("corpus", 50, seed=1):
-        solution = document.rpartition("\n\n")[2]
-        assert math.verify(Problem("", "", {"answer": answers[solution]}), solution).correct
-        assert set(document) <= set(math.alphabet)
+        assert document.prompt.endswith("\n\n")
+        assert math.verify(Problem("", "", {"answer": answers[document.response]}), document.response).correct
+        assert set(document.text) <= set(math.alphabet)
 
 
 def test_a_corpus_without_solutions_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_each_preset_reads_rows_of_its_data_set(name: str, tmp_path: Path) -> No
 def test_the_training_presets_read_rows_of_their_data_sets(tmp_path: Path) -> None:
     rows = [{"question": f"{i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(60)]
     gsm8k = build_task(recipe_task("gsm8k", "task.train.hub=null", f"task.train.file={jsonl(tmp_path, rows)}", "task.evaluate=null"))
-    assert any("It is" in document for document in gsm8k.documents("corpus", 5, seed=0))
+    assert any("It is" in document.response for document in gsm8k.documents("corpus", 5, seed=0))
     rows = [{"prompt": f"{i}?", "solution": str(i), "data_source": "math_dapo"} for i in range(60)]
     dapo = build_task(recipe_task("dapo-math", "task.train.hub=null", f"task.train.file={jsonl(tmp_path, rows)}", "task.evaluate=null"))
     assert all(problem.prompt.startswith(f"{problem.data['answer']}?") for problem in dapo.problems("rl", 20, seed=0))

@@ -53,8 +53,8 @@ def test_a_share_p_cot_of_the_text_works_the_answer_out(p_cot: float) -> None:
     task = build_task(ParityTask(bits=16, p_cot=p_cot))
     long = 0
     for document in task.documents("corpus", 3000, seed=0):
-        bits, _, response = document.partition(":")
-        assert set(document) <= set(task.alphabet)
+        bits, response = document.prompt.removesuffix(":"), document.response
+        assert set(document.text) <= set(task.alphabet)
         products = itertools.accumulate((1 - 2 * int(bit) for bit in bits), lambda a, b: a * b)
         chain = "".join(str((1 - product) // 2) for product in products)
         assert response in (chain, chain[-1])
@@ -66,7 +66,7 @@ def test_every_p_cot_and_reward_has_the_same_problems_which_no_training_text_sho
     settings = [ParityTask(p_cot=0.2), ParityTask(p_cot=0.5), ParityTask(p_cot=0.2, reward="chain")]
     found = [build_task(config).problems("evaluate", 200, seed=3) for config in settings]
     assert found[0] == found[1] == found[2]
-    shown = {document.partition(":")[0] for document in TASK.documents("corpus", 500, seed=0)}
+    shown = {document.prompt.removesuffix(":") for document in TASK.documents("corpus", 500, seed=0)}
     assert {split_of(bits) for bits in shown} == {"corpus"}
     assert {split_of(problem.id) for problem in found[0]} == {"evaluate"}
 

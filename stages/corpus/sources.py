@@ -1,0 +1,128 @@
+"""Documents of a source, one after another, and the account of what could not be read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.config.content import library_digest, library_modules
+from pipeline.config.corpus import FilesSource, HubSource, StdlibSource
+from pipeline.errors import PriorlabError
+from stages.corpus.files import Found, read_file, text_in
+
+DocumentSource = FilesSource | HubSource | StdlibSource
+# Bad documents by name: so many of a source are printed, and so many kept in the export.
+_PRINTED, _KEPT = 10, 1000
+# While fewer documents than this were read, the share of bad ones is taken of this many: it says little at the start.
+_FEW = 1000
+
+
+def find_documents(source: DocumentSource, key: str) -> Iterator[Found]:
+    """All of a source in a fixed order. `key` is where the config holds it, e.g. `corpus.sources.web`."""
+    match source:
+        case FilesSource():
+            for file in source.files:
+                yield from read_file(file, source, key)
+        case HubSource():
+            yield from _from_hub(source, key)
+        case StdlibSource():
+            yield from _standard_library(source, key)
+
+
+def _from_hub(source: HubSource, key: str) -> Iterator[Found]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
+    except Exception as error:  # of any of the libraries below, by what is wrong: the network, the name, the subset, the split
+        raise PriorlabError(
+            f"cannot load the data set {source.dataset!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
+            f"{type(error).__name__}: {error}. Without a network, give a copy of it: {{kind: files, paths: [COPY.parquet]}}"
+        ) from error
+    names = rows.column_names
+    top = source.column if source.column in names else source.column.partition(".")[0]
+    if top not in names:
+        raise PriorlabError(f"{source.dataset} has no column {source.column!r} ({key}.column); it has {', '.join(names)}")
+    for number, row in enumerate(rows.select_columns([top]), start=1):
+        yield text_in(row, source.column, f"{source.dataset}, row {number}", key)
+
+
+def _standard_library(source: StdlibSource, key: str) -> Iterator[Found]:
+    if library_digest() != source.sha256:
+        raise PriorlabError(
+            f"the standard library of this Python is another one than the run was planned with ({key}: {source.python}, sha256 "
+            f"{source.sha256[:12]}); start the command anew, or use that Python"
+        )
+    for name, path in library_modules():
+        try:
+            yield Found(name, path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            yield Found(str(path), wrong=f"is not UTF-8: {error}")
+
+
+class Reading:
+    """Texts of a source; counts what is bad, names it, and stops past the share of it that the config allows."""
+
+    def __init__(self, name: str, max_bad_share: float) -> None:
+        self.name = name
+        self.max_bad_share = max_bad_share
+        self.documents = self.empty = 0
+        self.bad: list[Found] = []
+        self._more_bad = 0
+
+    @property
+    def bad_documents(self) -> int:
+        return len(self.bad) + self._more_bad
+
+    def counts(self) -> dict[str, int]:
+        return {"documents": self.documents, "empty_documents": self.empty, "bad_documents": self.bad_documents}
+
+    def texts(self, found: Iterator[Found]) -> Iterator[str]:
+        """What can be read and is not blank. Raises `PriorlabError` past the allowed share, at once or at the end."""
+        for one in found:
+            wrong = one.wrong or ("" if _is_unicode(one.text) else "holds half of a surrogate pair, which is no text")
+            if wrong:
+                self._count(Found(one.place, wrong=wrong))
+                self._check(at_least=_FEW)
+            elif not one.text.strip():
+                self.empty += 1
+            else:
+                self.documents += 1
+                yield one.text
+        self._check(at_least=1)
+
+    def _count(self, one: Found) -> None:
+        if len(self.bad) == _KEPT:
+            self._more_bad += 1
+            return
+        self.bad.append(one)
+        if len(self.bad) <= _PRINTED:
+            more = "; further ones are in bad_documents.jsonl" if len(self.bad) == _PRINTED else ""
+            print(f"warning: source {self.name!r}: {one.place} {one.wrong}{more}", file=sys.stderr)
+
+    def _check(self, at_least: int) -> None:
+        read = self.documents + self.empty + self.bad_documents
+        if self.bad_documents > self.max_bad_share * max(read, at_least):
+            shown = "; ".join(f"{one.place} {one.wrong}" for one in self.bad[:3])
+            raise PriorlabError(
+                f"source {self.name!r}: {self.bad_documents} of {read} documents cannot be read, more than corpus.max_bad_share = "
+                f"{self.max_bad_share:g} allows: {shown}{'; ...' if self.bad_documents > 3 else ''}. Mend them, or raise "
+                "corpus.max_bad_share"
+            )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def save_bad(readings: list[Reading], path: Path) -> None:
+    """The places of what was left out; no file if there are none."""
+    rows = [{"source": reading.name, "place": one.place, "wrong": one.wrong} for reading in readings for one in reading.bad]
+    if rows:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

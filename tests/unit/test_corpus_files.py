@@ -1,0 +1,153 @@
+"""Reading text: each format gives its documents, and whatever is none is named with file and line, counted, and bounded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config.corpus import FilesSource, StdlibSource
+from pipeline.errors import PriorlabError
+from stages.corpus.sources import Reading, find_documents, save_bad
+
+TEXTS = ["one\ntwo", "naïve ☃", "three"]
+
+
+def read(path: Path, max_bad_share: float = 0.0, **options: Any) -> tuple[list[str], Reading]:
+    source = FilesSource.model_validate({"paths": [str(path)], **options})
+    reading = Reading("mine", max_bad_share)
+    return list(reading.texts(find_documents(source, "corpus.sources.mine"))), reading
+
+
+def compress(suffix: str, content: bytes) -> bytes:
+    if suffix == ".zst":
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(content)
+        return sink.getvalue().to_pybytes()
+    return gzip.compress(content) if suffix == ".gz" else content
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_json_lines_and_text_are_read_compressed_or_not(suffix: str, tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"body": {"en": text}}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
+    path = tmp_path / f"rows.jsonl{suffix}"
+    path.write_bytes(compress(suffix, rows))
+    assert read(path, column="body.en")[0] == TEXTS
+    path.write_bytes(compress(suffix, rows[: len(rows) // 2]) + compress(suffix, rows[len(rows) // 2 :]))  # as `cat a.gz b.gz`
+    assert read(path, column="body.en")[0] == TEXTS
+    path = tmp_path / f"file.txt{suffix}"
+    path.write_bytes(compress(suffix, "\ufeffall of\n\nit\n".encode()))
+    assert read(path)[0] == ["all of\n\nit\n"]
+
+
+@pytest.mark.parametrize("separator", ["|", "\n\n", "<end>\n", "\n"])
+def test_a_separator_divides_a_text_file_wherever_it_falls(separator: str, tmp_path: Path) -> None:
+    texts = ["one", "two <en d> ><", "<end", "", "four"]
+    path = tmp_path / "many.txt"
+    path.write_text(separator.join(texts))
+    found, reading = read(path, separator=separator)
+    assert found == [text for text in texts if text]
+    assert reading.counts() == {"documents": 4, "empty_documents": 1, "bad_documents": 0}
+
+
+def test_parquet_is_read_and_a_missing_column_names_those_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": [*TEXTS, None], "id": [1, 2, 3, 4]}), path)
+    found, reading = read(path, max_bad_share=0.5)
+    assert found == TEXTS
+    assert [(one.place, one.wrong) for one in reading.bad] == [(f"{path}, row 4", "has 'None' in column 'text', no text")]
+    with pytest.raises(PriorlabError, match=r"rows\.parquet has no column 'body' \(corpus\.sources\.mine\.column\); it has text, id"):
+        read(path, column="body")
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "broken JSON": (b'{"text": "cut of', "line 3 is no JSON: Unterminated string"),
+    "no object": (b"[1, 2]", "line 3 is '[1, 2]', no JSON object"),
+    "no column": (b'{"txt": "x"}', "line 3 has no column 'text' (corpus.sources.mine.column); it has txt"),
+    "no text": (b'{"text": 7}', "line 3 has '7' in column 'text', no text"),
+    "not UTF-8": (b'{"text": "caf\xe9 x"}', "line 3 is not UTF-8: invalid continuation byte b'\\xe9 x\"' at byte 13"),
+    "half a surrogate pair": (b'{"text": "\\ud83d"}', "line 3 holds half of a surrogate pair"),
+    "nested too deep": (b"[" * 100_000, "line 3 is no JSON: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_named_with_file_and_line_and_stops_the_stage_past_the_share(case: str, tmp_path: Path, capsys: Any) -> None:
+    line, message = BAD[case]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "good"}\n{"text": " "}\n')
+    found, reading = read(path, max_bad_share=0.25)
+    assert found == ["good", "good"]
+    assert reading.counts() == {"documents": 2, "empty_documents": 1, "bad_documents": 1}
+    assert f"warning: source 'mine': {path}, {message}" in capsys.readouterr().err
+    with pytest.raises(PriorlabError) as error:
+        read(path, max_bad_share=0.2)
+    assert "1 of 4 documents cannot be read, more than corpus.max_bad_share = 0.2 allows" in str(error.value)
+    assert f"{path}, {message}" in str(error.value)
+    save_bad([reading], tmp_path / "bad.jsonl")
+    (row,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
+    assert (row["source"], row["place"]) == ("mine", f"{path}, line 3")
+
+
+def test_text_that_is_no_utf8_spoils_the_document_it_is_in_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "many.txt"
+    path.write_bytes(b"good\n--\nso so\nb\xe4d\nso so\n--\ngood\n")
+    found, reading = read(path, max_bad_share=0.5, separator="--\n")
+    assert found == ["good\n", "good\n"]
+    assert [one.place for one in reading.bad] == [f"{path}, line 4"]
+
+
+def test_an_empty_file_is_named_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "nothing.jsonl"
+    path.write_bytes(b"\n")
+    with pytest.raises(PriorlabError, match=r"1 of 1 documents cannot be read.*nothing\.jsonl is empty"):
+        read(path)
+
+
+def _cut_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(b'{"text": "x"}\n' * 1000)[:-20])
+
+
+def _no_gzip(path: Path) -> None:
+    path.write_bytes(b'{"text": "x"}\n')
+
+
+@pytest.mark.parametrize("write", [_cut_gzip, _no_gzip])
+def test_a_file_that_cannot_be_read_to_its_end_stops_the_stage(write: Callable[[Path], None], tmp_path: Path) -> None:
+    for name in ("rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"):
+        write(tmp_path / name)
+        with pytest.raises(PriorlabError, match=rf"{name} \(corpus\.sources\.mine\.paths\) cannot be read to its end"):
+            read(tmp_path / name, max_bad_share=1.0)
+
+
+def test_many_bad_rows_stop_the_stage_long_before_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("no\n" * 5000)
+    with pytest.raises(PriorlabError, match="11 of 11 documents cannot be read"):
+        read(path, max_bad_share=0.01)
+
+
+def test_a_file_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    source = FilesSource.model_validate({"paths": [str(path)]})
+    path.write_text("two")
+    with pytest.raises(PriorlabError, match="has another content than when the run was planned"):
+        list(find_documents(source, "corpus.sources.mine"))
+
+
+def test_the_standard_library_is_there_without_its_tests_and_another_one_is_refused() -> None:
+    places = [found.place for found in find_documents(StdlibSource(), "corpus.sources.code")]
+    assert places == sorted(places)
+    assert {"argparse.py", "json/decoder.py", "asyncio/tasks.py"} <= set(places)
+    assert not [place for place in places if {"test", "tests", "site-packages"} & set(place.split("/"))]
+    other = StdlibSource(python="3.11.0", sha256="0" * 64)
+    with pytest.raises(PriorlabError, match=r"another one than the run was planned with \(corpus\.sources\.code: 3\.11\.0"):
+        list(find_documents(other, "corpus.sources.code"))
