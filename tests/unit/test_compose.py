@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.compose import GROUPS, load_recipe, load_sweep, parse_override
-from pipeline.config.recipe import MidtrainStage, RecipeConfig
+from pipeline.config.recipe import CorpusStage, MidtrainStage, RecipeConfig
 from pipeline.config_files import available, config_folders
 from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
@@ -35,6 +35,8 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, folder in GROUPS.items() for name in available(folder)])
 def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
     overrides = ["midtrain=countdown"] if group.startswith("midtrain.") else []
+    if group == "midtrain.corpus":
+        overrides.append(f"corpus={name}")  # a model has one tokenizer
     overrides.append(f"{group}={name}")
     if GROUPS[group] == "prior":
         overrides.append(f"{group}.k=5")
@@ -132,6 +134,18 @@ def test_midtraining_without_text_or_prior_of_its_own_goes_on_with_those_of_the_
     config = plan.chain["midtrain"].config
     assert isinstance(config, MidtrainStage)
     assert (config.prior.name, config.prior.lambda_tail, config.prior.k, config.prior.schedule) == ("tail", -0.1, 5, ())
+
+
+def test_midtraining_takes_the_tokenizer_of_the_first_corpus_and_refuses_another() -> None:
+    changes = ["corpus=realtext", "midtrain=countdown"]  # the second says nothing of a tokenizer
+    (plan,) = build_graph(load_recipe("quickstart", changes).cells()).cells
+    first, second = (plan.chain[role].config for role in ("corpus", "midtrain-corpus"))
+    assert isinstance(first, CorpusStage)
+    assert isinstance(second, CorpusStage)
+    assert first.corpus.tokenizer == second.corpus.tokenizer
+    assert second.corpus.tokenizer.kind == "bpe"
+    with pytest.raises(PriorlabError, match=r"midtrain.corpus.tokenizer differs from corpus.tokenizer; leave it out"):
+        only_recipe(*changes, "midtrain.corpus.tokenizer={kind: bpe, vocab_size: 300}")
 
 
 def test_a_prior_for_midtraining_only_shares_the_pretraining() -> None:
