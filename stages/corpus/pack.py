@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pipeline.errors import PriorlabError
 
-# What is gathered before it is cut or written: enough to spare Python, little beside a corpus.
-_TOKENS_AT_A_TIME = 1 << 18
+# Tokens gathered before they are cut or written: enough to spare Python, few beside a corpus (a task's are drawn for it).
+_CUT, _WRITTEN = 1 << 15, 1 << 18
 
 Ids = Int32[np.ndarray, " tokens"]
 Block = Int32[np.ndarray, " block"]
@@ -31,7 +31,7 @@ def packed_blocks(documents: Iterable[Ids], end: int, block_size: int) -> Iterat
     for ids in documents:
         pending.append(ids)
         held += len(ids)
-        if held >= max(_TOKENS_AT_A_TIME, block_size):
+        if held >= max(_CUT, block_size):
             *blocks, rest = _cut(pending, block_size)
             yield from blocks
             pending, held = [rest], len(rest)
@@ -71,7 +71,7 @@ def save_blocks(blocks: Iterator[Block], block_size: int, folder: Path) -> int:
     raw = folder.with_name(f"{folder.name}.arrow")
     count = 0
     with ArrowWriter(path=str(raw), features=features) as writer:
-        while rows := list(itertools.islice(blocks, max(1, _TOKENS_AT_A_TIME // block_size))):
+        while rows := list(itertools.islice(blocks, max(1, _WRITTEN // block_size))):
             flat = pa.array(np.concatenate(rows))
             writer.write_table(pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(flat, block_size)}))
             count += len(rows)

@@ -118,7 +118,10 @@ def test_documents_stay_whole_apart_and_on_one_side(made: Build, sources: str, t
 
 
 def test_the_number_of_processes_changes_nothing_and_the_seed_the_order(made: Build, sources: str) -> None:
-    overrides = [f"corpus.sources={{{sources}, sums: {{kind: task}}}}", "corpus.tokenizer={kind: bpe, vocab_size: 300}"]
+    overrides = [
+        f"corpus.sources={{{sources}, sums: {{kind: task}}}}",
+        "corpus.tokenizer={kind: bpe, vocab_size: 300, train_characters: 9999}",
+    ]
     overrides.append("corpus.sources.high.weight=0")
     one, two, other = (made(*overrides, *more)[0] for more in ([], ["corpus.num_proc=2"], ["corpus.seed=1"]))
     for part in ("train", "heldout"):
@@ -140,7 +143,7 @@ def test_a_source_that_ends_too_soon_is_named_unless_it_may_be_used_again(made: 
 
 
 def test_solutions_are_cut_as_prompts_and_responses_are_in_rl(made: Build) -> None:
-    export, _ = made("corpus.sources={sums: {kind: task}}", "corpus.tokenizer={kind: bpe, vocab_size: 320}")
+    export, _ = made("corpus.sources={sums: {kind: task}}", "corpus.tokenizer={kind: bpe, vocab_size: 320, train_characters: 9999}")
     tokenizer = AutoTokenizer.from_pretrained(export / "tokenizer")
     stream = [token for row in rows_of(export) for token in row]
     for text in documents_in(rows_of(export), tokenizer)[:100]:
@@ -156,7 +159,8 @@ def test_solutions_are_cut_as_prompts_and_responses_are_in_rl(made: Build) -> No
 
 
 def test_blocks_are_read_across_the_parts_of_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.corpus.pack._TOKENS_AT_A_TIME", 40)
+    monkeypatch.setattr("stages.corpus.pack._CUT", 40)
+    monkeypatch.setattr("stages.corpus.pack._WRITTEN", 40)
     documents = [np.arange(length, dtype=np.int32) for length in range(1, 60)]
     expected = np.concatenate([[7], *documents])
     expected = expected[: len(expected) // 8 * 8].reshape(-1, 8)

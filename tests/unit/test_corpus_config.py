@@ -73,7 +73,7 @@ def test_blocks_add_up_and_are_within_one_of_each_share(weights: list[float], to
 
 def test_how_a_corpus_is_made_is_no_part_of_what_it_is() -> None:
     assert corpus_node("corpus.num_proc=4", "corpus.max_bad_share=0.5").fingerprint == corpus_node().fingerprint
-    for change in ("corpus.tokens=2400000", "corpus.tokenizer.vocab_size=2048", "corpus.sources.code.weight=3", "corpus.seed=1"):
+    for change in ("corpus.tokens=700000", "corpus.tokenizer.vocab_size=1024", "corpus.sources.code.weight=3", "corpus.seed=1"):
         assert corpus_node(change).fingerprint != corpus_node().fingerprint, change
 
 
