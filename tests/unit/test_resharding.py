@@ -23,7 +23,7 @@ def checkpoint(folder: Path, *, processes: int, zero_stage: int) -> Path:
 def test_another_number_of_processes_goes_on_under_zero_2_and_3(zero_stage: int, tmp_path: Path) -> None:
     saved = checkpoint(tmp_path, processes=2, zero_stage=zero_stage)
     for processes in (1, 2, 4):
-        launch = Launch(processes=processes, zero_stage=zero_stage)  # type: ignore[arg-type]
+        launch = Launch(processes=processes, zero_stage=zero_stage)
         assert last_complete(tmp_path, launch, remove_others=False, any_processes=True) == saved
         assert is_split_otherwise(saved, launch) == (processes != 2)
 
