@@ -25,6 +25,8 @@ from stages.contract import COMPLETE, Stage
 
 _WAIT_FOR_LOG_SECONDS = 10.0
 _STEP = re.compile(r"checkpoint-(\d+)")
+_SPLIT_ANEW = (2, 3)
+"""ZeRO stages at which a run may go on with another number of processes: those that were tried against an uninterrupted run."""
 
 
 class StepCheckpoints(TrainerCallback):
@@ -86,18 +88,17 @@ def _is_finite(parameter: Parameter) -> bool:
 def last_complete(folder: Path, launch: Launch, *, remove_others: bool, any_processes: bool = False) -> Path | None:
     """The newest complete step checkpoint that is as it was written. `remove_others` deletes what is half-written or damaged.
 
-    Raises `PriorlabError` if it was written by another ZeRO stage, or (unless `any_processes`, of a caller that splits it anew) by
-    another number of processes: its optimizer state is split accordingly.
+    Raises `PriorlabError` if it was written by another ZeRO stage, or by another number of processes (unless `any_processes`, of a
+    caller that splits it anew, and the ZeRO stage is one for which that is known to work): its optimizer state is split accordingly.
     """
-    ours = _layout(launch)
+    ours, any_processes = _layout(launch), any_processes and launch.zero_stage in _SPLIT_ANEW
     found = {path: _STEP.fullmatch(path.name) for path in folder.glob("checkpoint-*") if path.is_dir()}
     steps = {int(match[1]): path for path, match in found.items() if match}
     for step in sorted(steps, reverse=True):
         mark, problems = _mark(steps[step]), ["it is half-written"]
         if mark is not None and mark["layout"] != (ours | {"processes": mark["layout"]["processes"]} if any_processes else ours):
-            values = f"zero_stage {mark['layout']['zero_stage']}" if any_processes else "those values"
             raise PriorlabError(
-                f"{steps[step]} was written with {mark['layout']}, this run has {ours}; continue with {values} of "
+                f"{steps[step]} was written with {mark['layout']}, this run has {ours}; continue with those values of "
                 f"launch, or start over with `priorlab stage {folder.parent.name} --force`"
             )
         if mark is not None and not (problems := damage(steps[step], mark["manifest"])):
@@ -112,7 +113,7 @@ def is_split_otherwise(checkpoint: Path, launch: Launch) -> bool:
     """Whether a complete step checkpoint's optimizer state is in as many parts as another number of processes has written."""
     mark = _mark(checkpoint)
     assert mark is not None
-    return launch.zero_stage > 0 and mark["layout"] != _layout(launch)
+    return bool(mark["layout"] != _layout(launch))
 
 
 def _mark(checkpoint: Path) -> dict[str, Any] | None:

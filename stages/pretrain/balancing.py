@@ -21,31 +21,51 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+_BIAS = "e_score_correction_bias"
 _BIAS_FILE = "router_bias.safetensors"
 
 
-def router_biases(model: PreTrainedModel) -> dict[str, Tensor]:
-    """By name, of each layer with experts."""
-    return {name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
+def routers_of(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The router of each layer with experts, by the name of its bias."""
+    names = [name for name, _ in model.named_buffers() if name.endswith(f".{_BIAS}")]
+    return {name: model.get_submodule(name.removesuffix(f".{_BIAS}")) for name in names}
 
 
-class ExpertBalance(TrainerCallback):
+class ExactBiases(TrainerCallback):
+    """Keeps biases in float32: DeepSpeed casts buffers to bfloat16, in which one near 0.5 moves by four times the usual rate or not at
+    all. Build it before training starts, since then they are cast.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.routers = routers_of(model)
+        self._first = {name: bias.detach().float().clone() for name, bias in self.biases().items()}
+
+    def biases(self) -> dict[str, Tensor]:
+        """Asked of the routers each time: a cast, or a move to a device, gives them other tensors."""
+        return {name: router.get_buffer(_BIAS) for name, router in self.routers.items()}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        for name, bias in self.biases().items():
+            setattr(self.routers[name], _BIAS, self._first[name].to(bias.device))
+
+
+class ExpertBalance(ExactBiases):
     """Counts the tokens of each expert, and moves the biases by `rate` after each optimizer step.
 
-    Step checkpoints hold the biases in a file of their own: DeepSpeed casts buffers to bfloat16, in which a bias near 0.5 moves by four
-    times the usual rate or not at all. Add this callback before the one that marks checkpoints as complete.
+    Step checkpoints hold the biases in a file of their own, which fits any dtype, ZeRO stage and number of processes. Add this callback
+    before the one that marks checkpoints as complete.
     """
 
     def __init__(self, model: PreTrainedModel, rate: float, resume_from: Path | None) -> None:
+        super().__init__(model)
         self.rate = rate
-        self.resume_from = resume_from
-        self.biases = router_biases(model)
-        routers = [model.get_submodule(name.rpartition(".")[0]) for name in self.biases]
-        experts = next(iter(self.biases.values())).numel()
-        self._load = torch.zeros(len(routers), experts, dtype=torch.int64)
+        if resume_from is not None:
+            self._first = load_file(resume_from / _BIAS_FILE)
+        experts = next(iter(self._first.values())).numel()
+        self._load = torch.zeros(len(self.routers), experts, dtype=torch.int64)
         self._violations = torch.zeros(2, dtype=torch.float64)  # summed over steps, as `take_statistics` names them
         self._steps = 0
-        for layer, router in enumerate(routers):
+        for layer, router in enumerate(self.routers.values()):
             router.register_forward_hook(partial(self._count, layer))
 
     def _count(
@@ -58,18 +78,13 @@ class ExpertBalance(TrainerCallback):
                 self._load, self._violations = self._load.to(chosen.device), self._violations.to(chosen.device)
             self._load[layer].index_add_(0, chosen, torch.ones_like(chosen))
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        saved = {} if self.resume_from is None else load_file(self.resume_from / _BIAS_FILE)
-        for name, bias in self.biases.items():
-            bias.data = saved[name].to(bias.device) if saved else bias.data.float()
-
     @torch.no_grad()
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if args.world_size > 1:
             torch.distributed.all_reduce(self._load)
         load = self._load.double()
         mean = load.mean(dim=1, keepdim=True)
-        for bias, error in zip(self.biases.values(), mean - load, strict=True):
+        for bias, error in zip(self.biases().values(), mean - load, strict=True):
             bias += self.rate * error.sign().to(bias.dtype)
         self._violations += torch.stack([(load.amax(dim=1) / mean.squeeze(1) - 1).mean(), (load == 0).double().mean()])
         self._steps += 1
@@ -77,7 +92,7 @@ class ExpertBalance(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.is_world_process_zero:
-            save_file(self.biases, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _BIAS_FILE)
+            save_file(self.biases(), Path(args.output_dir) / f"checkpoint-{state.global_step}" / _BIAS_FILE)
 
     def take_statistics(self) -> dict[str, float]:
         """Means over layers and over the steps since the last call.

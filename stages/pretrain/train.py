@@ -34,7 +34,7 @@ from stages.checkpoint import (
 )
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.pretrain.balancing import ExpertBalance, router_biases
+from stages.pretrain.balancing import ExpertBalance, routers_of
 from stages.pretrain.head import ShapedHead, attach
 from stages.pretrain.milestones import KeepMilestones, export_milestones
 from stages.pretrain.row_step import STATISTICS
@@ -198,7 +198,7 @@ def train(
         trainer = NextTokenTrainer(
             stage=stage,
             head=head,
-            experts=ExpertBalance(model, settings.expert_bias_rate, checkpoint) if router_biases(model) else None,
+            experts=ExpertBalance(model, settings.expert_bias_rate, checkpoint) if routers_of(model) else None,
             prior=prior,
             global_batch=settings.global_batch,
             block_size=blocks.block_size,

@@ -21,6 +21,7 @@ from stages.checkpoint import export_finished, last_complete, save_export, step_
 from stages.contract import Stage
 from stages.engine import check_prompts, engine_arguments
 from stages.evaluate.verify import Verifier
+from stages.pretrain.balancing import ExactBiases
 from stages.processes import trainer_arguments
 from stages.rl.trainer import PREFLIGHT_FILE, RLTrainer
 from stages.rl.validation import best_folder, best_step, validate
@@ -113,6 +114,7 @@ def _train(
             train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "problem": i} for i, p in enumerate(training)]),
             validate=None if settings.validation is None else partial(validate, validation, settings.validation, verifier),
         )
+        trainer.add_callback(ExactBiases(model))
         trainer.continue_from(rows)
         with stage.guard.saving():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -60,13 +60,23 @@ def ready(lab: Lab, node: StageNode, *finished: tuple[Lab, StageNode]) -> StageN
     return node
 
 
+def _run(lab: Lab, node: StageNode) -> None:
+    ready(lab, node)
+    process = start(lab, node)
+    assert process.wait(timeout=500) == 0, (lab.folder(node).path / "out.log").read_text()
+
+
 @pytest.fixture(scope="session")
-def moe(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def moe_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, StageNode]:
+    lab, node = Lab(Home(tmp_path_factory.mktemp("moe"))), smoke_graph(*MOE_RECIPE).cells[0].chain["corpus"]
+    _run(lab, node)
+    return lab, node
+
+
+@pytest.fixture(scope="session")
+def moe(moe_corpus: tuple[Lab, StageNode]) -> Trained:
     """Corpus and pre-training, by one process without ZeRO."""
-    lab = Lab(Home(tmp_path_factory.mktemp("moe")))
+    lab, _ = moe_corpus
     nodes = smoke_graph(*MOE_RECIPE).cells[0].chain
-    for kind in ("corpus", "pretrain"):
-        ready(lab, nodes[kind])
-        process = start(lab, nodes[kind])
-        assert process.wait(timeout=200) == 0, (lab.folder(nodes[kind]).path / "out.log").read_text()
+    _run(lab, nodes["pretrain"])
     return Trained(lab, nodes)

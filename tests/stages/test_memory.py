@@ -9,9 +9,10 @@ import pytest
 
 from pipeline.config.recipe import PretrainStage
 from pipeline.costs import training_costs
+from pipeline.graph import StageNode
 from pipeline.store import Home
 from tests.conftest import Lab, finish, smoke_graph, start
-from tests.stages.conftest import Trained, ready
+from tests.stages.conftest import ready
 
 BLOCK = 32
 DENSE = "model={layers: 6, width: 512, ffn_width: 1536, heads: 8, kv_heads: 4, head_dim: 64}"
@@ -30,14 +31,14 @@ STEPS = "pretrain={steps: 2, global_batch: 32, optimizer: {warmup_steps: 1, deca
     ],
     ids=["dense", "moe"],
 )
-def test_training_takes_the_planned_memory(model: str, launch: str, moe: Trained, tmp_path: Path) -> None:
+def test_training_takes_the_planned_memory(model: str, launch: str, moe_corpus: tuple[Lab, StageNode], tmp_path: Path) -> None:
     lab = Lab(Home(tmp_path / "home"))
     node = (
         smoke_graph("axes.prior=[ce]", "corpus={documents: 500, heldout_documents: 50}", model, STEPS, launch)
         .cells[0]
         .chain["pretrain"]
     )
-    ready(lab, node, (moe.lab, moe.nodes["corpus"]))
+    ready(lab, node, moe_corpus)
     # Tensors that are freed go back to the system, as if there were nothing else.
     process = start(lab, node, "tests.stages.pretrain_measured", MALLOC_MMAP_THRESHOLD_="65536")
     finish(lab, node, process)

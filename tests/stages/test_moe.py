@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pipeline.graph import StageNode
 from pipeline.store import Home, write_json_atomically
 from stages.corpus.pack import Blocks
 from tests.conftest import Lab, finish, kill_once_saved, rows, smoke_graph, start
@@ -65,7 +66,7 @@ def test_rl_trains_a_mixture_and_its_engine_keeps_up(moe: Trained, lab: Lab) -> 
             assert torch.equal(value, after[name])  # RL balances nothing
 
 
-def test_a_run_killed_on_two_processes_under_zero3_goes_on_with_one(moe: Trained, tmp_path: Path) -> None:
+def test_a_run_killed_on_two_processes_under_zero3_goes_on_with_one(moe_corpus: tuple[Lab, StageNode], tmp_path: Path) -> None:
     """As without the interruption, and as without ZeRO: same blocks, same losses, same weights up to rounding."""
     gentle = (
         "pretrain={steps: 20, launch: {save_steps: 10, log_steps: 5}}",
@@ -75,7 +76,7 @@ def test_a_run_killed_on_two_processes_under_zero3_goes_on_with_one(moe: Trained
     found = {}
     for name, layout in {"whole": (), "parted": two}.items():
         lab = Lab(Home(tmp_path / name))
-        node = ready(lab, smoke_graph(*MOE_RECIPE, *gentle, *layout).cells[0].chain["pretrain"], (moe.lab, moe.nodes["corpus"]))
+        node = ready(lab, smoke_graph(*MOE_RECIPE, *gentle, *layout).cells[0].chain["pretrain"], moe_corpus)
         if name == "parted":
             kill_once_saved(lab, node, step=10)
             node = smoke_graph(*MOE_RECIPE, *gentle, *two, "pretrain.launch.processes=1").cells[0].chain["pretrain"]

@@ -6,13 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerControl
 
 from pipeline.config.model import ModelConfig
-from stages.pretrain.balancing import ExpertBalance
+from stages.pretrain.balancing import ExactBiases, ExpertBalance
 from stages.pretrain.model import transformers_config
 
 EXPERTS, ACTIVE = 8, 2
@@ -81,22 +82,36 @@ def test_the_bias_moves_by_the_rate_against_the_load_of_the_whole_step() -> None
     torch.testing.assert_close(router.e_score_correction_bias, 0.25 * (load.mean() - load).sign())
 
 
-def test_a_resumed_run_has_the_same_biases_even_where_the_model_is_bfloat16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_biases_move_in_float32_and_are_resumed_exactly_whatever_the_models_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny()
     balance = ExpertBalance(model, rate=1e-3, resume_from=None)
+    model.to(dtype)  # as DeepSpeed does once training starts
+    balance.on_train_begin(ONE_PROCESS, STATE, CONTROL)
     for seed in range(3):
         step(model, balance, seed)
-    biases = {name: bias.clone() for name, bias in balance.biases.items()}
-    assert all(bias.abs().max() > 0 for bias in biases.values())
-    checkpoint = tmp_path / "checkpoint-3"
-    checkpoint.mkdir()
+    biases = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("bias")}
+    for bias in biases.values():
+        assert bias.dtype == torch.float32
+        assert bias.abs().max() == pytest.approx(3e-3)  # the favourite was above its share each time
+    (tmp_path / "checkpoint-3").mkdir()
     balance.on_save(TrainingArguments(output_dir=str(tmp_path), report_to=[]), TrainerState(global_step=3), CONTROL)
 
     again = tiny()
-    for layer in again.model.layers:
-        layer.mlp.gate.e_score_correction_bias.data = layer.mlp.gate.e_score_correction_bias.bfloat16()  # as DeepSpeed leaves it
-    resumed = ExpertBalance(again, rate=1e-3, resume_from=checkpoint)
+    resumed = ExpertBalance(again, rate=1e-3, resume_from=tmp_path / "checkpoint-3")
+    again.to(dtype)
     resumed.on_train_begin(ONE_PROCESS, STATE, CONTROL)
-    for name, bias in again.named_buffers():
-        if name in biases:
-            assert torch.equal(bias, biases[name])
+    assert len(biases) == 2
+    for name, bias in biases.items():
+        assert torch.equal(again.get_buffer(name), bias)
+
+
+def test_what_a_model_starts_with_survives_the_cast() -> None:
+    """Mid-training and RL start from biases that are not 0."""
+    model = tiny()
+    router = model.model.layers[1].mlp.gate
+    router.e_score_correction_bias += 0.123456
+    exact = ExactBiases(model)
+    model.to(torch.bfloat16)
+    exact.on_train_begin(ONE_PROCESS, STATE, CONTROL)
+    assert torch.equal(router.e_score_correction_bias, torch.full((EXPERTS,), 0.123456))
