@@ -16,6 +16,7 @@ from pipeline.compare.commands import show_comparison
 from pipeline.compare.precision import in_words, precision
 from pipeline.compose import Sweep, load_recipe, load_sweep
 from pipeline.config_files import available
+from pipeline.costs import DEVICES, Utilisation, known_device
 from pipeline.errors import PriorlabError
 from pipeline.graph import build_graph
 from pipeline.runner import Outcome
@@ -30,6 +31,7 @@ from pipeline.sweeps import (
 from pipeline.terminal import console, errors, plain_table, print_json, print_wide, some_of
 from pipeline.tools import commands, wandb
 from pipeline.tools.plan import explained_plan
+from pipeline.tools.plan_costs import Assumptions, planned_costs, show_costs
 from pipeline.view import choose_view
 
 app = typer.Typer(
@@ -81,6 +83,16 @@ def run(
 def plan(
     name: Annotated[str, typer.Argument(help="a file of configs/sweep or configs/recipe")],
     overrides: Overrides = None,
+    costs: Annotated[bool, typer.Option("--costs", help="what each stage will take: FLOPs, hours, memory, disk")] = False,
+    device: Annotated[str, typer.Option(help=f"for --costs: {', '.join(DEVICES)}")] = "h100",
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="for --costs: per stage, for its hours (default: its processes)", show_default=False)
+    ] = None,
+    utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: share of the peak that training reaches")] = 0.4,
+    sampling_utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="the same of sampling")] = 0.1,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="for --costs: tokens of the tokenizer, until the corpus is made", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a sweep or recipe would run, what it would reuse, and why. Runs nothing."""
@@ -88,6 +100,10 @@ def plan(
         planned = load_recipe(name, overrides or [])
     else:
         planned = load_sweep(name, overrides or [])
+    if costs:
+        assumed = Assumptions(device, known_device(device), devices, Utilisation(utilisation, sampling_utilisation), vocabulary)
+        show_costs(planned_costs(build_graph(planned.cells()), _home(), assumed), as_json=as_json)
+        return
     cells = list(planned.cells())
     entries = explained_plan(build_graph(cells), _home())
     if as_json:

@@ -13,14 +13,13 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.config.recipe import RecipeConfig
-from pipeline.config_files import parse_yaml, read_config
+from pipeline.config_files import bare_name, parse_yaml, read_config
 from pipeline.errors import PriorlabError
 from pipeline.explain import explain, unknown_key
 from pipeline.store import NAME
@@ -133,7 +132,7 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
         repeated = next((value for value in values if values.count(value) > 1), None)
         if repeated is not None:
             raise PriorlabError(f"axes.{axis} of sweep {name!r} lists {label(repeated)!r} twice")
-    return Sweep(_sweep_name(rename or Path(name).stem), axes, recipe, tree.get("description", ""))
+    return Sweep(_sweep_name(rename or bare_name(name)), axes, recipe, tree.get("description", ""))
 
 
 def _sweep_name(name: str) -> str:
@@ -148,7 +147,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
     for override in overrides:
         path, value = parse_override(override)
         assign(recipe, path, value)
-    return Sweep(_sweep_name(f"{Path(name).stem}-run"), {}, recipe)
+    return Sweep(_sweep_name(f"{bare_name(name)}-run"), {}, recipe)
 
 
 def _flatten_axes(tree: dict[str, Any], sweep: str, prefix: str = "") -> dict[str, Any]:
@@ -177,7 +176,7 @@ def _recipe_tree(node: Any, used: tuple[str, ...] = ()) -> dict[str, Any]:
         if name in used:
             raise PriorlabError(f"recipe {name!r} uses itself, by way of {' -> '.join([*used, str(name)])}")
         base = _recipe_tree(read_config("recipe", name), (*used, name))
-        base["name"] = Path(name).stem
+        base["name"] = bare_name(name)
     for key, value in node.items():
         assign(base, [key], value)
     return base
@@ -258,7 +257,7 @@ def _resolved(path: str, node: Any) -> Any:
     if path in GROUPS and isinstance(node, dict) and "use" in node:
         node = dict(node)
         name = node.pop("use")
-        merged = read_config(GROUPS[path], name) | {"name": Path(str(name)).stem}
+        merged = read_config(GROUPS[path], name) | {"name": bare_name(str(name))}
         shaping = {key: value for key, value in node.items() if key in _SHAPING}
         if GROUPS[path] == "prior" and shaping:  # not the prior of that name any more
             merged["name"] = label({"use": merged["name"], **shaping})

@@ -40,6 +40,11 @@ def config_folders() -> list[Path]:
     return list(dict.fromkeys([Path.cwd() / "configs", _SHIPPED]))
 
 
+def bare_name(name: str) -> str:
+    """Of a name, itself, whatever dots it has; of a path, that of its file."""
+    return re.sub(r"\.ya?ml$", "", Path(name).name)
+
+
 def parse_yaml(text: str) -> Any:
     """Raises `ValueError` for what is no YAML, or too deep."""
     try:
@@ -88,4 +93,4 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
 def available(group: str) -> list[str]:
     """Names of a group that are known here."""
-    return sorted({path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml")})
+    return sorted({bare_name(path.name) for folder in config_folders() for path in (folder / group).glob("*.yaml")})

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch.nn import Module, Parameter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -82,18 +83,21 @@ def _is_finite(parameter: Parameter) -> bool:
     return bool(getattr(parameter, "ds_tensor", parameter).isfinite().all())  # under ZeRO-3, this process's part
 
 
-def last_complete(folder: Path, launch: Launch, *, remove_others: bool) -> Path | None:
+def last_complete(folder: Path, launch: Launch, *, remove_others: bool, any_processes: bool = False) -> Path | None:
     """The newest complete step checkpoint that is as it was written. `remove_others` deletes what is half-written or damaged.
 
-    Raises `PriorlabError` if it was written by another number of processes or ZeRO stage: its optimizer state is split accordingly.
+    Raises `PriorlabError` if it was written by another ZeRO stage, or (unless `any_processes`, of a caller that splits it anew) by
+    another number of processes: its optimizer state is split accordingly.
     """
+    ours = _layout(launch)
     found = {path: _STEP.fullmatch(path.name) for path in folder.glob("checkpoint-*") if path.is_dir()}
     steps = {int(match[1]): path for path, match in found.items() if match}
     for step in sorted(steps, reverse=True):
         mark, problems = _mark(steps[step]), ["it is half-written"]
-        if mark is not None and mark["layout"] != _layout(launch):
+        if mark is not None and mark["layout"] != (ours | {"processes": mark["layout"]["processes"]} if any_processes else ours):
+            values = f"zero_stage {mark['layout']['zero_stage']}" if any_processes else "those values"
             raise PriorlabError(
-                f"{steps[step]} was written with {mark['layout']}, this run has {_layout(launch)}; continue with those values of "
+                f"{steps[step]} was written with {mark['layout']}, this run has {ours}; continue with {values} of "
                 f"launch, or start over with `priorlab stage {folder.parent.name} --force`"
             )
         if mark is not None and not (problems := damage(steps[step], mark["manifest"])):
@@ -102,6 +106,13 @@ def last_complete(folder: Path, launch: Launch, *, remove_others: bool) -> Path 
             print(f"warning: step checkpoint {steps[step].name} is not used and removed: {'; '.join(problems)}", file=sys.stderr)
             shutil.rmtree(steps[step])
     return None
+
+
+def is_split_otherwise(checkpoint: Path, launch: Launch) -> bool:
+    """Whether a complete step checkpoint's optimizer state is in as many parts as another number of processes has written."""
+    mark = _mark(checkpoint)
+    assert mark is not None
+    return launch.zero_stage > 0 and mark["layout"] != _layout(launch)
 
 
 def _mark(checkpoint: Path) -> dict[str, Any] | None:
@@ -149,7 +160,8 @@ def verify_export(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    written = revert_weight_conversion(model, model.state_dict())  # as files have it: experts one by one
+    expected = {name: list(tensor.shape) for name, tensor in written.items()}
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     found: dict[str, list[int]] = {}

@@ -12,9 +12,10 @@ from pipeline.config.cluster import ClusterConfig
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.midtraining import MidtrainConfig
+from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
 from pipeline.config.tasks import Task
-from pipeline.config.training import ModelConfig, PretrainConfig, RLConfig
+from pipeline.config.training import PretrainConfig, RLConfig
 
 
 class TrackingConfig(Config):

@@ -1,4 +1,4 @@
-"""What is trained and how: model, pre-training, RL, and how a training stage is spread over processes."""
+"""What is trained and how: pre-training, RL, and how a training stage is spread over processes."""
 
 from __future__ import annotations
 
@@ -9,31 +9,6 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.evaluation import Verification
 from pipeline.config.exploration import Exploration, NoExploration
-
-
-class ModelConfig(Config):
-    """A Qwen3 decoder, trained from scratch; the vocabulary comes from the corpus's tokenizer."""
-
-    name: str = execution("qwen3")
-    architecture: Literal["qwen3"] = "qwen3"
-    layers: int = Field(ge=1)
-    width: int = Field(ge=1)
-    ffn_width: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
-    tied_embeddings: bool = True
-    rope_base: float = Field(1e4, gt=0)
-    max_positions: int = Field(ge=2)
-    init_std: float = identity_since(
-        0.02, gt=0, description="spread of the first weights; narrow models leave plateaus sooner at about 1/sqrt(width)"
-    )
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> ModelConfig:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        return self
 
 
 class Launch(Config):
@@ -126,6 +101,11 @@ class NextTokenTraining(Config):
     optimizer: AdamWConfig
     dtype: Dtype = "float32"
     head_k: int = execution(5, ge=1, description="size of the head whose mass is logged")
+    expert_bias_rate: float = identity_since(
+        1e-3,
+        ge=0,
+        description="by which a step moves the bias of an expert with more or less than its share of tokens; 0 balances nothing",
+    )
     launch: Launch = Launch()
     evaluate_at: Milestones | None = Field(None, description="checkpoints along the way that are evaluated, besides the last")
 

@@ -23,13 +23,23 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 
 from pipeline.config.prior import Prior
 from pipeline.config.training import Launch, NextTokenTraining
-from stages.checkpoint import StepCheckpoints, export_finished, last_complete, save_export, step_of, verify_export
+from stages.checkpoint import (
+    StepCheckpoints,
+    export_finished,
+    is_split_otherwise,
+    last_complete,
+    save_export,
+    step_of,
+    verify_export,
+)
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
+from stages.pretrain.balancing import ExpertBalance, router_biases
 from stages.pretrain.head import ShapedHead, attach
 from stages.pretrain.milestones import KeepMilestones, export_milestones
 from stages.pretrain.row_step import STATISTICS
 from stages.processes import trainer_arguments
+from stages.resharding import AsItWas, load_universal, reshard
 
 
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
@@ -68,18 +78,29 @@ class FollowSchedule(TrainerCallback):
 
 
 class NextTokenTrainer(Trainer):
-    """Trainer that reads blocks in order and logs the head's statistics to the stage."""
+    """Trainer that reads blocks in order and logs the head's statistics to the stage, and those of experts if there are any."""
 
     def __init__(
-        self, *, stage: Stage, head: ShapedHead, prior: Prior, global_batch: int, block_size: int, launch: Launch, **trainer: Any
+        self,
+        *,
+        stage: Stage,
+        head: ShapedHead,
+        experts: ExpertBalance | None,
+        prior: Prior,
+        global_batch: int,
+        block_size: int,
+        launch: Launch,
+        **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
         self.stage = stage
         self.head = head
+        self.experts = experts
         self.tokens_per_step = global_batch * block_size
         self.predicted_per_step = global_batch * (block_size - 1)
-        self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
         self.remove_callback(PrinterCallback)
+        if experts is not None:
+            self.add_callback(experts)  # before the next one, whose mark covers its file
         self.add_callback(StepCheckpoints(stage, launch))
         self._scheduled = bool(prior.schedule)
         if self._scheduled:
@@ -101,8 +122,8 @@ class NextTokenTrainer(Trainer):
         return samples, self.predicted_per_step
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's number without its walk through all modules at each micro-batch."""
-        return self._flops_per_token * inputs["input_ids"].numel()
+        """Nothing: Trainer walks through all modules for it at each micro-batch, and counts experts that no token passes through."""
+        return 0
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -131,7 +152,8 @@ class NextTokenTrainer(Trainer):
         means = {name: total / count for name, total in zip(STATISTICS, totals, strict=True)}
         tokens = self.state.global_step * self.tokens_per_step
         speed = {"tokens_per_s": steps * self.tokens_per_step / elapsed, "data_wait_share": waited / elapsed}
-        return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | speed
+        balance = {} if self.experts is None else self.experts.take_statistics()
+        return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | balance | speed
 
 
 def train(
@@ -149,7 +171,7 @@ def train(
     corpus = stage.parent("corpus")
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer", trust_remote_code=False)
     blocks = Blocks(corpus / "train")
-    checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0)
+    checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0, any_processes=True)
     model = build(tokenizer, blocks)
     head = attach(model, prior.at(0.0), settings.head_k)
 
@@ -165,18 +187,33 @@ def train(
         if stage.rank == 0:
             export(lambda folder: export_finished(checkpoint, tokenizer, folder))
     else:
+        # After the model: once there are arguments, transformers would build it under zero.Init.
+        arguments = trainer_arguments(
+            settings.optimizer, launch, settings.dtype,
+            steps=settings.steps, batch=settings.global_batch, seed=seed, folder=stage.folder.checkpoints,
+        )  # fmt: skip
+        resharded = checkpoint is not None and is_split_otherwise(checkpoint, launch)
+        if resharded:
+            arguments["deepspeed"] = load_universal(arguments["deepspeed"])
         trainer = NextTokenTrainer(
             stage=stage,
             head=head,
+            experts=ExpertBalance(model, settings.expert_bias_rate, checkpoint) if router_biases(model) else None,
             prior=prior,
             global_batch=settings.global_batch,
             block_size=blocks.block_size,
             launch=launch,
             model=model,
-            args=_arguments(stage, settings, seed),  # after the model: from then on transformers would build it under zero.Init
+            args=TrainingArguments(**arguments, remove_unused_columns=False),
             train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, seed),
             data_collator=collate,
         )
+        if checkpoint is not None and resharded:
+            print(
+                f"{checkpoint.name} was written by another number of processes; its parts are put together and split anew", flush=True
+            )
+            reshard(checkpoint, rank=stage.rank)
+            trainer.add_callback(AsItWas())
         trainer.add_callback(KeepMilestones(stage, settings.milestones, lambda folder: save_export(trainer, tokenizer, folder)))
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
         with stage.guard.saving():
@@ -197,14 +234,6 @@ def train(
         "zero_stage": launch.zero_stage,
         "processes": launch.processes,
     }
-
-
-def _arguments(stage: Stage, settings: NextTokenTraining, seed: int) -> TrainingArguments:
-    shared = trainer_arguments(
-        settings.optimizer, settings.launch, settings.dtype,
-        steps=settings.steps, batch=settings.global_batch, seed=seed, folder=stage.folder.checkpoints,
-    )  # fmt: skip
-    return TrainingArguments(**shared, remove_unused_columns=False)
 
 
 def _parameter_count(model: PreTrainedModel) -> int:

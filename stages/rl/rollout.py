@@ -38,13 +38,17 @@ class RolloutEngine(VLLMGeneration):
 
 
 def _reload(worker: Any, weights: list[tuple[str, torch.Tensor]]) -> None:
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     worker.reload_weights(weights_iterator=iter(weights))
-    # The CPU backend keeps a packed copy of the output layer; a tied one would go on sampling from the old weights, silently.
+    # The CPU backend keeps a packed copy of the output layer; a tied one would go on sampling from the old weights, silently. Experts
+    # are packed in place, but at the first load only: unpacked ones would be read as if they were packed.
     for module in worker.get_model().modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
+        elif isinstance(module, RoutedExperts):
+            module.quant_method.moe_kernel.fused_experts.process_weights_after_loading(module)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.compose import load_recipe
-from pipeline.config.training import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.store import Home, manifest_of
 from stages.corpus.tokenizer import character_tokenizer
 from stages.pretrain.model import build_model

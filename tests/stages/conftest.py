@@ -1,6 +1,9 @@
-"""RL stages on top of the small sweep's pre-trained model."""
+"""What several tests of stages stand on: RL stages on the small sweep's pre-trained model, and a small mixture of experts."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,12 @@ from pipeline.store import Home, write_json_atomically
 from tests.conftest import FinishedSweep, Lab, finish, smoke_graph, start
 
 DYNAMIC = ("rl.sampling_rounds=3", "rl.updates_per_rollout=4", "rl.steps=8", "rl.launch.save_steps=4", "rl.launch.micro_batch=4")
+MOE_RECIPE = (
+    "axes.prior=[tail]", "model={use: nano_moe, layers: 2, width: 64, ffn_width: null, heads: 2}",
+    "corpus={documents: 500, heldout_documents: 50}",
+    "pretrain={steps: 240, launch: {save_steps: 120, log_steps: 120}, optimizer: {warmup_steps: 20, decay_steps: 40}}",
+    "rl.steps=2", "rl.preflight_problems=8",
+)  # fmt: skip
 
 
 def rl_stage(lab: Lab, smoke: FinishedSweep, *overrides: str, seed: int = 0) -> StageNode:
@@ -29,3 +38,35 @@ def dynamic(smoke: FinishedSweep, tmp_path_factory: pytest.TempPathFactory) -> t
     lab = Lab(Home(tmp_path_factory.mktemp("dynamic")))
     node = rl_stage(lab, smoke, *DYNAMIC)
     return lab, node, finish(lab, node, start(lab, node))
+
+
+@dataclass(frozen=True)
+class Trained:
+    lab: Lab
+    nodes: dict[str, StageNode]
+
+    @property
+    def export(self) -> Path:
+        return self.lab.folder(self.nodes["pretrain"]).export
+
+
+def ready(lab: Lab, node: StageNode, *finished: tuple[Lab, StageNode]) -> StageNode:
+    """The stage with its spec in the lab, beside copies of what it stands on."""
+    for other, parent in finished:
+        lab.borrow(other, parent)
+    folder = lab.folder(node)
+    folder.path.mkdir(parents=True)
+    write_json_atomically(folder.spec, node.spec(lab.home, "test"))
+    return node
+
+
+@pytest.fixture(scope="session")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Corpus and pre-training, by one process without ZeRO."""
+    lab = Lab(Home(tmp_path_factory.mktemp("moe")))
+    nodes = smoke_graph(*MOE_RECIPE).cells[0].chain
+    for kind in ("corpus", "pretrain"):
+        ready(lab, nodes[kind])
+        process = start(lab, nodes[kind])
+        assert process.wait(timeout=200) == 0, (lab.folder(nodes[kind]).path / "out.log").read_text()
+    return Trained(lab, nodes)

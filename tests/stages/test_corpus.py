@@ -95,9 +95,11 @@ def test_shares_are_exact_blocks_are_of_one_source_and_evenly_spread(made: Build
         "heldout_blocks": 52, "low/heldout_blocks": 39, "high/heldout_blocks": 13,
     }  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(export / "tokenizer")
-    kinds = ["".join(sorted({*tokenizer.decode(row, skip_special_tokens=True)} - {" "})) for row in rows_of(export)]
-    assert Counter(kinds) == {"abcde": 375, "VWXYZ": 125}
-    assert all(kinds[start : start + 40].count("VWXYZ") == 10 for start in range(0, 480, 40))
+    letters = [{*tokenizer.decode(row, skip_special_tokens=True)} - {" "} for row in rows_of(export)]
+    high = [found <= {*"VWXYZ"} for found in letters]
+    assert all(is_high or found <= {*"abcde"} for is_high, found in zip(high, letters, strict=True))
+    assert sum(high) == 125
+    assert all(sum(high[start : start + 40]) == 10 for start in range(0, 480, 40))
     assert not (export / "work").exists()
 
 
@@ -117,10 +119,11 @@ def test_documents_stay_whole_apart_and_on_one_side(made: Build, sources: str, t
 
 def test_the_number_of_processes_changes_nothing_and_the_seed_the_order(made: Build, sources: str) -> None:
     overrides = [f"corpus.sources={{{sources}, sums: {{kind: task}}}}", "corpus.tokenizer={kind: bpe, vocab_size: 300}"]
-    one, three, other = (made(*overrides, *more)[0] for more in ([], ["corpus.num_proc=3"], ["corpus.seed=1"]))
+    overrides.append("corpus.sources.high.weight=0")
+    one, two, other = (made(*overrides, *more)[0] for more in ([], ["corpus.num_proc=2"], ["corpus.seed=1"]))
     for part in ("train", "heldout"):
-        assert rows_of(one, part) == rows_of(three, part)
-    assert (one / "tokenizer" / "tokenizer.json").read_bytes() == (three / "tokenizer" / "tokenizer.json").read_bytes()
+        assert rows_of(one, part) == rows_of(two, part)
+    assert (one / "tokenizer" / "tokenizer.json").read_bytes() == (two / "tokenizer" / "tokenizer.json").read_bytes()
     assert sorted(rows_of(one)) != sorted(rows_of(other))
 
 

@@ -40,8 +40,8 @@ def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
     overrides.append(f"{group}={name}")
     if GROUPS[group] == "prior":
         overrides.append(f"{group}.k=5")
-    if group == "task":
-        overrides.append("model.max_positions=2048")
+    if group == "task" or name == "paper":
+        overrides.append(f"model.max_positions={2048 if group == 'task' else 32768}")
     recipe = only_recipe(*overrides)
     assert attrgetter(group)(recipe).name == name
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config.corpus import FilesSource, StdlibSource
+from pipeline.config.corpus import FilesSource, HubSource, StdlibSource
 from pipeline.errors import PriorlabError
 from stages.corpus.sources import Reading, find_documents, save_bad
 
@@ -151,3 +151,23 @@ def test_the_standard_library_is_there_without_its_tests_and_another_one_is_refu
     other = StdlibSource(python="3.11.0", sha256="0" * 64)
     with pytest.raises(PriorlabError, match=r"another one than the run was planned with \(corpus\.sources\.code: 3\.11\.0"):
         list(find_documents(other, "corpus.sources.code"))
+
+
+def test_a_data_set_is_read_as_those_of_the_hub_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder stands in for the hub: the library loads both by name."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "hub").mkdir()
+    pq.write_table(
+        pa.table({"body": [{"en": text} for text in [*TEXTS, None]], "id": [1, 2, 3, 4]}), tmp_path / "hub" / "train.parquet"
+    )
+    source = HubSource(dataset=str(tmp_path / "hub"), column="body.en")
+    found = list(find_documents(source, "corpus.sources.web"))
+    assert [one.text for one in found if not one.wrong] == TEXTS
+    assert [one.place for one in found if one.wrong] == [f"{tmp_path}/hub, row 4"]
+    with pytest.raises(PriorlabError, match=r"hub has no column 'text' \(corpus\.sources\.web\.column\); it has body, id"):
+        list(find_documents(source.model_copy(update={"column": "text"}), "corpus.sources.web"))
+    with pytest.raises(PriorlabError, match=r"cannot load the data set '.*/hub' \(subset None, split dev\) of corpus\.sources\.web"):
+        list(find_documents(source.model_copy(update={"split": "dev"}), "corpus.sources.web"))

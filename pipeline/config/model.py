@@ -1,0 +1,105 @@
+"""The models that are trained, and how many parameters they have: Qwen3 decoders, dense or with mixtures of experts.
+
+A mixture of experts runs as `glm4_moe`: Qwen3's attention, sigmoid scores, and a bias per expert that helps to decide where a token
+goes without entering the weights of what comes back, which is what balancing without an auxiliary loss needs (Wang et al., arXiv
+2408.15664). Transformers and vLLM both read that bias (`e_score_correction_bias`) from a checkpoint; Qwen3's own mixture has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config, execution, identity_since
+
+
+class MoEConfig(Config):
+    """The feed-forward part of a layer as many small ones, of which each token passes through a few."""
+
+    experts: int = Field(ge=2, description="that tokens are routed to, per layer")
+    active_experts: int = Field(ge=1, description="of these, for each token")
+    expert_width: int = Field(ge=1, description="inner width of one expert")
+    shared_experts: int = Field(1, ge=1, description="that every token passes through besides; vLLM's CPU kernels crash without any")
+    dense_layers: int = Field(0, ge=0, description="first layers without experts, of model.ffn_width")
+
+    @model_validator(mode="after")
+    def _experts_are_there(self) -> MoEConfig:
+        if self.active_experts > self.experts:
+            raise ValueError(f"active_experts ({self.active_experts}) exceeds experts ({self.experts})")
+        return self
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of a model's parameters; `active` leaves out the experts that a token does not pass through.
+
+    `embedding` is the input embedding and the output layer together, counted once if they are tied; both totals hold it.
+    """
+
+    total: int
+    active: int
+    embedding: int
+
+
+class ModelConfig(Config):
+    """A Qwen3-like decoder, trained from scratch; the vocabulary comes from the corpus's tokenizer."""
+
+    name: str = execution("qwen3")
+    architecture: Literal["qwen3", "glm4_moe"] = "qwen3"
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    ffn_width: int | None = Field(None, ge=1, description="inner width of dense layers")
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    tied_embeddings: bool = True
+    rope_base: float = Field(1e4, gt=0)
+    max_positions: int = Field(ge=2)
+    init_std: float = identity_since(
+        0.02, gt=0, description="spread of the first weights; narrow models leave plateaus sooner at about 1/sqrt(width)"
+    )
+    moe: MoEConfig | None = identity_since(None, description="experts in place of dense feed-forward layers")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+    @model_validator(mode="after")
+    def _architecture_fits(self) -> ModelConfig:
+        if (self.moe is not None) != (self.architecture == "glm4_moe"):
+            has = "has" if self.moe is None else "has no"
+            raise ValueError(
+                f"architecture {self.architecture!r} {has} experts; set moe together with architecture: glm4_moe, or leave both out"
+            )
+        if self.moe is not None and self.tied_embeddings:
+            raise ValueError("tied_embeddings must be false for glm4_moe: vLLM's has an output layer of its own and would not fill it")
+        if self.moe is not None and self.moe.dense_layers >= self.layers:
+            raise ValueError(f"moe.dense_layers ({self.moe.dense_layers}) leaves none of the {self.layers} layers to experts")
+        if (self.ffn_width is None) != (self.dense_layers == 0):
+            raise ValueError(
+                f"ffn_width is {self.ffn_width}, and {self.dense_layers} of {self.layers} layers are dense; "
+                "give it if some are, and leave it out if none is"
+            )
+        return self
+
+    @property
+    def dense_layers(self) -> int:
+        """How many layers have one feed-forward part of `ffn_width`, instead of experts."""
+        return self.layers if self.moe is None else self.moe.dense_layers
+
+    def parameters(self, vocabulary: int) -> Parameters:
+        """Counts for a vocabulary of so many tokens; routers' biases are no parameters."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads) + 2 * self.head_dim
+        shared = self.layers * (attention + 2 * self.width) + self.width  # with each layer's two norms, and the last
+        shared += self.dense_layers * 3 * self.width * (self.ffn_width or 0)
+        embedding = vocabulary * self.width * (1 if self.tied_embeddings else 2)
+        routed = active = 0
+        if self.moe is not None:
+            layers, expert = self.layers - self.moe.dense_layers, 3 * self.width * self.moe.expert_width
+            shared += layers * (self.moe.experts * self.width + self.moe.shared_experts * expert)
+            routed, active = layers * self.moe.experts * expert, layers * self.moe.active_experts * expert
+        return Parameters(total=shared + embedding + routed, active=shared + embedding + active, embedding=embedding)

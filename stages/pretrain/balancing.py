@@ -1,0 +1,91 @@
+"""Balancing experts without an auxiliary loss: a bias per expert, nudged against its load after each step.
+
+The bias is added to a router's scores when experts are chosen, and is no part of the weights that their outputs get: the only gradient
+is that of the objective (Wang et al., "Auxiliary-Loss-Free Load Balancing", arXiv 2408.15664, algorithm 1):
+
+    bias_e <- bias_e + rate * sign(mean load - load_e),    load_e = tokens of the whole step that chose expert e
+
+over all processes and accumulated micro-batches. The bias is a buffer of the model, so that exports have it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+_BIAS_FILE = "router_bias.safetensors"
+
+
+def router_biases(model: PreTrainedModel) -> dict[str, Tensor]:
+    """By name, of each layer with experts."""
+    return {name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
+
+
+class ExpertBalance(TrainerCallback):
+    """Counts the tokens of each expert, and moves the biases by `rate` after each optimizer step.
+
+    Step checkpoints hold the biases in a file of their own: DeepSpeed casts buffers to bfloat16, in which a bias near 0.5 moves by four
+    times the usual rate or not at all. Add this callback before the one that marks checkpoints as complete.
+    """
+
+    def __init__(self, model: PreTrainedModel, rate: float, resume_from: Path | None) -> None:
+        self.rate = rate
+        self.resume_from = resume_from
+        self.biases = router_biases(model)
+        routers = [model.get_submodule(name.rpartition(".")[0]) for name in self.biases]
+        experts = next(iter(self.biases.values())).numel()
+        self._load = torch.zeros(len(routers), experts, dtype=torch.int64)
+        self._violations = torch.zeros(2, dtype=torch.float64)  # summed over steps, as `take_statistics` names them
+        self._steps = 0
+        for layer, router in enumerate(routers):
+            router.register_forward_hook(partial(self._count, layer))
+
+    def _count(
+        self, layer: int, router: nn.Module, _: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Int[Tensor, "tokens active"]]
+    ) -> None:
+        """A router's output ends with its choice. What activation checkpointing computes again counts twice, which changes no ratio."""
+        if router.training:
+            chosen = output[-1].flatten()
+            if self._load.device != chosen.device:
+                self._load, self._violations = self._load.to(chosen.device), self._violations.to(chosen.device)
+            self._load[layer].index_add_(0, chosen, torch.ones_like(chosen))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        saved = {} if self.resume_from is None else load_file(self.resume_from / _BIAS_FILE)
+        for name, bias in self.biases.items():
+            bias.data = saved[name].to(bias.device) if saved else bias.data.float()
+
+    @torch.no_grad()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if args.world_size > 1:
+            torch.distributed.all_reduce(self._load)
+        load = self._load.double()
+        mean = load.mean(dim=1, keepdim=True)
+        for bias, error in zip(self.biases.values(), mean - load, strict=True):
+            bias += self.rate * error.sign().to(bias.dtype)
+        self._violations += torch.stack([(load.amax(dim=1) / mean.squeeze(1) - 1).mean(), (load == 0).double().mean()])
+        self._steps += 1
+        self._load.zero_()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if state.is_world_process_zero:
+            save_file(self.biases, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _BIAS_FILE)
+
+    def take_statistics(self) -> dict[str, float]:
+        """Means over layers and over the steps since the last call.
+
+        `expert_violation`: how far the most loaded expert lies above the mean load, as a share of it; `experts_idle`: share of the
+        experts that no token chose.
+        """
+        violation, idle = (self._violations / self._steps).tolist()
+        self._violations.zero_()
+        self._steps = 0
+        return {"expert_violation": violation, "experts_idle": idle}

@@ -1,0 +1,71 @@
+"""Costs by formula against torch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from pipeline import costs
+from pipeline.config.model import ModelConfig
+from pipeline.config.prior import Prior
+from pipeline.config.training import AdamWConfig, Launch, PretrainConfig
+from stages.pretrain.head import attach
+from stages.pretrain.model import transformers_config
+
+VOCABULARY, ROWS, LENGTH = 300, 3, 48
+DENSE = ModelConfig(layers=3, width=64, ffn_width=160, heads=4, kv_heads=2, head_dim=24, max_positions=64)
+MOE = ModelConfig(
+    architecture="glm4_moe", tied_embeddings=False, layers=3, width=64, ffn_width=160, heads=4, kv_heads=2, head_dim=24,
+    max_positions=64, moe={"experts": 8, "active_experts": 3, "expert_width": 40, "dense_layers": 1},
+)  # fmt: skip
+
+
+def _addmm_in_place(total: list[int], left: list[int], right: list[int], **_: object) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+def test_a_training_step_takes_the_planned_floating_point_operations(config: ModelConfig, *, checkpointing: bool) -> None:
+    """With attention and experts as plain matrix products: torch's counter does not know the grouped and fused ones on CPU, nor
+    the one that adds in place, which the fused loss sums the output layer's gradient with.
+    """
+    model = AutoModelForCausalLM.from_config(
+        transformers_config(config, VOCABULARY), attn_implementation="eager", experts_implementation="eager"
+    ).train()
+    attach(model, Prior(beta=-0.25), head_k=5)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_in_place}) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    settings = PretrainConfig(
+        steps=1, global_batch=ROWS, optimizer=AdamWConfig(learning_rate=1e-3),
+        launch=Launch(micro_batch=ROWS, gradient_checkpointing=checkpointing),
+    )  # fmt: skip
+    planned = costs.training_costs(config, VOCABULARY, settings, LENGTH)
+    assert planned.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_backward_keeps_as_much_as_planned(config: ModelConfig, dtype: torch.dtype) -> None:
+    """All tensors saved for backward, each storage once; parameters, buffers and the head's gradients aside."""
+    model = AutoModelForCausalLM.from_config(transformers_config(config, VOCABULARY)).to(dtype).train()
+    attach(model, Prior(), head_k=0)
+    kept = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in kept:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=ids, labels=ids)
+    found = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    planned = costs.activation_memory(config, Launch(), str(dtype).removeprefix("torch."), tokens=ROWS * LENGTH)  # type: ignore[arg-type]
+    assert planned == pytest.approx(found, rel=0.05)

@@ -1,0 +1,61 @@
+"""What a report holds: text of users stays text, many settings do not make many figures, and unfinished sweeps have a report too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.summary import summary
+from pipeline.graph import Graph
+from pipeline.report.build import write_comparison
+from pipeline.store import Home
+from tests.unit.test_statistics import measured
+
+
+def report(home: Home, evaluations: list[Evaluation], description: str = "") -> str:
+    """report.html of the evaluations, each with samples of its first and last problems."""
+    for one in evaluations:
+        export = one.plan.evaluations[one.after].folder(home).export
+        export.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"problem_id": problem, "sample": sample, "text": f"<b>{one.after}</b>", "correct": sample == 0}
+            for problem in one.problems
+            for sample in range(-1, 6)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), export / "samples.parquet")
+    home.sweep("mine").mkdir(parents=True)
+    graph = Graph([one.plan for one in evaluations if one.after == "pretrain"], {})
+    write_comparison("mine", description, graph, evaluations, summary(evaluations, home), home)
+    return (home.sweep("mine") / "report.html").read_text()
+
+
+def test_text_of_users_and_models_stays_text(tmp_path: Path) -> None:
+    page = report(Home(tmp_path), measured({"ce": 0.05, "tail": 0.1}), "<script>alert('description')</script>")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "<b>rl</b>" not in page
+    assert "&lt;b&gt;rl&lt;/b&gt;" in page
+
+
+def test_examples_show_the_greedy_response_first_and_few_samples(tmp_path: Path) -> None:
+    page = report(Home(tmp_path), measured({"ce": 0.05}))
+    first = page.partition('<ul class="responses">')[2].partition("</ul>")[0]
+    assert first.count("<li") == 5
+    assert first.index("greedy") < first.index("&#10003;")  # the greedy one is wrong here, sample 0 right
+
+
+def test_with_many_settings_figures_show_the_first_ones_and_say_so(tmp_path: Path) -> None:
+    rates = [round(1e-5 * (1 + number), 6) for number in range(15)]
+    page = report(Home(tmp_path), measured({"ce": 0.05}, f"axes.rl.optimizer.learning_rate={rates}"))
+    assert "The first 12 of 15 settings." in page
+    assert page.count("<tr><td>rl.optimizer") + page.count("<tr><td>ce rl.optimizer") >= 15  # the table has all
+
+
+def test_a_sweep_that_has_not_reached_rl_has_a_report(tmp_path: Path) -> None:
+    evaluations = [one for one in measured({"ce": 0.0, "tail": 0.0}) if one.after == "pretrain"]
+    page = report(Home(tmp_path), evaluations)
+    assert "No setting has been measured both before and after RL yet." in page
+    assert "What RL gains" not in page
