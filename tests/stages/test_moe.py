@@ -85,7 +85,7 @@ def test_a_run_killed_on_two_processes_under_zero3_goes_on_with_one(moe: Trained
     (expected, expected_weights), (ours, our_weights) = found["whole"], found["parted"]
     assert [row["step"] for row in ours] == [row["step"] for row in expected] == [5, 10, 15, 20]
     for row, other in zip(ours, expected, strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
-        assert row["expert_violation"] == pytest.approx(other["expert_violation"], rel=0.1)
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)  # DeepSpeed's slips (stages/resharding.py) make 1e-4 of it
+        assert row["expert_violation"] == pytest.approx(other["expert_violation"], rel=1e-3)
     for name, value in our_weights.items():
-        torch.testing.assert_close(value, expected_weights[name], rtol=0, atol=2e-3, msg=name)
+        torch.testing.assert_close(value, expected_weights[name], rtol=0, atol=1e-4, msg=name)
