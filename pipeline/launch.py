@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.recipe import CorpusStage
+from pipeline.config.recipe import CorpusStage, EvaluateStage
 from pipeline.config.tasks import TaskConfig
 from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
 from pipeline.graph import StageNode
@@ -75,7 +75,7 @@ def process_environment(threads: int, lock: int | None, commit: str, devices: li
 
 
 def reads_hub(node: StageNode) -> bool:
-    if isinstance(node.config, CorpusStage):
+    if isinstance(node.config, (CorpusStage, EvaluateStage)):
         return node.config.reads_hub
     task = getattr(node.config, "task", None)
     return isinstance(task, TaskConfig) and task.reads_hub

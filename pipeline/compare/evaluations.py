@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Evaluation:
     heldout: dict[str, NDArray[np.float64]]
     step_seconds: NDArray[np.float64]
     """What each logged step of RL took, without the first, which warms up; empty before RL."""
+    harness: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Benchmarks: one value per problem of theirs, by TASK/METRIC."""
     milestone: bool = False
     """Of a checkpoint along the way, which RL does not start from."""
 
@@ -61,6 +63,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                 continue
             verify_manifest(folder.export, record["manifest"])
             details: Any = read_json(folder.export / "problems.json")
+            benchmarks: Any = read_json(folder.export / "harness.json") or {}
             found.append(
                 Evaluation(
                     plan=plan,
@@ -73,6 +76,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                     },
                     heldout={name: np.asarray(values) for name, values in details["heldout"].items()},
                     step_seconds=_step_seconds(plan, home) if after == "rl" else np.array([]),
+                    harness={name: np.asarray(values) for name, values in benchmarks.get("values", {}).items()},
                     milestone=at is not None,
                 )
             )

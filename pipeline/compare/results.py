@@ -40,6 +40,8 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
             interval = perplexity(source) if metric == "perplexity" else bootstrap(source)
             head_k = recipe.evaluate.head_k if metric in ("head_mass", "tail_mass") else ""
             yield _row(common, metric, head_k, len(source), interval)
+        for name, values in evaluation.harness.items():
+            yield _row(common, f"harness/{name}", "", len(values), bootstrap(values))
         if evaluation.step_seconds.size:
             steps = evaluation.step_seconds
             yield _row(common, "seconds_per_step", "", len(steps), bootstrap(steps))

@@ -161,6 +161,11 @@ class EvaluateStage(Config):
     evaluate: EvaluateConfig
     step: int | None = identity_since(None, description="of training, whose checkpoint is evaluated in place of the last one")
 
+    @property
+    def reads_hub(self) -> bool:
+        """The harness's tasks lie there, but for those of one's own."""
+        return self.task.reads_hub or self.evaluate.harness is not None
+
 
 StageConfig = CorpusStage | PretrainStage | MidtrainStage | RLStage | EvaluateStage
 

@@ -18,6 +18,7 @@ from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.engine import build_engine, check_prompts
 from stages.evaluate.distribution import heldout_statistics
+from stages.evaluate.harness import benchmark
 from stages.evaluate.metrics import consensus, distinct_share, doubling_ks, pass_at_k, pass_hat_k, potential_at_k
 from stages.evaluate.sample import GREEDY, Sample, sample
 from stages.evaluate.selection import picking_orders, selection_metrics
@@ -34,6 +35,10 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         stage, checkpoint, Blocks(corpus / "heldout"),
         count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
     )  # fmt: skip
+    benchmarks: dict[str, Any] = {}
+    if protocol.harness is not None:
+        stage.progress(0, 0, "benchmarks")
+        benchmarks = benchmark(checkpoint, protocol, protocol.harness, stage.folder.path / "harness")
     problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
@@ -64,10 +69,13 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         pq.write_table(_samples_table(samples, verdicts), folder / "samples.parquet")
         details = {"problems": [p.id for p in problems], "metrics": per_problem, "heldout": heldout}
         (folder / "problems.json").write_text(json.dumps(details), encoding="utf-8")
+        if benchmarks:
+            (folder / "harness.json").write_text(json.dumps(benchmarks, indent=1), encoding="utf-8")
 
     stage.export(write)
     means = {f"{name}/{k}": float(np.mean(values)) for name, by_k in per_problem.items() for k, values in by_k.items()}
     shape = {name: float(np.mean(values)) for name, values in heldout.items()}
+    means |= {f"harness/{name}": float(np.mean(values)) for name, values in benchmarks.get("values", {}).items()}
     return means | shape | {
         "perplexity": float(np.exp(shape["cross_entropy"])),
         "chance": config.task.chance,
