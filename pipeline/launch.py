@@ -48,6 +48,10 @@ def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes,
     return [sys.executable, "-m", "pipeline.tether", str(os.getpid()), *start]
 
 
+_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "WANDB_SERVICE")
+"""What each stage sets for itself: a caller's W&B service outlives a killed stage, and refuses its run to the next attempt."""
+
+
 def environment(node: StageNode, lock: int, commit: str, devices: list[str] | None = None) -> dict[str, str]:
     """What the stage's process sees; `devices` are its GPUs, and no others."""
     return process_environment(threads_of(node), lock, commit, devices, hub=reads_hub(node))
@@ -55,7 +59,7 @@ def environment(node: StageNode, lock: int, commit: str, devices: list[str] | No
 
 def process_environment(threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool) -> dict[str, str]:
     """`environment` without a node; no lock on a machine that is not the stage's first, `hub` if the stage's data lie on one."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    inherited = {name: value for name, value in os.environ.items() if name not in _OWN}
     # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
     if devices:
         inherited["CUDA_VISIBLE_DEVICES"] = ",".join(devices)

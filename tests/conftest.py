@@ -31,7 +31,7 @@ class Lab:
     home: Home
 
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRIORLAB_LOCK")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PRIORLAB_LOCK", "WANDB_SERVICE"))}
         return inherited | {"PRIORLAB_HOME": str(self.home.path), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"} | SECRETS
 
     def command(self, *arguments: str) -> list[str]:
@@ -57,6 +57,7 @@ class Lab:
             shutil.copytree(other.folder(node).path, self.folder(node).path, ignore=shutil.ignore_patterns("wandb"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the suite, a file stays in one of them, and so do all tests that look at the one finished sweep."""
     for item in items:

@@ -66,7 +66,7 @@ def read_run(path: Path) -> OfflineRun:
             found.summary |= _items(record.summary.update)
         elif kind == "metric" and record.metric.step_metric:
             found.axes[record.metric.glob_name or record.metric.name] = record.metric.step_metric
-        elif kind == "artifact":
+        elif kind == "artifact" and record.artifact.type != "run_table":  # how W&B keeps tables
             files = {entry.path: entry.ref for entry in record.artifact.manifest.contents}
             found.artifacts[record.artifact.name] = json.loads(record.artifact.metadata) | {"files": files}
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,12 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, loader=loader
     )
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html.j2").render(
         name=name,
+        script=script,
+        script_hash=f"sha256-{digest}",  # the browser runs this one script and no other
         description=description,
         note=_NOTE,
         summary=summary,

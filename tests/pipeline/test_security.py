@@ -198,7 +198,7 @@ def hostile_report(shelf: Shelf) -> Path:
 def test_a_script_in_samples_and_names_shows_as_text_in_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     report = hostile_report(shelf_at(tmp_path))
-    assert "<script" not in report.read_text()
+    assert report.read_text().count("<script") == 1  # its own, the only one that its policy lets run
     assert "<script" not in report.with_name("report.md").read_text()
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
@@ -222,5 +222,5 @@ def test_a_script_in_samples_and_names_shows_as_text_in_a_browser(tmp_path: Path
     shown = page(report)
     assert "<title>smoke - priorlab</title>" in shown
     assert "&lt;script&gt;document.title = 'pwned'&lt;/script&gt;" in shown
-    assert "<script" not in shown
+    assert shown.count("<script") == 1
     assert "<img" not in shown

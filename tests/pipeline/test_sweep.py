@@ -50,7 +50,7 @@ def test_results_have_one_row_per_cell_checkpoint_metric_and_k(smoke: FinishedSw
     keys = [(row["cell"], row["after"], row["metric"], row["k"]) for row in rows]
     assert len(set(keys)) == len(keys)
     assert {row["metric"] for row in rows} == {
-        "pass@k", "avg@n", "cons@n", "greedy", "greedy_length", "length", "potential@k", "distinct_correct",
+        "pass@k", "pass^k", "avg@n", "cons@n", "greedy", "greedy_length", "length", "potential@k", "distinct_correct",
         "perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass", "seconds_per_step",
     }  # fmt: skip
     assert {row["k"] for row in rows if row["metric"] == "pass@k"} == {"1", "2", "4", "8"}
@@ -69,12 +69,11 @@ def test_samples_of_the_whole_sweep_are_one_table(smoke: FinishedSweep) -> None:
 
 def test_the_report_is_one_self_contained_file(smoke: FinishedSweep) -> None:
     text = (sweep_folder(smoke) / "report.html").read_text()
-    assert text.count("<svg") == 4
-    assert not re.search(r"""(src|href)=["'](?!#)""", text)  # nothing is loaded from elsewhere
-    assert "<script" not in text
-    for heading in ("Comparison", "pass@k before and after RL", "Gain in pass@1", "RL dynamics", "Pre-training", "Sources"):
-        assert f"<h2>{heading}</h2>" in text
-    assert (sweep_folder(smoke) / "report.md").read_text().count("\n| ") == 3
+    assert text.count("<svg") == 5
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", text)  # nothing is loaded from elsewhere
+    for heading in ("Verdict", "Comparison", "What RL gains", "pass@k before and after RL", "RL dynamics", "Pre-training", "Sources"):
+        assert re.search(f"<h2 id=[^>]*>{heading}</h2>", text)
+    assert (sweep_folder(smoke) / "report.md").read_text().count("\n| ") == 3 + 3  # the comparison, and the differences at two k
 
 
 def test_the_same_command_again_does_nothing_in_under_three_seconds(smoke: FinishedSweep) -> None:
@@ -95,8 +94,9 @@ def test_plan_and_status_speak_json(smoke: FinishedSweep) -> None:
     assert sorted(entry["state"] for entry in more) == ["done"] * 9 + ["new"] * 8
     status = json.loads(smoke.lab.call("status", "--json").stdout)
     assert {entry["state"] for entry in status} == {"done"}
-    rows = json.loads(smoke.lab.call("report", "smoke", "--json").stdout)
-    assert [row["arm"] for row in rows] == ["ce", "tail"]
+    found = json.loads(smoke.lab.call("report", "smoke", "--json").stdout)
+    assert [row["arm"] for row in found["rows"]] == ["ce", "tail"]
+    assert [(one["arm"], one["k"]) for one in found["differences"]] == [("tail", 1), ("tail", 8)]
 
 
 @pytest.fixture(scope="module")
