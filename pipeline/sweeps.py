@@ -24,7 +24,7 @@ from pipeline.runner import Outcome, View, run
 from pipeline.slurm.queue import Job, job_of, live_jobs
 from pipeline.store import NAME, Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
 
-_COMPARISON_VERSION = 2
+_COMPARISON_VERSION = 3
 """Raised when the comparison's files change for the same results: they are then written anew."""
 
 

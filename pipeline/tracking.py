@@ -171,7 +171,7 @@ def log_comparison(
     forest = wandb.Table(columns=["gain in pass@1", "setting", "row"])
     for row_number, row in enumerate(summary["rows"]):
         gain = row.get("pass@1", {}).get("gain")
-        for key in ("low", "value", "high") if gain else ():
+        for key in ("low", "value", "high") if gain and gain["low"] is not None else ():
             forest.add_data(gain[key], row["arm"], len(summary["rows"]) - row_number)
     run.log(
         {

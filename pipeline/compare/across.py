@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from pipeline.compare.arms import Arm, arms, paired_difference, shown_ks
+from pipeline.compare.arms import Arm, Difference, arms, paired_difference, shown_ks
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import contrasts
 from pipeline.errors import PriorlabError
 
 
-def compare_across(names: tuple[str, str], first: list[Evaluation], second: list[Evaluation]) -> list[dict[str, Any]]:
-    """Differences of gains, second minus first, per pair of settings and shown k, in the form of `differences` of a summary.
+def compare_across(names: tuple[str, str], first: list[Evaluation], second: list[Evaluation]) -> list[Difference]:
+    """Differences of gains, second minus first, per pair of settings and shown k.
 
     Pairs are settings of the same name; where there are none and one sweep has a single setting, that one against each of the other.
     Gains are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with problems and seeds in common.
@@ -37,12 +36,9 @@ def compare_across(names: tuple[str, str], first: list[Evaluation], second: list
             "other seeds"
         )
     return [
-        {
-            "axis": "sweep", "arm": f"{names[1]}:{other}", "reference": f"{names[0]}:{one}", "k": k, "family": len(found),
-            "value": gain.value, "low": gain.low, "high": gain.high, "superiority": gain.superiority,
-        }
+        Difference("sweep", f"{names[1]}:{other}", f"{names[0]}:{one}", k, len(found), gain)
         for (one, other, k, _), gain in zip(found, contrasts([values for *_, values in found]), strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _finished(name: str, evaluations: list[Evaluation]) -> list[Arm]:

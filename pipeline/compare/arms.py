@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.intervals import Contrast, Floats, Interval, bayesian_gain, bootstrap, contrasts, perplexity
+from pipeline.compare.intervals import Contrast, Floats, Interval, bayesian_gain, contrasts, mean_interval, perplexity
 from pipeline.errors import PriorlabError
 
 BASELINE = "ce"
@@ -60,7 +60,7 @@ class Arm:
 
     def gain_at(self, metric: str, k: int) -> Interval | None:
         gains = self.gains(metric, k)
-        return None if gains is None else bootstrap(gains)
+        return None if gains is None else mean_interval(gains)
 
     def bayesian_gain(self) -> Interval | None:
         """Gain in pass@1 with a credible interval for these very problems; None while a cell lacks one of the two measurements."""
@@ -74,7 +74,7 @@ class Arm:
 def _pooled(evaluations: list[Evaluation], metric: str, k: int | None) -> Interval:
     if metric == "perplexity":
         return perplexity(np.stack([e.values("cross_entropy") for e in evaluations]))
-    return bootstrap(np.stack([e.values(metric, k) for e in evaluations]))
+    return mean_interval(np.stack([e.values(metric, k) for e in evaluations]))
 
 
 def arms(evaluations: list[Evaluation]) -> list[Arm]:
@@ -119,6 +119,10 @@ class Difference:
     family: int
     """How many differences, along this axis and over all shown k, the interval holds for at once."""
     gain: Contrast
+
+    def as_dict(self) -> dict[str, Any]:
+        named = {"axis": self.axis, "arm": self.arm, "reference": self.reference, "k": self.k, "family": self.family}
+        return named | self.gain.as_dict() | {"shown": self.gain.shown}
 
 
 def differences(compared: Sequence[Arm], ks: Sequence[int]) -> list[Difference]:

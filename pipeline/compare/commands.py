@@ -70,10 +70,10 @@ def compare(
     both = [load_evaluations(build_graph(known_sweep(name, home).cells()), home) for name in (first, second)]
     found = compare_across((first, second), *both)
     if as_json:
-        print_json(found)
+        print_json([one.as_dict() for one in found])
         return
-    print_wide(differences_table(found, f"what {second} gains more than {first}"))
-    shown = sum(one["low"] > 0 or one["high"] < 0 for one in found)
+    print_wide(differences_table([one.as_dict() for one in found], f"what {second} gains more than {first}"))
+    shown = sum(one.gain.shown for one in found)
     console.print(
         f"\n{shown} of {len(found)} differences are shown; the intervals hold for all of them together with 95%", soft_wrap=True
     )

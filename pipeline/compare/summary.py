@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.compare.arms import Arm, Difference, arms, differences, shown_ks
+from pipeline.compare.arms import Arm, arms, differences, shown_ks
 from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval
@@ -21,7 +21,7 @@ def summary(evaluations: list[Evaluation], home: Home) -> dict[str, Any]:
     rows = [_row(arm, ks) for arm in compared]
     return {
         "rows": rows,
-        "differences": [_difference(one) for one in between],
+        "differences": [one.as_dict() for one in between],
         "equal_budgets": equal_budgets(compared, home),
         "predictors": [one.__dict__ for one in foretold],
         "verdict": verdict(compared, between, foretold, ks),
@@ -32,10 +32,10 @@ def summary(evaluations: list[Evaluation], home: Home) -> dict[str, Any]:
 def _row(arm: Arm, ks: list[int]) -> dict[str, Any]:
     row: dict[str, Any] = {"arm": arm.name, "prior": arm.prior, "seeds": arm.seeds}
     for metric in ("entropy", "perplexity"):
-        row[metric] = _as_dict(arm.before_at(metric))
+        row[metric] = arm.before_at(metric).as_dict()
     for k in ks:
         row[f"pass@{k}"] = {
-            "before": _as_dict(arm.before_at("pass@k", k)),
+            "before": arm.before_at("pass@k", k).as_dict(),
             "after": _as_dict(arm.after_at("pass@k", k)),
             "gain": _as_dict(arm.gain_at("pass@k", k)),
         }
@@ -44,11 +44,5 @@ def _row(arm: Arm, ks: list[int]) -> dict[str, Any]:
     return row
 
 
-def _difference(one: Difference) -> dict[str, Any]:
-    return {"axis": one.axis, "arm": one.arm, "reference": one.reference, "k": one.k, "family": one.family} | {
-        "value": one.gain.value, "low": one.gain.low, "high": one.gain.high, "superiority": one.gain.superiority,
-    }  # fmt: skip
-
-
-def _as_dict(interval: Interval | None) -> dict[str, float] | None:
-    return None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high}
+def _as_dict(interval: Interval | None) -> dict[str, float | None] | None:
+    return None if interval is None else interval.as_dict()

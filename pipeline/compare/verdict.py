@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pipeline.compare.arms import Arm, Difference
@@ -35,8 +36,8 @@ def verdict(compared: Sequence[Arm], between: Sequence[Difference], foretold: Se
 
 def _gained(finished: Sequence[Arm], k: int) -> str:
     intervals = {arm.name: interval for arm in finished if (interval := arm.gain_at("pass@k", k)) is not None}
-    up = [name for name, interval in intervals.items() if interval.low > 0]
-    down = [name for name, interval in intervals.items() if interval.high < 0]
+    up = [name for name, interval in intervals.items() if interval.shown and interval.value > 0]
+    down = [name for name, interval in intervals.items() if interval.shown and interval.value < 0]
     parts = [f"raised pass@{k} in {len(up)}"] if up else []
     parts += [f"lowered {'it' if up else f'pass@{k}'} in {len(down)}"] if down else []
     if not parts:
@@ -52,8 +53,11 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
     family = between[0].family
     scope = f"the {family} differences looked at together" if family > 1 else "the one difference looked at"
     shown = [one for one in between if one.gain.shown]
-    first_k = min(one.k for one in between)
-    half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in between if one.k == first_k)
+    told = [one for one in between if not math.isnan(one.gain.low)]
+    if not told:
+        return [f"Along {axis}, the data give no interval of a difference: too few problems, or the same difference on all."]
+    first_k = min(one.k for one in told)
+    half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in told if one.k == first_k)
     smallest = share(half_widths[len(half_widths) // 2])
     resolution = f"at pass@{first_k}, differences below about {smallest} are beyond what this sweep can show"
 

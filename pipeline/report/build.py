@@ -22,8 +22,8 @@ _LARGEST_EMBEDDED = 1_500_000
 """Bytes of results.csv that a report carries in itself; a larger one it links to, beside it."""
 _NOTE = (
     "Entropy (nats) and perplexity are those of the model that RL starts from, on held-out text. Gain = after RL minus before, paired "
-    "per problem. Intervals of single numbers are 95% bootstraps over problems, and over seeds where there are several; intervals of "
-    "differences hold for all differences along an axis at once (max-t)."
+    "per problem. Intervals of single numbers are 95% t intervals over problems, and over seeds where there are several; intervals of "
+    "differences hold for all differences along an axis at once."
 )
 
 

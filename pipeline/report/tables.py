@@ -17,9 +17,13 @@ def pass_keys(rows: list[dict[str, Any]]) -> list[str]:
     return [key for key in (rows[0] if rows else {}) if key.startswith("pass@")]
 
 
-def gain(interval: dict[str, float] | None) -> str:
-    """`+.083 [+.061, +.106]`"""
-    return _DASH if interval is None else numbers.with_interval(interval["value"], interval["low"], interval["high"])
+def gain(interval: dict[str, Any] | None) -> str:
+    """`+.083 [+.061, +.106]`, or `+.083 [-]` where the data give no interval."""
+    if interval is None:
+        return _DASH
+    if interval["low"] is None:
+        return f"{numbers.signed(interval['value'])} [{_DASH}]"
+    return numbers.with_interval(interval["value"], interval["low"], interval["high"])
 
 
 def share(interval: dict[str, float] | None) -> str:
@@ -64,7 +68,8 @@ DIFFERENCE_HEADINGS = ("along", "setting", "compared with", "k", "gains more by 
 
 def difference_cells(one: dict[str, Any]) -> list[str]:
     """One difference of gains as text, in the order of `DIFFERENCE_HEADINGS`."""
-    return [one["axis"], one["arm"], one["reference"], str(one["k"]), gain(one), f"{one['superiority']:.2f}"]
+    superiority = _DASH if one["superiority"] is None else f"{one['superiority']:.2f}"
+    return [one["axis"], one["arm"], one["reference"], str(one["k"]), gain(one), superiority]
 
 
 def budget_cells(found: dict[str, Any] | None) -> list[list[str]]:

@@ -18,9 +18,10 @@ from pipeline.compare.across import compare_across
 from pipeline.compare.arms import arms, differences, shown_ks
 from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.intervals import bayesian_mean, bootstrap, contrasts
+from pipeline.compare.intervals import Contrast, bayesian_mean, contrasts, mean_interval
 from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
 from pipeline.compare.predictors import cell_points, predictors, spearman
+from pipeline.compare.student import t_below, t_quantile
 from pipeline.compare.summary import summary
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
@@ -53,15 +54,37 @@ def test_more_comparisons_widen_each_interval() -> None:
     alone, together = contrasts(values[:1])[0], contrasts(values)[0]
     assert together.value == alone.value
     assert together.low < alone.low < alone.high < together.high
-    single = bootstrap(values[0])
-    assert (alone.low, alone.high) == pytest.approx((single.low, single.high), abs=0.01)
+    single = mean_interval(values[0])
+    assert (alone.low, alone.high) == (single.low, single.high)
+
+
+def test_differences_that_move_together_are_corrected_less_than_those_that_do_not() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 1, (1, 100))
+    together = contrasts([shared + rng.normal(0, 0.1, (1, 100)) for _ in range(8)])
+    apart = contrasts([rng.normal(0, 1, (1, 100)) for _ in range(8)])
+
+    def widening(found: list[Contrast]) -> float:
+        return float(np.mean([(one.high - one.low) / 2 for one in found]) / 0.1)
+
+    assert 1.9 < widening(together) < 2.4 < 2.6 < widening(apart) < 3.0
+
+
+@given(st.floats(1, 5000), st.sampled_from([0.4, 0.1, 0.025, 0.001, 0.00001]))
+def test_the_t_distribution_equals_scipys(freedom: float, tail: float) -> None:
+    expected = stats.t.isf(tail, freedom)
+    assert t_quantile(tail, freedom) == pytest.approx(expected, rel=1e-3)
+    assert t_below(expected, freedom) == pytest.approx(1 - tail, abs=1e-4)
+    assert t_below(-expected, freedom) == pytest.approx(tail, rel=1e-2)
 
 
 def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
-    equal, winner = contrasts([np.zeros((1, 20)), np.full((1, 20), 0.1)])
-    assert (equal.superiority, winner.superiority) == (0.5, 1.0)
-    assert (equal.low, equal.high, equal.shown) == (0, 0, False)
-    assert winner.shown
+    noise = np.linspace(-0.1, 0.1, 20)[None]
+    equal, winner, constant = contrasts([noise, noise + 0.3, np.full((1, 20), 0.1)])
+    assert (equal.superiority, winner.superiority) == pytest.approx((0.5, 1.0))
+    assert (equal.shown, winner.shown) == (False, True)
+    assert not constant.shown  # no spread is no certainty
+    assert constant.as_dict() == pytest.approx({"value": 0.1, "low": None, "high": None, "superiority": None})
 
 
 def test_cross_entropy_is_the_reference_wherever_it_stands() -> None:
@@ -146,13 +169,13 @@ def test_unfinished_settings_are_told() -> None:
 def test_two_sweeps_are_compared_setting_by_setting() -> None:
     first, second = measured({"ce": 0.05, "tail": 0.05}), measured({"tail": 0.15, "head": 0.05})
     found = compare_across(("a", "b"), first, second)
-    assert [(one["arm"], one["reference"], one["k"]) for one in found] == [("b:tail", "a:tail", k) for k in shown_ks(first)]
-    assert found[0]["value"] == pytest.approx(0.1, abs=0.02)
+    assert [(one.arm, one.reference, one.k) for one in found] == [("b:tail", "a:tail", k) for k in shown_ks(first)]
+    assert found[0].gain.value == pytest.approx(0.1, abs=0.02)
 
 
 def test_a_single_setting_is_compared_with_each_of_another_sweep() -> None:
     found = compare_across(("a", "b"), measured({"ce": 0.0}), measured({"tail": 0.1, "head": 0.0}))
-    assert {(one["arm"], one["reference"]) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
+    assert {(one.arm, one.reference) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
 
 
 def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
