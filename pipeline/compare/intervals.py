@@ -1,9 +1,9 @@
 """Intervals of means over problems and seeds, alone and for many comparisons at once.
 
-Values are shaped (seeds, problems): every seed answers the same problems, and both are samples of what the mean is about. Its variance is
-that of a two-way crossed layout (MS_seeds + MS_problems - MS_rest) / (seeds x problems), with no component below 0 (Searle, Casella and
-McCulloch, 1992, section 4.5), and the interval is Student's with Satterthwaite's (1946) degrees of freedom for that sum. With one seed
-it is the t interval over problems. docs/comparison.md holds what it covers in simulations.
+Values are shaped (seeds, problems): every seed answers the same problems, and both are samples of what the mean is about. Its variance
+is that of a two-way crossed layout, (MS_seeds + MS_problems - MS_rest) / (seeds x problems), with no component below 0 (Searle, Casella
+and McCulloch, 1992), and the interval is Student's with Satterthwaite's (1946) degrees of freedom for that sum. With one seed it is the
+t interval over problems. docs/comparison.md holds what it covers in simulations.
 """
 
 from __future__ import annotations

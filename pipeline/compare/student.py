@@ -1,7 +1,7 @@
 """Student's t distribution for any number of degrees of freedom, whole or not.
 
-With T = sqrt(f) / tan(u), the angle u of the positive half has a density proportional to sin(u)^(f-1) between 0 and pi/2 (Student, 1908):
-no gamma functions, and far tails are small angles. It is integrated on a grid that is fine there; quantiles are right to .02%.
+With T = sqrt(f) / tan(u), the angle u of the positive half has a density proportional to sin(u)^(f-1) between 0 and pi/2 (Student,
+1908): no gamma functions, and far tails are small angles. It is integrated on a grid that is fine there; quantiles are right to .02%.
 """
 
 from __future__ import annotations
