@@ -8,7 +8,7 @@ from pipeline.compare.arms import Arm, arms, differences, shown_ks
 from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval
-from pipeline.compare.predictors import predictors
+from pipeline.compare.predictors import cell_points, predictors
 from pipeline.compare.verdict import verdict
 from pipeline.store import Home
 
@@ -17,13 +17,13 @@ def summary(evaluations: list[Evaluation], home: Home) -> dict[str, Any]:
     """`rows` (one per arm), `differences` between them, `equal_budgets`, `predictors` of the gain, the `verdict`, and `chance`."""
     ks, compared = shown_ks(evaluations), arms(evaluations)
     between = differences(compared, ks)
-    foretold = predictors(compared)
+    foretold = predictors(cell_points(compared))
     rows = [_row(arm, ks) for arm in compared]
     return {
         "rows": rows,
         "differences": [one.as_dict() for one in between],
         "equal_budgets": equal_budgets(compared, home),
-        "predictors": [one.__dict__ for one in foretold],
+        "predictors": [one.__dict__ | {"shown": one.shown} for one in foretold],
         "verdict": verdict(compared, between, foretold, ks),
         "chance": compared[0].before[0].plan.cell.recipe.task.chance if compared else 0.0,
     }

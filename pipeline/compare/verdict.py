@@ -80,9 +80,9 @@ def _foretelling(foretold: Sequence[Predictor]) -> list[str]:
         best = foretold[0]
         return [
             f"No measurement of the base model is shown to go along with the gain over {cells} cells; the closest is "
-            f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f} [{best.low:+.2f}, {best.high:+.2f}])."
+            f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f}, p = {share(best.p)})."
         ]
-    named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f} [{one.low:+.2f}, {one.high:+.2f}])" for one in shown]
+    named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f}, p = {share(one.p)})" for one in shown]
     return [
         f"Over {cells} cells, the gain in pass@1 goes along with the base model's {', '.join(named)}: look there before spending RL "
         "compute. This is a correlation over cells that share priors and seeds, not a cause."

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from pipeline.compare.arms import Arm, differences, shown_ks
 from pipeline.compare.evaluations import Evaluation, stage_rows
-from pipeline.compare.predictors import MEASUREMENTS, cell_points, predictors
+from pipeline.compare.predictors import cell_points, predictors
 from pipeline.report import plots
 from pipeline.store import Home
 
@@ -80,15 +78,14 @@ def _gains(compared: Sequence[Arm], ks: list[int]) -> list[Figure]:
 
 def _predictors(compared: Sequence[Arm]) -> list[Figure]:
     points = cell_points(compared)
-    varying = [name for name in MEASUREMENTS if len(points[name]) >= _FEWEST_POINTS and np.ptp(points[name]) > 0]
-    if not varying:
+    if len(points.gain) < _FEWEST_POINTS or not points.varying:
         return []
-    foretold = predictors(compared)
-    above = " Above each panel: rank correlation, with intervals that hold for all panels together." if foretold else ""
+    foretold = predictors(points)
+    above = " Above each panel: rank correlation, and how often chance makes that of any panel as strong." if foretold else ""
     return [
         Figure(
             "What goes along with the gain",
-            plots.gain_against(compared[:_MOST_ROWS], varying, foretold),
+            plots.gain_against(points, compared[:_MOST_ROWS], foretold),
             f"Each point is a cell: what was measured on the base model, and what RL gained in pass@1.{above}",
         )
     ]

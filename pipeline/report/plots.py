@@ -11,7 +11,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval
-from pipeline.compare.predictors import MEASUREMENTS, Predictor, cell_points
+from pipeline.compare.numbers import share
+from pipeline.compare.predictors import MEASUREMENTS, Points, Predictor
 from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
 
 
@@ -88,8 +89,9 @@ def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: 
         return to_svg(figure)
 
 
-def gain_against(arms: Sequence[Arm], measurements: Sequence[str], foretold: Sequence[Predictor]) -> str:
-    """One panel per measurement of the base model: one point per cell, its gain in pass@1 against the measurement."""
+def gain_against(points: Points, arms: Sequence[Arm], foretold: Sequence[Predictor]) -> str:
+    """One panel per measurement of the base model: one point per cell of `arms`, its gain in pass@1 against the measurement."""
+    measurements = points.varying
     correlations = {one.measurement: one for one in foretold}
     with plt.rc_context(STYLE):
         columns = min(4, len(measurements))
@@ -97,14 +99,14 @@ def gain_against(arms: Sequence[Arm], measurements: Sequence[str], foretold: Seq
         figure, axes = plt.subplots(
             rows, columns, figsize=(2.6 * columns + 0.4, 2.4 * rows), sharey=True, squeeze=False, layout="constrained"
         )
-        points = [cell_points([arm]) for arm in arms]
         for axis, name in zip(axes.flat, measurements, strict=False):
-            for index, (arm, found) in enumerate(zip(arms, points, strict=True)):
-                axis.plot(found[name], found["gain"], "o", color=colour(index), ms=4.5, alpha=0.9, label=arm.name)
+            for index, arm in enumerate(arms):
+                own = [at for at, of_arm in enumerate(points.arms) if of_arm == arm.name]
+                axis.plot(points.measured[name][own], points.gain[own], "o", color=colour(index), ms=4.5, alpha=0.9, label=arm.name)
             axis.set_xlabel(MEASUREMENTS[name])
             if name in correlations:
                 one = correlations[name]
-                axis.set_title(f"{one.correlation:+.2f} [{one.low:+.2f}, {one.high:+.2f}]", fontsize=8)
+                axis.set_title(f"{one.correlation:+.2f}, p = {share(one.p)}", fontsize=8)
         for axis in axes.flat[len(measurements) :]:
             axis.set_visible(False)
         for axis in axes[:, 0]:

@@ -42,6 +42,7 @@ def evaluation(plan: CellPlan, after: str, rate: float, seed: int = 0, problems:
             "pass@k": {1: values, 8: np.minimum(1, 3 * values)},
             "avg@n": {8: values},
             "greedy": {1: np.round(values)},
+            "greedy_length": {1: 9 * values},
             "length": {8: 9 * values},
         },
         heldout={name: np.linspace(0.4, 0.6, 10) for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")},

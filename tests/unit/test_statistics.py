@@ -20,7 +20,7 @@ from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Contrast, bayesian_mean, contrasts, mean_interval
 from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
-from pipeline.compare.predictors import cell_points, predictors, spearman
+from pipeline.compare.predictors import MEASUREMENTS, Points, cell_points, predictors
 from pipeline.compare.student import t_below, t_quantile
 from pipeline.compare.summary import summary
 from pipeline.compose import load_sweep
@@ -122,11 +122,12 @@ def test_the_bayesian_mean_and_its_error_equal_scorio(outcomes: list[list[int]])
     assert bayesian_mean(table.sum(axis=1).astype(float), table.shape[1]) == pytest.approx(expected)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=5, max_size=20))
 def test_rank_correlation_equals_scipy_ties_included(points: list[tuple[int, int]]) -> None:
     x, y = np.array(points, dtype=float).T
     if np.ptp(x) and np.ptp(y):
-        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+        found = predictors(Points(["ce"] * len(x), y, {"entropy": x}))
+        assert [one.correlation for one in found] == pytest.approx([stats.spearmanr(x, y).statistic])
 
 
 def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
@@ -136,14 +137,47 @@ def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
         rank = ("ce", "precision", "diversity", "tail", "head").index(one.plan.cell.recipe.prior.name)
         entropy = {"entropy": np.full(10, 1 + 0.1 * rank + 0.01 * one.plan.cell.recipe.seed)}
         told.append(Evaluation(**{**one.__dict__, "heldout": one.heldout | entropy}))
-    first = predictors(arms(told))[0]
+    first = predictors(cell_points(arms(told)))[0]
     assert (first.measurement, first.cells, first.shown) == ("entropy", 15, True)
-    assert len(cell_points(arms(told))["gain"]) == 15
+    assert len(cell_points(arms(told)).gain) == 15
     assert "goes along with the base model's entropy" in summary(told, NOWHERE)["verdict"][-1]
 
 
+def test_noise_is_seldom_shown_to_go_along_with_the_gain_however_few_the_cells() -> None:
+    rng = np.random.default_rng(0)
+    shown = 0
+    for _ in range(100):
+        found = predictors(Points(["ce"] * 5, rng.random(5), {name: rng.random(5) for name in MEASUREMENTS}))
+        shown += any(one.shown for one in found)
+    assert shown <= 10
+
+
+def test_a_perfect_order_of_five_cells_is_shown_for_one_measurement_and_is_too_little_among_eight() -> None:
+    rng, order = np.random.default_rng(0), np.arange(5.0)
+    (alone,) = predictors(Points(["ce"] * 5, order, {"entropy": order}))
+    assert alone.shown
+    assert alone.p == pytest.approx(2 / 120, abs=0.006)
+    first = predictors(Points(["ce"] * 5, order, {"entropy": order, **{str(number): rng.random(5) for number in range(7)}}))[0]
+    assert (first.measurement, first.shown) == ("entropy", False)
+
+
+def test_luck_of_the_samples_before_rl_makes_no_correlation() -> None:
+    """Forty trainings that are alike, and an RL that does nothing: measured on the samples that the gain starts from, -.7."""
+    rng = np.random.default_rng(0)
+    evaluations = []
+    for plan in plans("axes.prior=[ce]", f"axes.seed={list(range(40))}"):
+        for after in ("pretrain", "rl"):
+            correct = rng.binomial(16, 0.3, 50) / 16
+            one = evaluation(plan, after, 0.5, problems=50)
+            metrics = one.metrics | {"avg@n": {16: correct}, "pass@k": {1: correct}}
+            evaluations.append(replace(one, n=16, metrics=metrics))
+    points = cell_points(arms(evaluations))
+    for name in ("pass@1", "pass@n", "mixed"):
+        assert abs(stats.spearmanr(points.measured[name], points.gain).statistic) < 0.35
+
+
 def test_fewer_than_five_cells_foretell_nothing() -> None:
-    assert predictors(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2))) == []
+    assert predictors(cell_points(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2)))) == []
 
 
 def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
