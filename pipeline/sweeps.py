@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.compare.evaluations import load_evaluations
-from pipeline.compare.summary import summary
+from pipeline.compare.summary import findings, summary
 from pipeline.compose import Cell, Sweep, validate_in_full
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage
@@ -203,13 +203,14 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     from pipeline.tracking import log_comparison
 
     folder.mkdir(parents=True, exist_ok=True)
-    found = summary(evaluations, home)
-    write_comparison(sweep.name, sweep.description, graph, evaluations, found, home)
+    found = findings([plan.cell for plan in graph.cells], evaluations)
+    shown = summary(found, home)
+    write_comparison(sweep.name, sweep.description, graph, found, shown, home)
     compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
     identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
-    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, found, identity)
-    write_json_atomically(stamp, {"digest": digest, "summary": found})
-    return Comparison(found, report)
+    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, shown, identity)
+    write_json_atomically(stamp, {"digest": digest, "summary": shown})
+    return Comparison(shown, report)
 
 
 def _kept_comparison(stamp: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.compare.evaluations import load_evaluations
+from pipeline.compare.summary import Findings, findings
 from pipeline.compose import Sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, build_graph
@@ -67,7 +68,7 @@ def compare(
     from pipeline.report.tables import differences_table
 
     home = Home.from_environment()
-    both = [load_evaluations(build_graph(known_sweep(name, home).cells()), home) for name in (first, second)]
+    both = [_findings(name, home) for name in (first, second)]
     found = compare_across((first, second), *both)
     if as_json:
         print_json([one.as_dict() for one in found])
@@ -77,6 +78,11 @@ def compare(
     console.print(
         f"\n{shown} of {len(found)} differences are shown; the intervals hold for all of them together with 95%", soft_wrap=True
     )
+
+
+def _findings(name: str, home: Home) -> Findings:
+    graph = build_graph(known_sweep(name, home).cells())
+    return findings([plan.cell for plan in graph.cells], load_evaluations(graph, home))
 
 
 def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:

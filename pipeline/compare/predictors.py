@@ -92,13 +92,12 @@ def cell_points(compared: Sequence[Arm]) -> Points:
     gain: list[float] = []
     measured: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
     for arm in compared:
-        after_by_cell = {after.plan.cell.id: after for after in arm.after}
-        for base in arm.before if arm.complete else []:
+        for base, after in zip(arm.before, arm.after, strict=False):  # before RL alone, there is no after
             if base.problems != compared[0].before[0].problems or base.n < 2:
                 continue
             correct, others = _halves(base)
             arms.append(arm.name)
-            gain.append(float(after_by_cell[base.plan.cell.id].values("pass@k", 1).mean() - others.mean() / (base.n - base.n // 2)))
+            gain.append(float(after.values("pass@k", 1).mean() - others.mean() / (base.n - base.n // 2)))
             for name in MEASUREMENTS:
                 measured[name].append(_measured(base, name, correct, base.n // 2))
     return Points(arms, np.array(gain), {name: np.array(values) for name, values in measured.items()})

@@ -1,31 +1,50 @@
-"""The comparison as plain data: what the terminal, the report, W&B and `--json` show."""
+"""What was found in a sweep, computed once, and as the plain data that the terminal, the report, W&B and `--json` show."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.compare.arms import Arm, arms, differences, shown_ks
+from pipeline.compare.arms import Arm, Difference, arms, differences, shown_ks
 from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval
-from pipeline.compare.predictors import cell_points, predictors
+from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
+from pipeline.compare.settings import Setting, settings
 from pipeline.compare.verdict import verdict
+from pipeline.compose import Cell
 from pipeline.store import Home
 
 
-def summary(evaluations: list[Evaluation], home: Home) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Findings:
+    evaluations: list[Evaluation]
+    settings: list[Setting]
+    arms: list[Arm]
+    ks: list[int]
+    differences: list[Difference]
+    points: Points
+    predictors: list[Predictor]
+
+
+def findings(cells: Sequence[Cell], evaluations: list[Evaluation]) -> Findings:
+    """From the evaluations that have finished of a sweep with these cells."""
+    compared, ks = arms(cells, evaluations), shown_ks(evaluations)
+    points = cell_points(compared)
+    between = differences(compared, cells, ks)
+    return Findings(evaluations, settings(cells), compared, ks, between, points, predictors(points))
+
+
+def summary(found: Findings, home: Home) -> dict[str, Any]:
     """`rows` (one per arm), `differences` between them, `equal_budgets`, `predictors` of the gain, the `verdict`, and `chance`."""
-    ks, compared = shown_ks(evaluations), arms(evaluations)
-    between = differences(compared, ks)
-    foretold = predictors(cell_points(compared))
-    rows = [_row(arm, ks) for arm in compared]
     return {
-        "rows": rows,
-        "differences": [one.as_dict() for one in between],
-        "equal_budgets": equal_budgets(compared, home),
-        "predictors": [one.__dict__ | {"shown": one.shown} for one in foretold],
-        "verdict": verdict(compared, between, foretold, ks),
-        "chance": compared[0].before[0].plan.cell.recipe.task.chance if compared else 0.0,
+        "rows": [_row(arm, found.ks) for arm in found.arms],
+        "differences": [one.as_dict() for one in found.differences],
+        "equal_budgets": equal_budgets(found.arms, home),
+        "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
+        "verdict": verdict(found.settings, found.arms, found.differences, found.predictors, found.ks),
+        "chance": found.arms[0].before[0].plan.cell.recipe.task.chance if found.arms else 0.0,
     }
 
 

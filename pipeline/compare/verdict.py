@@ -8,14 +8,21 @@ from collections.abc import Sequence
 from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.numbers import share, signed, with_interval
 from pipeline.compare.predictors import MEASUREMENTS, Predictor
+from pipeline.compare.settings import Setting, pairs
 
 _NAMED = 4
-"""Differences that are told one by one; more are counted."""
+"""Differences, and settings, that are told one by one; more are counted."""
 
 
-def verdict(compared: Sequence[Arm], between: Sequence[Difference], foretold: Sequence[Predictor], ks: Sequence[int]) -> list[str]:
+def verdict(
+    of_sweep: Sequence[Setting],
+    compared: Sequence[Arm],
+    between: Sequence[Difference],
+    foretold: Sequence[Predictor],
+    ks: Sequence[int],
+) -> list[str]:
     """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what goes along with the gain."""
-    finished = [arm for arm in compared if arm.complete]
+    finished = [arm for arm in compared if arm.finished]
     if not finished or not ks:
         return ["No setting has been measured both before and after RL yet."]
     sentences = [_gained(finished, ks[0])]
@@ -23,15 +30,8 @@ def verdict(compared: Sequence[Arm], between: Sequence[Difference], foretold: Se
         sentences.append(_gained(finished, ks[-1]))
     for axis in dict.fromkeys(one.axis for one in between):
         sentences += _along(axis, [one for one in between if one.axis == axis])
-    fewest = min(len(arm.seeds) for arm in finished)
-    if fewest == 1:
-        sentences.append(
-            "There is one seed per setting: intervals cover the choice of problems, not the luck of a training run, and differences "
-            "between settings may be that luck. Add seeds (axes.seed=[0,1,2]) before relying on one."
-        )
-    if len(finished) < len(compared):
-        sentences.append(f"{len(compared) - len(finished)} of {len(compared)} settings are not finished and left out above.")
-    return sentences + _foretelling(foretold)
+    sentences += _few_seeds([one.seeds for one in between] or [len(arm.seeds) for arm in finished])
+    return sentences + _missing(of_sweep, finished, between) + _foretelling(foretold)
 
 
 def _gained(finished: Sequence[Arm], k: int) -> str:
@@ -70,6 +70,46 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
     ]
     more = f", and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
     return [f"Along {axis}, {'; '.join(named)}{more}. Intervals hold for {scope}; {resolution}."]
+
+
+def _few_seeds(counts: Sequence[int]) -> list[str]:
+    """`counts` are the seeds that each difference is over, or each gain where nothing is compared."""
+    if min(counts) > 1:
+        return []
+    which = "There is one seed per setting:" if max(counts) == 1 else "Some differences are over one seed:"
+    return [
+        f"{which} intervals cover the choice of problems, not the luck of a training run, and differences between settings may be that "
+        "luck. Add seeds (axes.seed=[0,1,2]) before relying on one."
+    ]
+
+
+def _missing(of_sweep: Sequence[Setting], finished: Sequence[Arm], between: Sequence[Difference]) -> list[str]:
+    sentences = []
+    if len(finished) < len(of_sweep):
+        sentences.append(f"{len(of_sweep) - len(finished)} of {len(of_sweep)} settings are not finished and left out above.")
+    short = [
+        f"{arm.name} ({', '.join(str(seed) for seed in arm.setting.seeds if seed not in arm.seeds)})"
+        for arm in finished
+        if len(arm.seeds) < len(arm.setting.seeds)
+    ]
+    if short:
+        sentences.append(f"Seeds that are not finished are left out: of {_some(short)}.")
+    names = {arm.name for arm in finished}
+    told = {(one.axis, one.arm) for one in between}
+    for axis, along in pairs(of_sweep).items():
+        waiting = [(one.name, other.name) for one, other in along if one.name in names and (axis, one.name) not in told]
+        absent = list(dict.fromkeys(reference for _, reference in waiting if reference not in names))
+        apart = [f"{one} with {reference}" for one, reference in waiting if reference in names]
+        if absent:
+            sentences.append(f"Along {axis}, nothing is compared with {_some(absent)} yet, which is not finished.")
+        if apart:
+            sentences.append(f"Along {axis}, {_some(apart)} cannot be compared: they share no seed, or not their problems.")
+    return sentences
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _foretelling(foretold: Sequence[Predictor]) -> list[str]:

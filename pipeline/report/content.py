@@ -82,9 +82,8 @@ class Example:
 def examples(compared: Sequence[Arm], home: Home) -> list[tuple[str, list[Example]]]:
     """For each finished arm, by its first cell: the problem that gained most, one in the middle, and the one that lost most."""
     found = []
-    for arm in [arm for arm in compared if arm.complete][:_SETTINGS_WITH_EXAMPLES]:
-        before = arm.before[0]
-        after = next(e for e in arm.after if e.plan.cell.id == before.plan.cell.id)
+    for arm in [arm for arm in compared if arm.finished][:_SETTINGS_WITH_EXAMPLES]:
+        before, after = arm.before[0], arm.after[0]
         gains = after.values("pass@k", 1) - before.values("pass@k", 1)
         order = gains.argsort(kind="stable")
         chosen = {int(order[-1]): "gained most", int(order[len(order) // 2]): "in the middle", int(order[0]): "lost most"}

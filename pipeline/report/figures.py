@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.compare.arms import Arm, differences, shown_ks
-from pipeline.compare.evaluations import Evaluation, stage_rows
-from pipeline.compare.predictors import cell_points, predictors
+from pipeline.compare.arms import Arm, Difference
+from pipeline.compare.evaluations import stage_rows
+from pipeline.compare.predictors import Points, Predictor
+from pipeline.compare.summary import Findings
 from pipeline.report import plots
 from pipeline.store import Home
 
@@ -32,36 +33,34 @@ class Figure:
     caption: str
 
 
-def figures(compared: Sequence[Arm], evaluations: list[Evaluation], home: Home) -> list[Figure]:
+def figures(found: Findings, home: Home) -> list[Figure]:
     """All figures that the finished evaluations give; with many settings, of the first ones."""
-    ks = shown_ks(evaluations)
+    compared, ks = found.arms, found.ks
     if not compared or not ks:
         return []
     drawn = compared[:_MOST_LINES]
     few = f" The first {_MOST_LINES} of {len(compared)} settings." if len(compared) > _MOST_LINES else ""
-    found = []
-    if any(arm.complete for arm in compared):
-        found += _gains(compared, ks)
-    found.append(
+    shown = []
+    if any(arm.finished for arm in compared):
+        shown += _gains(compared, found.differences, ks)
+    shown.append(
         Figure(
             "pass@k before and after RL",
             plots.pass_at_k_curves(drawn),
             f"Dashed: before. Bands: 95% intervals. Where the lines cross, the base finds with k samples what RL has lost.{few}",
         )
     )
-    found += _predictors(compared)
-    if any(evaluation.milestone for evaluation in evaluations):
+    shown += _predictors(compared, found.points, found.predictors)
+    if any(evaluation.milestone for evaluation in found.evaluations):
         caption = f"Each evaluated like the last, on held-out text and on the problems.{few}"
-        found.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, evaluations, ks), caption))
-    found += _training(drawn, home, few)
-    return found
+        shown.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, found.evaluations, ks), caption))
+    return shown + _training(drawn, home, few)
 
 
-def _gains(compared: Sequence[Arm], ks: list[int]) -> list[Figure]:
-    shown = [arm for arm in compared if arm.complete][:_MOST_ROWS]
+def _gains(compared: Sequence[Arm], between: Sequence[Difference], ks: list[int]) -> list[Figure]:
+    shown = [arm for arm in compared if arm.finished][:_MOST_ROWS]
     few = f" The first {_MOST_ROWS} of {len(compared)} settings." if len(compared) > _MOST_ROWS else ""
     found = [Figure("What RL gains", plots.gains(shown, ks), f"95% intervals. One that crosses 0 shows no change.{few}")]
-    between = differences(compared, ks)
     for axis in dict.fromkeys(one.axis for one in between):
         along = [one for one in between if one.axis == axis]
         pairs = list(dict.fromkeys((one.arm, one.reference) for one in along))[:_MOST_ROWS]
@@ -76,11 +75,9 @@ def _gains(compared: Sequence[Arm], ks: list[int]) -> list[Figure]:
     return found
 
 
-def _predictors(compared: Sequence[Arm]) -> list[Figure]:
-    points = cell_points(compared)
+def _predictors(compared: Sequence[Arm], points: Points, foretold: Sequence[Predictor]) -> list[Figure]:
     if len(points.gain) < _FEWEST_POINTS or not points.varying:
         return []
-    foretold = predictors(points)
     above = " Above each panel: rank correlation, and how often chance makes that of any panel as strong." if foretold else ""
     return [
         Figure(

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline.compare.arms import arms, shown_ks
+from pipeline.compare.arms import Arm, shown_ks
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import mean_interval, perplexity
 from pipeline.compare.results import COLUMNS, result_rows, write_samples
-from pipeline.compare.summary import summary
+from pipeline.compare.summary import Findings, findings, summary
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import CellPlan, build_graph
@@ -48,6 +48,16 @@ def evaluation(plan: CellPlan, after: str, rate: float, seed: int = 0, problems:
         heldout={name: np.linspace(0.4, 0.6, 10) for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")},
         step_seconds=np.linspace(1, 3, 5) if after == "rl" else np.array([]),
     )
+
+
+def found_in(evaluations: list[Evaluation], plans: list[CellPlan] | None = None) -> Findings:
+    """In a sweep of these cells; by default of those that the evaluations are of."""
+    cells = {plan.cell.id: plan.cell for plan in plans or [one.plan for one in evaluations]}
+    return findings(list(cells.values()), evaluations)
+
+
+def arms(evaluations: list[Evaluation]) -> list[Arm]:
+    return found_in(evaluations).arms
 
 
 def test_an_interval_covers_the_mean_of_the_population_as_often_as_it_says() -> None:
@@ -134,7 +144,7 @@ def test_seeds_of_a_prior_form_one_arm_and_other_axes_do_not() -> None:
 
 def test_an_arm_without_rl_has_no_gain() -> None:
     (plan,) = plans("axes.prior=[ce]")
-    (row,) = summary([evaluation(plan, "pretrain", 0.5)], NOWHERE)["rows"]
+    (row,) = summary(found_in([evaluation(plan, "pretrain", 0.5)]), NOWHERE)["rows"]
     assert row["pass@1"]["after"] is None
     assert row["pass@1"]["gain"] is None
     assert row["pass@1"]["before"]["value"] > 0
@@ -183,6 +193,7 @@ def test_a_gain_never_pairs_different_cells() -> None:
     first, second = plans("axes.prior=[ce]", "axes.seed=[0,1]")
     (arm,) = arms([evaluation(first, "pretrain", 0.5), evaluation(second, "rl", 0.5)])
     assert arm.gain_at("pass@k", 1) is None
+    assert arm.after_at("pass@k", 1) is None
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -206,7 +217,7 @@ def test_intervals_cover_whatever_differs(seeds: int, of_seeds: float, of_proble
 
 def test_a_narrow_terminal_gets_one_table_per_k() -> None:
     (plan,) = plans("axes.prior=[ce]")
-    rows = summary([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5)], NOWHERE)["rows"]
+    rows = summary(found_in([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5)]), NOWHERE)["rows"]
     narrow = terminal_table(rows, "mine, pass@8", ["pass@8"])
     assert [column.header for column in narrow.columns] == ["prior", "entropy", "perplexity", "pass@8 before", "after", "gain [95%]"]
     assert Console(width=200).measure(narrow).maximum <= 80

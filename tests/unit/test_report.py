@@ -12,6 +12,7 @@ from pipeline.compare.summary import summary
 from pipeline.graph import Graph
 from pipeline.report.build import write_comparison
 from pipeline.store import Home
+from tests.unit.test_compare import found_in
 from tests.unit.test_statistics import measured
 
 
@@ -28,7 +29,8 @@ def report(home: Home, evaluations: list[Evaluation], description: str = "") -> 
         pq.write_table(pa.Table.from_pylist(rows), export / "samples.parquet")
     home.sweep("mine").mkdir(parents=True)
     graph = Graph([one.plan for one in evaluations if one.after == "pretrain"], {})
-    write_comparison("mine", description, graph, evaluations, summary(evaluations, home), home)
+    found = found_in(evaluations)
+    write_comparison("mine", description, graph, found, summary(found, home), home)
     return (home.sweep("mine") / "report.html").read_text()
 
 

@@ -15,18 +15,20 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.compare.across import compare_across
-from pipeline.compare.arms import arms, differences, shown_ks
+from pipeline.compare.arms import Difference
 from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Contrast, bayesian_mean, contrasts, mean_interval
 from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
 from pipeline.compare.predictors import MEASUREMENTS, Points, cell_points, predictors
+from pipeline.compare.settings import pairs, settings
 from pipeline.compare.student import t_below, t_quantile
 from pipeline.compare.summary import summary
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
+from pipeline.graph import CellPlan
 from pipeline.store import Home
-from tests.unit.test_compare import NOWHERE, evaluation, plans
+from tests.unit.test_compare import NOWHERE, arms, evaluation, found_in, plans
 
 
 def measured(gains: dict[str, float], *overrides: str, seeds: int = 1, problems: int = 60, noise: float = 0.02) -> list[Evaluation]:
@@ -38,6 +40,14 @@ def measured(gains: dict[str, float], *overrides: str, seeds: int = 1, problems:
         after = {1: before.metrics["pass@k"][1] + gains[plan.cell.recipe.prior.name] + luck, 8: before.metrics["pass@k"][8]}
         found += [before, Evaluation(**{**before.__dict__, "after": "rl", "metrics": before.metrics | {"pass@k": after}})]
     return found
+
+
+def at_one(evaluations: list[Evaluation], plans: list[CellPlan] | None = None) -> list[Difference]:
+    return [one for one in found_in(evaluations, plans).differences if one.k == 1]
+
+
+def across(first: list[Evaluation], second: list[Evaluation]) -> list[Difference]:
+    return compare_across(("a", "b"), found_in(first), found_in(second))
 
 
 def test_of_several_null_differences_any_is_shown_as_seldom_as_promised() -> None:
@@ -88,13 +98,13 @@ def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
 
 
 def test_cross_entropy_is_the_reference_wherever_it_stands() -> None:
-    found = differences(arms(measured({"tail": 0.1, "ce": 0.0, "head": -0.1})), [1])
+    found = at_one(measured({"tail": 0.1, "ce": 0.0, "head": -0.1}))
     assert [(one.arm, one.reference, round(one.gain.value, 1)) for one in found] == [("tail", "ce", 0.1), ("head", "ce", -0.1)]
-    assert all(one.family == 2 and one.gain.shown for one in found)
+    assert all(one.family == 4 and one.gain.shown for one in found)  # at two k
 
 
 def test_settings_are_compared_with_those_that_differ_along_one_axis_only() -> None:
-    found = differences(arms(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]")), [1])
+    found = at_one(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]"))
     rate = "rl.optimizer.learning_rate"
     assert {(one.axis, one.arm, one.reference) for one in found} == {
         ("prior", f"tail {rate}=0.0001", f"ce {rate}=0.0001"),
@@ -107,12 +117,68 @@ def test_settings_are_compared_with_those_that_differ_along_one_axis_only() -> N
 def test_only_seeds_that_both_have_are_paired() -> None:
     both = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
     without = [e for e in both if not (e.plan.cell.recipe.prior.name == "tail" and e.plan.cell.recipe.seed == 1)]
-    (found,) = differences(arms(without), [1])
+    (found,) = at_one(without)
     ce, tail = arms(both)
     gains = [tail.gains("pass@k", 1), ce.gains("pass@k", 1)]
     assert gains[0] is not None
     assert gains[1] is not None
     assert found.gain.value == pytest.approx((gains[0] - gains[1])[[0, 2]].mean())
+
+
+def of(evaluations: list[Evaluation], prior: str, after: str) -> list[Evaluation]:
+    return [one for one in evaluations if (one.plan.cell.recipe.prior.name, one.after) == (prior, after)]
+
+
+@pytest.mark.parametrize("prior", ["ce", "tail"])
+def test_a_seed_whose_rl_is_not_finished_leaves_the_others_of_its_setting_in(prior: str) -> None:
+    whole = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
+    without = [one for one in whole if one is not of(whole, prior, "rl")[1]]
+    found = found_in(without)
+    assert [(one.arm, one.reference, one.seeds) for one in found.differences if one.k == 1] == [("tail", "ce", 2)]
+    (row,) = (row for row in summary(found, NOWHERE)["rows"] if row["arm"] == prior)
+    assert row["seeds"] == [0, 2]
+    assert row["pass@1"]["gain"]["value"] == pytest.approx(row["pass@1"]["after"]["value"] - row["pass@1"]["before"]["value"])
+    said = summary(found, NOWHERE)["verdict"]
+    assert f"Seeds that are not finished are left out: of {prior} (1)." in said
+
+
+def test_a_reference_that_is_not_finished_is_told_and_not_replaced() -> None:
+    rate = "axes.rl.optimizer.learning_rate=[1e-4, 2e-4, 4e-4]"
+    whole = measured({"tail": 0.1, "head": 0.1, "ce": 0.0}, rate)
+    cells = plans("axes.prior=[tail,head,ce]", "axes.seed=[0]", rate)
+    lacking = [id(one) for one in of(whole, "ce", "rl") + of(whole, "tail", "rl")[:1]]
+    found = found_in([one for one in whole if id(one) not in lacking], cells)
+    assert {(one.arm, one.reference) for one in found.differences} == {
+        (f"head rl.optimizer.learning_rate={other}", "head rl.optimizer.learning_rate=0.0001") for other in (0.0002, 0.0004)
+    }
+    said = " ".join(summary(found, NOWHERE)["verdict"])
+    assert "Along prior, nothing is compared with ce rl.optimizer.learning_rate=0.0002" in said
+    assert "Along rl.optimizer.learning_rate, nothing is compared with tail rl.optimizer.learning_rate=0.0001 yet" in said
+    assert "4 of 9 settings are not finished" in said
+
+
+def test_cross_entropy_with_changes_is_the_reference_and_so_is_that_of_mid_training() -> None:
+    def references(*overrides: str) -> set[tuple[str, str]]:
+        sweep = settings([plan.cell for plan in plans(*overrides)])
+        return {(axis, reference.name) for axis, along in pairs(sweep).items() for _, reference in along}
+
+    assert references("axes.prior=[tail, {use: ce, k: 4}, head]") == {("prior", "ce,k=4")}
+    assert references("axes.prior=[ce]", "midtrain=countdown", "axes.midtrain.prior=[tail, ce]") == {
+        ("midtrain.prior", "ce midtrain.prior=ce")
+    }
+    assert references("axes.prior=[tail]", "axes.pretrain.steps=[500, 400]") == {("pretrain.steps", "tail pretrain.steps=500")}
+
+
+def test_one_shared_seed_is_warned_of_however_many_each_setting_has() -> None:
+    def warned(ours: list[int], theirs: list[int]) -> str:
+        whole = measured({"ce": 0.0, "tail": 0.1, "head": 0.0}, seeds=3)
+        seeds = {"ce": ours, "tail": theirs, "head": [0, 1, 2]}
+        kept = [one for one in whole if one.plan.cell.recipe.seed in seeds[one.plan.cell.recipe.prior.name]]
+        return " ".join(sentence for sentence in summary(found_in(kept), NOWHERE)["verdict"] if "one seed" in sentence)
+
+    assert "Some differences are over one seed" in warned([0, 1], [1, 2])
+    assert "There is one seed per setting" in warned([0], [0, 1])
+    assert warned([0, 1], [0, 1]) == ""
 
 
 @given(st.integers(1, 12).flatmap(lambda n: st.lists(st.lists(st.integers(0, 1), min_size=n, max_size=n), min_size=1, max_size=8)))
@@ -140,7 +206,7 @@ def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
     first = predictors(cell_points(arms(told)))[0]
     assert (first.measurement, first.cells, first.shown) == ("entropy", 15, True)
     assert len(cell_points(arms(told)).gain) == 15
-    assert "goes along with the base model's entropy" in summary(told, NOWHERE)["verdict"][-1]
+    assert "goes along with the base model's entropy" in summary(found_in(told), NOWHERE)["verdict"][-1]
 
 
 def test_noise_is_seldom_shown_to_go_along_with_the_gain_however_few_the_cells() -> None:
@@ -153,7 +219,7 @@ def test_noise_is_seldom_shown_to_go_along_with_the_gain_however_few_the_cells()
 
 
 def test_a_perfect_order_of_five_cells_is_shown_for_one_measurement_and_is_too_little_among_eight() -> None:
-    rng, order = np.random.default_rng(0), np.arange(5.0)
+    rng, order = np.random.default_rng(0), np.arange(5, dtype=np.float64)
     (alone,) = predictors(Points(["ce"] * 5, order, {"entropy": order}))
     assert alone.shown
     assert alone.p == pytest.approx(2 / 120, abs=0.006)
@@ -181,7 +247,7 @@ def test_fewer_than_five_cells_foretell_nothing() -> None:
 
 
 def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
-    said = " ".join(summary(measured({"ce": 0.05, "tail": 0.15, "head": 0.05}), NOWHERE)["verdict"])
+    said = " ".join(summary(found_in(measured({"ce": 0.05, "tail": 0.15, "head": 0.05})), NOWHERE)["verdict"])
     assert "RL raised pass@1 in 3 of 3 settings" in said
     assert re.search(r"tail gained more than ce in pass@1: \+\.(09|10)", said)
     assert "head gained" not in said
@@ -189,36 +255,42 @@ def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
 
 
 def test_without_a_difference_the_verdict_says_so() -> None:
-    said = summary(measured({"ce": 0.05, "tail": 0.05}, seeds=2), NOWHERE)["verdict"]
+    said = summary(found_in(measured({"ce": 0.05, "tail": 0.05}, seeds=2)), NOWHERE)["verdict"]
     assert any("no difference in gain is shown" in sentence for sentence in said)
     assert not any("one seed" in sentence for sentence in said)
 
 
 def test_unfinished_settings_are_told() -> None:
     evaluations = measured({"ce": 0.05, "tail": 0.05})[:-1]
-    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(evaluations, NOWHERE)["verdict"])
-    assert summary(evaluations[:1], NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
+    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(found_in(evaluations), NOWHERE)["verdict"])
+    assert summary(found_in(evaluations[:1]), NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
 
 
 def test_two_sweeps_are_compared_setting_by_setting() -> None:
     first, second = measured({"ce": 0.05, "tail": 0.05}), measured({"tail": 0.15, "head": 0.05})
-    found = compare_across(("a", "b"), first, second)
-    assert [(one.arm, one.reference, one.k) for one in found] == [("b:tail", "a:tail", k) for k in shown_ks(first)]
+    found = across(first, second)
+    assert [(one.arm, one.reference, one.k) for one in found] == [("b:tail", "a:tail", k) for k in (1, 8)]
     assert found[0].gain.value == pytest.approx(0.1, abs=0.02)
 
 
+def test_settings_of_two_sweeps_are_matched_on_the_axes_that_both_have() -> None:
+    rate = "rl.optimizer.learning_rate"
+    found = across(measured({"ce": 0.0, "tail": 0.0}), measured({"ce": 0.0, "head": 0.1}, f"axes.{rate}=[2e-4, 4e-4]"))
+    assert {(one.arm, one.reference) for one in found} == {(f"b:ce {rate}={value}", "a:ce") for value in (0.0002, 0.0004)}
+
+
 def test_a_single_setting_is_compared_with_each_of_another_sweep() -> None:
-    found = compare_across(("a", "b"), measured({"ce": 0.0}), measured({"tail": 0.1, "head": 0.0}))
+    found = across(measured({"ce": 0.0}), measured({"tail": 0.1, "head": 0.0}))
     assert {(one.arm, one.reference) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
 
 
 def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
     with pytest.raises(PriorlabError, match="share no setting: ce, tail against head, precision"):
-        compare_across(("a", "b"), measured({"ce": 0.0, "tail": 0.0}), measured({"head": 0.0, "precision": 0.0}))
+        across(measured({"ce": 0.0, "tail": 0.0}), measured({"head": 0.0, "precision": 0.0}))
     with pytest.raises(PriorlabError, match="other problems, or with other seeds"):
-        compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
+        across(measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
     with pytest.raises(PriorlabError, match="priorlab status b"):
-        compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
+        across(measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
 
 
 def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
@@ -255,7 +327,7 @@ def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None
 
 
 def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_made_fewer_steps(tmp_path: Path) -> None:
-    evaluations = measured({"ce": 0.05, "tail": 0.05})
+    evaluations = measured({"ce": 0.05, "tail": 0.05}, "rl.validation.every=5")
     for evaluation_, per_step in zip(evaluations[::2], (10, 20), strict=True):
         folder = evaluation_.plan.chain["rl"].folder(Home(tmp_path))
         folder.path.mkdir(parents=True)
