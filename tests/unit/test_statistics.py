@@ -294,17 +294,23 @@ def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
 
 
 def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
-    expected = Precision(problems=100, samples=16, seeds=1, comparisons=1)
+    expected = Precision(problems=100, samples=16, seeds=3, comparisons=1)
     rng = np.random.default_rng(3)
     shown, means = 0, []
     for _ in range(400):
-        luck = rng.normal(0, SEED_SPREAD)
-        sampling = (rng.binomial(16, 0.14, (4, 100)) / 16 - 0.14).sum(axis=0)  # before and after, in two settings
+        luck = rng.normal(0, SEED_SPREAD, (3, 1))
+        sampling = (rng.binomial(16, 0.14, (4, 3, 100)) / 16 - 0.14).sum(axis=0)  # before and after, in two settings
         values = expected.detectable + luck + rng.normal(0, PROBLEM_SPREAD, 100) + sampling
         means.append(values.mean())
-        shown += abs(values.mean()) > 1.96 * expected.error
+        shown += contrasts([values])[0].shown
     assert np.std(means) == pytest.approx(expected.error, rel=0.1)
     assert shown / 400 == pytest.approx(0.8, abs=0.06)
+
+
+def test_two_seeds_show_less_than_their_standard_error_alone_would_say() -> None:
+    """The spread over seeds is then hardly known, which widens the interval of the finished sweep."""
+    two, many = Precision(5000, 64, 2, 4), Precision(5000, 64, 50, 4)
+    assert two.detectable / two.error > 3 * many.detectable / many.error
 
 
 def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
@@ -317,13 +323,22 @@ def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
     said = in_words(plan, 0.05)
     assert "128 problems x 64 samples x 1 seed:" in said
     assert "to show 0.05 takes more of both seeds and problems" in said
+    assert "Assumed: spreads of 0.3 over problems, as Countdown has, and of 0.03 over seeds, a guess" in said
 
 
 def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None:
     assert precision(list(load_sweep("quickstart", ["rl=null"]).cells())) is None
     assert precision(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells())) is None
     found = precision(list(load_sweep("quickstart", ["axes.seed=[0,1,2]"]).cells()))
-    assert found == Precision(problems=128, samples=64, seeds=3, comparisons=4)
+    assert found == Precision(problems=128, samples=64, seeds=3, comparisons=4 * 3)  # four priors beside cross-entropy, at three k
+
+
+def test_a_plan_counts_the_differences_that_the_report_makes() -> None:
+    rate = "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]"
+    expected = precision([plan.cell for plan in plans("axes.prior=[ce,tail,head]", rate, "evaluate.samples=8")])
+    assert expected is not None
+    found = found_in(measured({"ce": 0.0, "tail": 0.1, "head": 0.1}, rate)).differences
+    assert expected.comparisons == max(one.family for one in found) == 2 * 2 * 2  # two rates, two priors, two k
 
 
 def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_made_fewer_steps(tmp_path: Path) -> None:
