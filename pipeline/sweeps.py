@@ -206,11 +206,15 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     found = findings([plan.cell for plan in graph.cells], evaluations)
     shown = summary(found, home)
     write_comparison(sweep.name, sweep.description, graph, found, shown, home)
-    compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
-    identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
-    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, shown, identity)
+    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, shown, summary_run_id(sweep.name, graph))
     write_json_atomically(stamp, {"digest": digest, "summary": shown})
     return Comparison(shown, report)
+
+
+def summary_run_id(sweep: str, graph: Graph) -> str:
+    """Of the sweep's summary run in W&B: another one where other checkpoints are compared."""
+    compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
+    return f"{sweep}-{hashlib.sha256(json.dumps([sweep, compared]).encode()).hexdigest()[:16]}"
 
 
 def _kept_comparison(stamp: Path) -> dict[str, Any]:
