@@ -30,9 +30,11 @@ def share(interval: dict[str, float] | None) -> str:
     return _DASH if interval is None else numbers.share(interval["value"])
 
 
-def headings(keys: list[str]) -> list[str]:
-    pairs = [[f"{key} before", "after", "gain [95%]"] for key in keys]
-    return ["prior", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
+def headings(keys: list[str], *, bayes: bool = False) -> list[str]:
+    """`bayes` as in `cells`; a posterior gain is shrunk to the uniform prior, and not after minus before."""
+    gains = {key: "posterior gain [95% credible]" if bayes and key == "pass@1" else "gain [95%]" for key in keys}
+    pairs = [[f"{key} before", "after", gains[key]] for key in keys]
+    return ["setting", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
 
 
 def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[str]:
@@ -47,7 +49,7 @@ def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[
 def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | None = None, *, bayes: bool = False) -> Table:
     """All of the comparison, or its columns for some `keys` (pass@1, ...) only."""
     keys = pass_keys(rows) if keys is None else keys
-    return _table(title, headings(keys), [cells(row, keys, bayes=bayes) for row in rows])
+    return _table(title, headings(keys, bayes=bayes), [cells(row, keys, bayes=bayes) for row in rows])
 
 
 def differences_table(differences: list[dict[str, Any]], title: str) -> Table:

@@ -219,5 +219,5 @@ def test_a_narrow_terminal_gets_one_table_per_k() -> None:
     (plan,) = plans("axes.prior=[ce]")
     rows = summary(found_in([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5)]), NOWHERE)["rows"]
     narrow = terminal_table(rows, "mine, pass@8", ["pass@8"])
-    assert [column.header for column in narrow.columns] == ["prior", "entropy", "perplexity", "pass@8 before", "after", "gain [95%]"]
+    assert [column.header for column in narrow.columns] == ["setting", "entropy", "perplexity", "pass@8 before", "after", "gain [95%]"]
     assert Console(width=200).measure(narrow).maximum <= 80
