@@ -40,6 +40,11 @@ class Arm:
         return self.setting.cells[0].recipe.prior.name
 
     @property
+    def chance(self) -> float:
+        """What guessing scores in pass@1."""
+        return self.setting.cells[0].recipe.task.chance
+
+    @property
     def seeds(self) -> list[int]:
         return [evaluation.plan.cell.recipe.seed for evaluation in self.before]
 

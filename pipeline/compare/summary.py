@@ -37,19 +37,18 @@ def findings(cells: Sequence[Cell], evaluations: list[Evaluation]) -> Findings:
 
 
 def summary(found: Findings, home: Home) -> dict[str, Any]:
-    """`rows` (one per arm), `differences` between them, `equal_budgets`, `predictors` of the gain, the `verdict`, and `chance`."""
+    """`rows` (one per arm), `differences` between them, `equal_budgets`, `predictors` of the gain, and the `verdict`."""
     return {
         "rows": [_row(arm, found.ks) for arm in found.arms],
         "differences": [one.as_dict() for one in found.differences],
         "equal_budgets": equal_budgets(found.arms, home),
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
         "verdict": verdict(found.settings, found.arms, found.differences, found.predictors, found.ks),
-        "chance": found.arms[0].before[0].plan.cell.recipe.task.chance if found.arms else 0.0,
     }
 
 
 def _row(arm: Arm, ks: list[int]) -> dict[str, Any]:
-    row: dict[str, Any] = {"arm": arm.name, "prior": arm.prior, "seeds": arm.seeds}
+    row: dict[str, Any] = {"arm": arm.name, "prior": arm.prior, "seeds": arm.seeds, "chance": arm.chance}
     for metric in ("entropy", "perplexity"):
         row[metric] = arm.before_at(metric).as_dict()
     for k in ks:

@@ -1,4 +1,4 @@
-"""What a comparison shows, in sentences made from its intervals and from nothing else."""
+"""What a comparison shows, in sentences made from its intervals and from nothing else but what was configured."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def verdict(
     """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what goes along with the gain."""
     finished = [arm for arm in compared if arm.finished]
     if not finished or not ks:
-        return ["No setting has been measured both before and after RL yet."]
+        return ["No setting has been measured both before and after RL yet.", *_guessing(compared)]
     sentences = [_gained(finished, ks[0])]
     if len(ks) > 1:
         sentences.append(_gained(finished, ks[-1]))
     for axis in dict.fromkeys(one.axis for one in between):
         sentences += _along(axis, [one for one in between if one.axis == axis])
     sentences += _few_seeds([one.seeds for one in between] or [len(arm.seeds) for arm in finished])
-    return sentences + _missing(of_sweep, finished, between) + _foretelling(foretold)
+    return sentences + _missing(of_sweep, finished, between) + _guessing(compared) + _foretelling(foretold)
 
 
 def _gained(finished: Sequence[Arm], k: int) -> str:
@@ -105,6 +105,16 @@ def _missing(of_sweep: Sequence[Setting], finished: Sequence[Arm], between: Sequ
         if apart:
             sentences.append(f"Along {axis}, {_some(apart)} cannot be compared: they share no seed, or not their problems.")
     return sentences
+
+
+def _guessing(compared: Sequence[Arm]) -> list[str]:
+    levels = sorted({arm.chance for arm in compared} - {0.0})
+    if not levels:
+        return []
+    where = {level: _some([arm.name for arm in compared if arm.chance == level]) for level in levels}
+    alike = all(arm.chance == levels[0] for arm in compared)
+    scores = [f"{share(level)}{'' if alike else f' ({where[level]})'}" for level in levels]
+    return [f"Guessing scores {', '.join(scores)} in pass@1: the floor, not 0."]
 
 
 def _some(names: Sequence[str]) -> str:

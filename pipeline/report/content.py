@@ -45,8 +45,6 @@ def settings(compared: Sequence[Arm]) -> list[tuple[str, str]]:
             f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "
             f"{rl.optimizer.learning_rate:g}, exploration {rl.exploration.name}"
         )
-    if recipe.task.chance:
-        found["guessing"] = f"scores {recipe.task.chance:g} in pass@1: the floor, not 0"
     varied = {path.split(".")[0] for arm in compared for path in arm.coordinates}
     return [(name, text + (" (varied, see the table)" if name in varied else "")) for name, text in found.items()]
 

@@ -34,9 +34,8 @@ def pass_at_k_curves(arms: Sequence[Arm]) -> str:
             if after:
                 axis.plot(ks, [i.value for i in after], color=colour(index), label="after RL")
                 axis.fill_between(ks, [i.low for i in after], [i.high for i in after], color=colour(index), alpha=0.2, lw=0)
-            chance = arm.before[0].plan.cell.recipe.task.chance
-            if chance:
-                axis.axhline(chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
+            if arm.chance:
+                axis.axhline(arm.chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
             axis.set_xscale("log", base=2)
             axis.set_xticks(ks, [str(k) for k in ks])
             axis.set_ylim(0, 1.02)

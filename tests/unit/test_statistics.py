@@ -266,6 +266,16 @@ def test_unfinished_settings_are_told() -> None:
     assert summary(found_in(evaluations[:1]), NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
 
 
+def test_the_verdict_says_what_guessing_scores_of_each_task() -> None:
+    def said(tasks: str) -> list[str]:
+        found = [evaluation(plan, after, 0.5) for plan in plans("axes.prior=[ce]", tasks) for after in ("pretrain", "rl")]
+        return [sentence for sentence in summary(found_in(found), NOWHERE)["verdict"] if "Guessing" in sentence]
+
+    assert said("axes.task=[parity]") == ["Guessing scores .500 in pass@1: the floor, not 0."]
+    assert said("axes.task=[countdown,parity]") == ["Guessing scores .500 (ce task=parity) in pass@1: the floor, not 0."]
+    assert said("axes.task=[countdown]") == []
+
+
 def test_two_sweeps_are_compared_setting_by_setting() -> None:
     first, second = measured({"ce": 0.05, "tail": 0.05}), measured({"tail": 0.15, "head": 0.05})
     found = across(first, second)
