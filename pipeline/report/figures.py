@@ -39,7 +39,7 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     if not compared or not ks:
         return []
     drawn = compared[:_MOST_LINES]
-    few = f" The first {_MOST_LINES} of {len(compared)} settings." if len(compared) > _MOST_LINES else ""
+    few = _few(_MOST_LINES, len(compared))
     shown = []
     if any(arm.finished for arm in compared):
         shown += _gains(compared, found.differences, ks)
@@ -58,18 +58,20 @@ def figures(found: Findings, home: Home) -> list[Figure]:
 
 
 def _gains(compared: Sequence[Arm], between: Sequence[Difference], ks: list[int]) -> list[Figure]:
-    shown = [arm for arm in compared if arm.finished][:_MOST_ROWS]
-    few = f" The first {_MOST_ROWS} of {len(compared)} settings." if len(compared) > _MOST_ROWS else ""
-    found = [Figure("What RL gains", plots.gains(shown, ks), f"95% intervals. One that crosses 0 shows no change.{few}")]
+    finished = [arm for arm in compared if arm.finished]
+    few = _few(_MOST_ROWS, len(finished), "finished settings")
+    forest = plots.gains(finished[:_MOST_ROWS], compared, ks)
+    found = [Figure("What RL gains", forest, f"95% intervals. One that crosses 0 shows no change.{few}")]
     for axis in dict.fromkeys(one.axis for one in between):
         along = [one for one in between if one.axis == axis]
-        pairs = list(dict.fromkeys((one.arm, one.reference) for one in along))[:_MOST_ROWS]
+        every = list(dict.fromkeys((one.arm, one.reference) for one in along))
+        pairs = every[:_MOST_ROWS]
         found.append(
             Figure(
                 f"Who gains more, along {axis}",
                 plots.differences([one for one in along if (one.arm, one.reference) in pairs], compared),
                 f"Gain minus the reference's gain, paired per problem and seed. The intervals hold for all {along[0].family} "
-                "together with 95%; one that crosses 0 shows no difference.",
+                f"together with 95%; one that crosses 0 shows no difference.{_few(_MOST_ROWS, len(every), 'differences')}",
             )
         )
     return found
@@ -83,9 +85,15 @@ def _predictors(compared: Sequence[Arm], points: Points, foretold: Sequence[Pred
         Figure(
             "What goes along with the gain",
             plots.gain_against(points, compared[:_MOST_ROWS], foretold),
-            f"Each point is a cell: what was measured on the base model, and what RL gained in pass@1.{above}",
+            f"Each point is a cell: what was measured on the base model, and what RL gained in pass@1.{above}"
+            + _few(_MOST_ROWS, len(compared), "settings; the correlations are over all"),
         )
     ]
+
+
+def _few(most: int, count: int, what: str = "settings") -> str:
+    """What a caption says where only the first ones are drawn."""
+    return f" The first {most} of {count} {what}." if count > most else ""
 
 
 def _training(drawn: Sequence[Arm], home: Home, few: str) -> list[Figure]:
