@@ -68,7 +68,7 @@ def pass_at_k_curves(arms: Sequence[Arm]) -> str:
 
 
 def gains(drawn: Sequence[Arm], arms: Sequence[Arm], ks: Sequence[int]) -> str:
-    """Forest plot: one row per arm that is drawn, one panel per k, gains of RL with 95% intervals; colours as in the figures of `arms`."""
+    """Forest plot: one row per arm that is drawn, one panel per k, with 95% intervals; colours as in the figures of `arms`."""
     colours = {arm.name: colour(index) for index, arm in enumerate(arms)}
     rows = [(arm.name, [arm.gain_at("pass@k", k) for k in ks], colours[arm.name]) for arm in drawn]
     return _forest(rows, [f"gain in pass@{k}" for k in ks])
