@@ -106,9 +106,10 @@ def cell_points(compared: Sequence[Arm]) -> Points:
 def _halves(base: Evaluation) -> tuple[Floats, Floats]:
     """Of each problem's samples, how many are right in a random half of n // 2, and how many among the others.
 
-    Samples of a problem are exchangeable, so their counts are all that is needed.
+    Samples of a problem are exchangeable, so their counts are all that is needed. Cells that RL starts alike have one split: of a given
+    count, what one half has more the other has less.
     """
-    rng = np.random.default_rng([_SEED, *base.plan.cell.id.encode()])
+    rng = np.random.default_rng([_SEED, int(base.plan.evaluations[base.after].fingerprint[:16], 16)])
     correct = np.round(base.values("avg@n", base.n) * base.n).astype(int)
     half = rng.hypergeometric(correct, base.n - correct, base.n // 2)
     return half.astype(float), (correct - half).astype(float)

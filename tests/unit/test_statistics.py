@@ -242,6 +242,12 @@ def test_luck_of_the_samples_before_rl_makes_no_correlation() -> None:
         assert abs(stats.spearmanr(points.measured[name], points.gain).statistic) < 0.35
 
 
+def test_cells_that_share_a_base_model_have_one_measurement_of_it() -> None:
+    points = cell_points(arms(measured({"ce": 0.0}, "axes.rl.steps=[1,2,3,4,5,6]")))
+    assert len(points.gain) == 6
+    assert points.varying == []
+
+
 def test_fewer_than_five_cells_foretell_nothing() -> None:
     assert predictors(cell_points(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2)))) == []
 
