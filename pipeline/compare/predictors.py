@@ -1,4 +1,4 @@
-"""What, measured on the base model, goes along with the gain? Rank correlations over the cells of a sweep."""
+"""What, measured on the base model, goes along with the gain? Rank correlations over the base settings of a sweep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASUREMENTS = {
     "mixed": "share of mixed groups",
     "length": "response length (greedy)",
 }
-_FEWEST_CELLS = 5
+_FEWEST = 5
 _DEALS = 4000
 _DEALT_AT_ONCE = 50
 _SEED = 20251222
@@ -32,6 +32,8 @@ class Points:
     """One entry per cell: its setting, the gain in pass@1, and what was measured on its base model."""
 
     arms: list[str]
+    bases: list[str]
+    """What the cell's base model was trained with, but for the seed; settings that differ in RL alone share it."""
     gain: Floats
     measured: dict[str, Floats]
 
@@ -39,6 +41,12 @@ class Points:
     def varying(self) -> list[str]:
         """Measurements that differ between cells."""
         return [name for name, values in self.measured.items() if len(values) and np.ptp(values) > 0]
+
+    def by_base(self, values: Floats) -> Floats:
+        """Their means over the cells of each base setting."""
+        _, which = np.unique(self.bases, return_inverse=True)
+        means: Floats = np.bincount(which, values) / np.bincount(which)
+        return means
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class Predictor:
     measurement: str
     correlation: float
     p: float
-    """How often any of all measurements correlates as much when the gains are dealt out to the cells at random."""
-    cells: int
+    """How often any of all measurements correlates as much when the gains are dealt out to the base settings at random."""
+    bases: int
 
     @property
     def shown(self) -> bool:
@@ -57,17 +65,24 @@ class Predictor:
 
 
 def predictors(points: Points) -> list[Predictor]:
-    """One per measurement that differs between cells; none with fewer than five finished cells. Strongest first.
+    """One per measurement that differs between base settings; none with fewer than five of them. Strongest first.
 
-    The test permutes the gains and looks at the strongest correlation of all measurements (Westfall and Young, 1993, with the count of
-    Phipson and Smyth, 2010): right for any number of cells, and corrected for the number of measurements. It takes cells as
-    exchangeable, which cells that share a prior or a seed are not: read it as a screening, not as a proof.
+    What is compared are means over all cells of a base setting: its seeds resemble each other in the measurements and in the gain, and
+    counted apart would make chance correlations sure. The test permutes the gains and looks at the strongest correlation of all
+    measurements (Westfall and Young, 1993, with the count of Phipson and Smyth, 2010): right for any number of base settings, and
+    corrected for the number of measurements. It takes base settings as exchangeable, which those that share a prior are not: read it as
+    a screening, not as a proof.
     """
-    cells, varying = len(points.gain), points.varying
-    if cells < _FEWEST_CELLS or not varying or np.ptp(points.gain) == 0:
+    bases = len(set(points.bases))
+    if bases < _FEWEST:
         return []
-    gain = _standard_ranks(points.gain)
-    measured = np.stack([_standard_ranks(points.measured[name]) for name in varying], axis=1)
+    gains = points.by_base(points.gain)
+    means = {name: points.by_base(points.measured[name]) for name in points.varying}
+    varying = [name for name, values in means.items() if np.ptp(values) > 0]
+    if not varying or np.ptp(gains) == 0:
+        return []
+    gain = _standard_ranks(gains)
+    measured = np.stack([_standard_ranks(means[name]) for name in varying], axis=1)
     correlations = gain @ measured
     rng = np.random.default_rng(_SEED)
     strongest = np.empty(_DEALS)
@@ -75,7 +90,7 @@ def predictors(points: Points) -> list[Predictor]:
         dealt = rng.permuted(np.tile(gain, (_DEALT_AT_ONCE, 1)), axis=1)
         strongest[start : start + _DEALT_AT_ONCE] = np.abs(dealt @ measured).max(axis=1)
     found = [
-        Predictor(name, float(one), (1 + int((strongest >= abs(one) - 1e-9).sum())) / (1 + _DEALS), cells)
+        Predictor(name, float(one), (1 + int((strongest >= abs(one) - 1e-9).sum())) / (1 + _DEALS), bases)
         for name, one in zip(varying, correlations, strict=True)
     ]
     return sorted(found, key=lambda one: -abs(one.correlation))
@@ -89,6 +104,7 @@ def cell_points(compared: Sequence[Arm]) -> Points:
     other; lengths are of greedy responses.
     """
     arms: list[str] = []
+    bases: list[str] = []
     gain: list[float] = []
     measured: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
     for arm in compared:
@@ -97,10 +113,11 @@ def cell_points(compared: Sequence[Arm]) -> Points:
                 continue
             correct, others = _halves(base)
             arms.append(arm.name)
+            bases.append(str({path: value for path, value in arm.coordinates.items() if path.partition(".")[0] != "rl"}))
             gain.append(float(after.values("pass@k", 1).mean() - others.mean() / (base.n - base.n // 2)))
             for name in MEASUREMENTS:
                 measured[name].append(_measured(base, name, correct, base.n // 2))
-    return Points(arms, np.array(gain), {name: np.array(values) for name, values in measured.items()})
+    return Points(arms, bases, np.array(gain), {name: np.array(values) for name, values in measured.items()})
 
 
 def _halves(base: Evaluation) -> tuple[Floats, Floats]:

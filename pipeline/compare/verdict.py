@@ -125,15 +125,15 @@ def _some(names: Sequence[str]) -> str:
 def _foretelling(foretold: Sequence[Predictor]) -> list[str]:
     if not foretold:
         return []
-    cells, shown = foretold[0].cells, [one for one in foretold if one.shown]
+    bases, shown = foretold[0].bases, [one for one in foretold if one.shown]
     if not shown:
         best = foretold[0]
         return [
-            f"No measurement of the base model is shown to go along with the gain over {cells} cells; the closest is "
+            f"No measurement of the base model is shown to go along with the gain over {bases} base settings; the closest is "
             f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f}, p = {share(best.p)})."
         ]
     named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f}, p = {share(one.p)})" for one in shown]
     return [
-        f"Over {cells} cells, the gain in pass@1 goes along with the base model's {', '.join(named)}: look there before spending RL "
-        "compute. This is a correlation over cells that share priors and seeds, not a cause."
+        f"Over {bases} base settings, the gain in pass@1 goes along with the base model's {', '.join(named)}: look there before "
+        "spending RL compute. This is a correlation, not a cause."
     ]

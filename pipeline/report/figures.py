@@ -80,7 +80,8 @@ def _gains(compared: Sequence[Arm], between: Sequence[Difference], ks: list[int]
 def _predictors(compared: Sequence[Arm], points: Points, foretold: Sequence[Predictor]) -> list[Figure]:
     if len(points.gain) < _FEWEST_POINTS or not points.varying:
         return []
-    above = " Above each panel: rank correlation, and how often chance makes that of any panel as strong." if foretold else ""
+    told = " Above each panel: rank correlation over base settings, and how often chance makes that of any panel as strong."
+    above = told if foretold else ""
     return [
         Figure(
             "What goes along with the gain",

@@ -192,38 +192,52 @@ def test_the_bayesian_mean_and_its_error_equal_scorio(outcomes: list[list[int]])
 def test_rank_correlation_equals_scipy_ties_included(points: list[tuple[int, int]]) -> None:
     x, y = np.array(points, dtype=float).T
     if np.ptp(x) and np.ptp(y):
-        found = predictors(Points(["ce"] * len(x), y, {"entropy": x}))
+        found = predictors(Points(["ce"] * len(x), list(map(str, range(len(x)))), y, {"entropy": x}))
         assert [one.correlation for one in found] == pytest.approx([stats.spearmanr(x, y).statistic])
 
 
 def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
-    evaluations = measured({name: 0.02 * rank for rank, name in enumerate(("ce", "precision", "diversity", "tail", "head"))}, seeds=3)
+    steps = list(range(500, 507))
     told = []
-    for one in evaluations:  # an entropy that follows the gain, and a perplexity that follows nothing
-        rank = ("ce", "precision", "diversity", "tail", "head").index(one.plan.cell.recipe.prior.name)
+    for one in measured({"ce": 0.0}, f"axes.pretrain.steps={steps}", seeds=2):  # an entropy that follows the gain
+        rank = steps.index(one.plan.cell.recipe.pretrain.steps)
+        passed = {k: values + 0.1 * rank * (one.after == "rl") for k, values in one.metrics["pass@k"].items()}
         entropy = {"entropy": np.full(10, 1 + 0.1 * rank + 0.01 * one.plan.cell.recipe.seed)}
-        told.append(Evaluation(**{**one.__dict__, "heldout": one.heldout | entropy}))
+        told.append(replace(one, heldout=one.heldout | entropy, metrics=one.metrics | {"pass@k": passed}))
     first = predictors(cell_points(arms(told)))[0]
-    assert (first.measurement, first.cells, first.shown) == ("entropy", 15, True)
-    assert len(cell_points(arms(told)).gain) == 15
+    assert (first.measurement, first.bases, first.shown) == ("entropy", 7, True)
+    assert len(cell_points(arms(told)).gain) == 14
     assert "goes along with the base model's entropy" in summary(found_in(told), NOWHERE)["verdict"][-1]
+
+
+def test_seeds_and_ways_of_rl_are_no_base_settings_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    shown, bases = 0, [name for name in "abcde" for _ in range(4)]
+    for _ in range(60):  # priors that differ, in everything and by chance: cells counted apart would show it in six of ten
+        of_base = {name: np.repeat(rng.random(5), 4) + 0.1 * rng.random(20) for name in (*MEASUREMENTS, "gain")}
+        shown += any(one.shown for one in predictors(Points(bases, bases, of_base.pop("gain"), of_base)))
+    assert shown <= 6
+    points = cell_points(arms(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.steps=[1,2]", seeds=2)))
+    assert (len(points.bases), len(set(points.bases))) == (8, 2)
 
 
 def test_noise_is_seldom_shown_to_go_along_with_the_gain_however_few_the_cells() -> None:
     rng = np.random.default_rng(0)
     shown = 0
     for _ in range(100):
-        found = predictors(Points(["ce"] * 5, rng.random(5), {name: rng.random(5) for name in MEASUREMENTS}))
+        found = predictors(Points(["ce"] * 5, list("abcde"), rng.random(5), {name: rng.random(5) for name in MEASUREMENTS}))
         shown += any(one.shown for one in found)
     assert shown <= 10
 
 
 def test_a_perfect_order_of_five_cells_is_shown_for_one_measurement_and_is_too_little_among_eight() -> None:
     rng, order = np.random.default_rng(0), np.arange(5, dtype=np.float64)
-    (alone,) = predictors(Points(["ce"] * 5, order, {"entropy": order}))
+    (alone,) = predictors(Points(["ce"] * 5, list("abcde"), order, {"entropy": order}))
     assert alone.shown
     assert alone.p == pytest.approx(2 / 120, abs=0.006)
-    first = predictors(Points(["ce"] * 5, order, {"entropy": order, **{str(number): rng.random(5) for number in range(7)}}))[0]
+    first = predictors(
+        Points(["ce"] * 5, list("abcde"), order, {"entropy": order, **{str(number): rng.random(5) for number in range(7)}})
+    )[0]
     assert (first.measurement, first.shown) == ("entropy", False)
 
 
@@ -248,7 +262,7 @@ def test_cells_that_share_a_base_model_have_one_measurement_of_it() -> None:
     assert points.varying == []
 
 
-def test_fewer_than_five_cells_foretell_nothing() -> None:
+def test_fewer_than_five_base_settings_foretell_nothing() -> None:
     assert predictors(cell_points(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2)))) == []
 
 
