@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.compare.evaluations import load_evaluations
-from pipeline.compare.summary import summary
+from pipeline.compare.summary import findings, summary
 from pipeline.compose import Cell, Sweep, validate_in_full
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage
@@ -24,7 +24,7 @@ from pipeline.runner import Outcome, View, run
 from pipeline.slurm.queue import Job, job_of, live_jobs
 from pipeline.store import NAME, Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
 
-_COMPARISON_VERSION = 2
+_COMPARISON_VERSION = 3
 """Raised when the comparison's files change for the same results: they are then written anew."""
 
 
@@ -203,13 +203,18 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     from pipeline.tracking import log_comparison
 
     folder.mkdir(parents=True, exist_ok=True)
-    found = summary(evaluations, home)
-    write_comparison(sweep.name, sweep.description, graph, evaluations, found, home)
+    found = findings([plan.cell for plan in graph.cells], evaluations)
+    shown = summary(found, home)
+    write_comparison(sweep.name, sweep.description, graph, found, shown, home)
+    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, shown, summary_run_id(sweep.name, graph))
+    write_json_atomically(stamp, {"digest": digest, "summary": shown})
+    return Comparison(shown, report)
+
+
+def summary_run_id(sweep: str, graph: Graph) -> str:
+    """Of the sweep's summary run in W&B: another one where other checkpoints are compared."""
     compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
-    identity = hashlib.sha256(json.dumps([sweep.name, compared]).encode()).hexdigest()
-    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, found, identity)
-    write_json_atomically(stamp, {"digest": digest, "summary": found})
-    return Comparison(found, report)
+    return f"{sweep}-{hashlib.sha256(json.dumps([sweep, compared]).encode()).hexdigest()[:16]}"
 
 
 def _kept_comparison(stamp: Path) -> dict[str, Any]:

@@ -68,6 +68,11 @@ def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
         return wandb.init(mode="offline", **arguments)
 
 
+def run_id(fingerprint: str) -> str:
+    """Of a stage's run."""
+    return fingerprint[:32]
+
+
 def artifact_name(kind: str, fingerprint: str) -> str:
     return f"{kind}-{fingerprint[:12]}"
 
@@ -83,7 +88,7 @@ class StageRun:
         self._run = open_run(
             tracking,
             folder,
-            id=spec["fingerprint"][:32],
+            id=run_id(spec["fingerprint"]),
             name=f"{spec['kind']}-{spec['slug']}",
             group=spec["sweep"],
             job_type=spec["kind"],
@@ -132,19 +137,17 @@ def log_comparison(
     folder: Path,
     evaluations: list[Evaluation],
     summary: dict[str, Any],
-    identity: str,
+    summary_run: str,
 ) -> None:
     """The sweep's summary run: tables of gains, differences and pass@k, their charts, and gains as summary values.
 
-    `identity` names what is compared: the same sweep, reported again when more has finished, updates the same run.
+    `summary_run` is its id: the same sweep, reported again when more has finished, updates the same run.
     """
     if resolve_mode(tracking) == "disabled":
         return
     import wandb
 
-    run = open_run(
-        tracking, folder, id=f"{sweep}-{identity[:16]}", name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"]
-    )
+    run = open_run(tracking, folder, id=summary_run, name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"])
     gains = wandb.Table(columns=["arm", "prior", "metric", "before", "after", "gain", "gain_low", "gain_high"])
     for row in summary["rows"]:
         for metric in (key for key in row if key.startswith("pass@")):
@@ -171,7 +174,7 @@ def log_comparison(
     forest = wandb.Table(columns=["gain in pass@1", "setting", "row"])
     for row_number, row in enumerate(summary["rows"]):
         gain = row.get("pass@1", {}).get("gain")
-        for key in ("low", "value", "high") if gain else ():
+        for key in ("low", "value", "high") if gain and gain["low"] is not None else ():
             forest.add_data(gain[key], row["arm"], len(summary["rows"]) - row_number)
     run.log(
         {

@@ -14,12 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.compare.evaluations import load_evaluations
+from pipeline.compare.settings import Setting, settings
+from pipeline.compare.summary import Findings, findings
 from pipeline.compose import Sweep
 from pipeline.errors import PriorlabError
 from pipeline.graph import Graph, build_graph
 from pipeline.store import Home
 from pipeline.sweeps import compare_sweep, known_sweep
-from pipeline.terminal import WIDE, console, print_json, print_wide
+from pipeline.terminal import WIDE, console, print_json, print_wide, some_of
 
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="results.csv: every metric of every cell, with intervals")]
@@ -36,25 +38,38 @@ def report(
         str | None,
         typer.Option(help="order of rows, largest first: entropy, perplexity, before@K, after@K, gain@K; or arm", show_default=False),
     ] = None,
-    only: Annotated[str | None, typer.Option("--filter", help="only settings with this text in their name", show_default=False)] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--filter", help="only settings with this text in their name; the verdict stays on all", show_default=False),
+    ] = None,
     bayes: Annotated[bool, typer.Option("--bayes", help="gains in pass@1 with credible intervals for these very problems")] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Write and print the comparison of a sweep, as far as it has come."""
+    idle = {"--json": as_csv and as_json, "--sort": as_csv and sort is not None, "--bayes": (as_csv or as_json) and bayes}
+    for option in (option for option, given in idle.items() if given):
+        raise PriorlabError(f"{option} changes nothing of what {'--csv' if as_csv else '--json'} prints; leave one of the two out")
     home = Home.from_environment()
     saved = known_sweep(name, home)
-    comparison = compare_sweep(saved, build_graph(saved.cells()), home)
+    graph = build_graph(saved.cells())
+    comparison = compare_sweep(saved, graph, home)
     if comparison is None:
         raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows how far it is")
+    chosen = _chosen(settings([plan.cell for plan in graph.cells]), only)
     if as_csv:
-        sys.stdout.write(_csv(comparison.report.with_name("results.csv"), only))
+        sys.stdout.write(_csv(comparison.report.with_name("results.csv"), chosen))
         return
-    chosen = comparison.summary | {"rows": _chosen(comparison.summary["rows"], sort, only)}
+    shown = _of(chosen, comparison.summary, sort)
+    if not shown["rows"]:
+        raise PriorlabError(
+            f"sweep {name!r} has no finished evaluation of what RL starts from yet{' in these settings' if only else ''}; `priorlab "
+            f"status {name}` shows how far it is, and --csv has the checkpoints along the way"
+        )
     if as_json:
-        print_json(chosen)
+        print_json(shown)
         return
-    _show(name, chosen, comparison.report, bayes=bayes)
+    _show(name, shown, comparison.report, bayes=bayes, filtered=only is not None)
 
 
 def compare(
@@ -67,16 +82,21 @@ def compare(
     from pipeline.report.tables import differences_table
 
     home = Home.from_environment()
-    both = [load_evaluations(build_graph(known_sweep(name, home).cells()), home) for name in (first, second)]
+    both = [_findings(name, home) for name in (first, second)]
     found = compare_across((first, second), *both)
     if as_json:
-        print_json(found)
+        print_json([one.as_dict() for one in found])
         return
-    print_wide(differences_table(found, f"what {second} gains more than {first}"))
-    shown = sum(one["low"] > 0 or one["high"] < 0 for one in found)
+    print_wide(differences_table([one.as_dict() for one in found], f"what {second} gains more than {first}"))
+    shown = sum(one.gain.shown for one in found)
     console.print(
         f"\n{shown} of {len(found)} differences are shown; the intervals hold for all of them together with 95%", soft_wrap=True
     )
+
+
+def _findings(name: str, home: Home) -> Findings:
+    graph = build_graph(known_sweep(name, home).cells())
+    return findings([plan.cell for plan in graph.cells], load_evaluations(graph, home))
 
 
 def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
@@ -88,7 +108,7 @@ def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
     return True
 
 
-def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = False) -> None:
+def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = False, filtered: bool = False) -> None:
     from pipeline.report.tables import pass_keys, terminal_table
 
     rows = summary["rows"]
@@ -98,6 +118,8 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
         console.print()
         print_wide(table)
     console.print()
+    if filtered:
+        console.print("of all settings:")
     for sentence in summary["verdict"]:
         console.print(Text(f"- {sentence}"), soft_wrap=not console.is_terminal)
     console.print()
@@ -108,15 +130,22 @@ def _fits(table: Table) -> bool:
     return not console.is_terminal or Console(width=WIDE).measure(table).maximum <= console.width
 
 
-def _chosen(rows: list[dict[str, Any]], sort: str | None, only: str | None) -> list[dict[str, Any]]:
-    kept = [row for row in rows if only is None or only.lower() in row["arm"].lower()]
-    if not kept:
-        raise PriorlabError(f"--filter {only!r} fits no setting; there are: {', '.join(row['arm'] for row in rows)}")
-    if sort is None:
-        return kept
+def _chosen(of_sweep: list[Setting], only: str | None) -> list[Setting]:
+    chosen = [setting for setting in of_sweep if only is None or only.lower() in setting.name.lower()]
+    if not chosen:
+        raise PriorlabError(f"--filter {only!r} fits no setting; there are: {some_of([setting.name for setting in of_sweep])}")
+    return chosen
+
+
+def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dict[str, Any]:
+    """Rows and differences of the chosen settings; what holds for the sweep stays."""
+    names = {setting.name for setting in chosen}
+    rows = [row for row in summary["rows"] if row["arm"] in names]
     if sort == "arm":
-        return sorted(kept, key=lambda row: str(row["arm"]))
-    return sorted(kept, key=lambda row: _sort_value(row, sort), reverse=True)
+        rows.sort(key=lambda row: str(row["arm"]))
+    elif sort is not None:
+        rows.sort(key=lambda row: _sort_value(row, sort), reverse=True)
+    return summary | {"rows": rows, "differences": [one for one in summary["differences"] if names & {one["arm"], one["reference"]}]}
 
 
 def _sort_value(row: dict[str, Any], sort: str) -> float:
@@ -132,13 +161,12 @@ def _sort_value(row: dict[str, Any], sort: str) -> float:
     return float("-inf") if interval is None else float(interval["value"])
 
 
-def _csv(file: Path, only: str | None) -> str:
-    text = file.read_text(encoding="utf-8")
-    if only is None:
-        return text
-    rows = list(csv.reader(io.StringIO(text)))
-    kept = io.StringIO()
-    csv.writer(kept, lineterminator="\n").writerows([rows[0], *(row for row in rows[1:] if only.lower() in row[1].lower())])
+def _csv(file: Path, chosen: list[Setting]) -> str:
+    """The rows of results.csv that are of cells of the chosen settings."""
+    cells = {cell.id for setting in chosen for cell in setting.cells}
+    head, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8")))
+    kept, column = io.StringIO(), head.index("cell")
+    csv.writer(kept, lineterminator="\n").writerows([head, *(row for row in rows if row[column] in cells)])
     return kept.getvalue()
 
 

@@ -21,8 +21,12 @@ def equal_budgets(compared: Sequence[Arm], home: Home) -> dict[str, Any] | None:
     over its seeds of the rollouts up to the common step and of the gains at the last validation within each budget. None without
     validation, or where all settings sample alike, so that the two comparisons are one.
     """
-    curves = {arm.name: [curve for e in arm.before if len(curve := _curve(stage_rows(e.plan, "rl", home))) > 1] for arm in compared}
-    curves = {name: of_arm for name, of_arm in curves.items() if of_arm}
+    curves: dict[str, list[np.ndarray]] = {}
+    for arm in compared:
+        for plan in (evaluation.plan for evaluation in arm.before):
+            validated = plan.cell.recipe.rl is not None and plan.cell.recipe.rl.validation is not None
+            if validated and len(curve := _curve(stage_rows(plan, "rl", home))) > 1:
+                curves.setdefault(arm.name, []).append(curve)
     every = [curve for of_arm in curves.values() for curve in of_arm]
     if not every:
         return None

@@ -1,32 +1,51 @@
 """Intervals of means over problems and seeds, alone and for many comparisons at once.
 
-All are bootstraps that resample problems and, where there are several, seeds (seeds first, then problems; Davison and Hinkley 1997,
-section 3.8). The generator is fixed and every set of values of one shape is resampled alike: the same results give the same
-intervals, and values measured on the same problems are compared on the same resamples of them.
+Values are shaped (seeds, problems): every seed answers the same problems, and both are samples of what the mean is about. Its variance
+is that of a two-way crossed layout, (MS_seeds + MS_problems - MS_rest) / (seeds x problems), with no component below 0 (Searle, Casella
+and McCulloch, 1992), and the interval is Student's with Satterthwaite's (1946) degrees of freedom for that sum. With one seed it is the
+t interval over problems. docs/comparison.md holds what it covers in simulations.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-_RESAMPLES = 4000
+from pipeline.compare.student import t_below, t_quantile
+
+CONFIDENCE = 0.95
+_FEWEST = 5
+"""Problems (or blocks, or steps) below which there is no interval: their spread says too little about that of all problems."""
+_SAME = 1e-9
+"""Values that differ by less are the same, but for rounding."""
+_DRAWS = 4000
+_DRAWN_AT_ONCE = 250
 _SEED = 20251222
-_CONFIDENCE = 0.95
-_TAILS = (100 * (1 - _CONFIDENCE) / 2, 100 * (1 + _CONFIDENCE) / 2)
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
+    """`low` and `high` are NaN where the data tell nothing of the spread: for few values, and where all are the same."""
+
     value: float
     low: float
     high: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is an interval, and it leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON, which has no NaN."""
+        return {name: None if math.isnan(number) else number for name, number in self.__dict__.items()}
 
 
 @dataclass(frozen=True)
@@ -34,57 +53,47 @@ class Contrast(Interval):
     """One of several differences that are looked at together: `low` and `high` hold for all of them at once with 95%."""
 
     superiority: float
-    """Share of resamples in which the difference is positive, zero counting half: the probability of superiority."""
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+    """The probability that the difference is positive, by the t distribution that its interval is of."""
 
 
-def bootstrap(values: Floats) -> Interval:
-    """Mean and 95% percentile interval of `values`, shaped (problems,) or (seeds, problems)."""
-    return bootstraps([values])[0]
+@dataclass(frozen=True)
+class _Mean:
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float) -> Interval:
+        half = t_quantile(level / 2, self.freedom) * self.error
+        return Interval(self.value, self.value - half, self.value + half)
 
 
-def bootstraps(sets: Sequence[Floats]) -> list[Interval]:
-    """`bootstrap` of each of many sets of values, at a fraction of the time."""
-    shaped = [np.atleast_2d(values) for values in sets]
-    bounds = np.percentile(_resampled_means(shaped), _TAILS, axis=0)
-    return [Interval(float(values.mean()), float(low), float(high)) for values, low, high in zip(shaped, *bounds, strict=True)]
+def mean_interval(values: Floats) -> Interval:
+    """Mean of `values`, shaped (problems,) or (seeds, problems), with its 95% interval."""
+    return _mean(np.atleast_2d(values)).interval(1 - CONFIDENCE)
 
 
 def perplexity(block_cross_entropy: Floats) -> Interval:
-    interval = bootstrap(block_cross_entropy)
-    return Interval(*np.exp([interval.value, interval.low, interval.high]).tolist())
+    interval = mean_interval(block_cross_entropy)
+    with np.errstate(over="ignore"):  # infinite is what it is, past 709 nats
+        return Interval(*np.exp([interval.value, interval.low, interval.high]).tolist())
 
 
 def contrasts(differences: Sequence[Floats]) -> list[Contrast]:
-    """Intervals of all `differences`, each shaped (seeds, problems), that hold together: mean +- c x standard error.
+    """Intervals of all `differences`, each shaped (seeds, problems), that hold together.
 
-    c is the 95% quantile, over the resamples, of the largest standardised deviation of them all (the max-t method of Westfall and
-    Young, 1993): it corrects for the number of comparisons, and by less the more they move together. For a single one it is near 2.
-    In simulations of 8 null differences over 100 problems, one or more were shown in 7% of the cases, and in 29% without correction.
+    Each is its own t interval, at the level at which 95% of families have no interval that fails (the single-step minP method of
+    Westfall and Young, 1993): it corrects for the number of comparisons, and by less the more they move together.
     """
-    if not differences:
-        return []
-    drawn = _resampled_means(differences)
-    means = np.array([values.mean() for values in differences])
-    errors = drawn.std(axis=0, ddof=1)
-    spread = np.where(errors > 0, errors, 1.0)  # a difference without any spread has an interval of width 0, not none
-    critical = float(np.percentile(np.abs((drawn - means) / spread).max(axis=1), 100 * _CONFIDENCE))
-    wins = (drawn > 0).mean(axis=0) + (drawn == 0).mean(axis=0) / 2
-    return [
-        Contrast(float(mean), float(mean - critical * error), float(mean + critical * error), float(won))
-        for mean, error, won in zip(means, errors, wins, strict=True)
-    ]
+    means = [_mean(values) for values in differences]
+    level = _level_for_all([values for values, mean in zip(differences, means, strict=True) if mean.error > 0])
+    return [Contrast(**mean.interval(level).__dict__, superiority=t_below(mean.value / mean.error, mean.freedom)) for mean in means]
 
 
 def bayesian_mean(correct: Floats, n: int) -> tuple[float, float]:
     """Posterior mean and standard deviation of a success rate on these very problems, from `correct` of n samples per problem.
 
     Each problem's rate has the posterior Beta(1 + c, 1 + n - c) of a uniform prior (arXiv 2510.04265); the mean over the problems is
-    taken as normal. It says what more samples of the same problems would give, where a bootstrap says what other problems would.
+    taken as normal. It says what more samples of the same problems would give, where the other intervals say what other problems would.
     """
     a, b = 1 + correct, 1 + n - correct
     variance = a * b / ((n + 2) ** 2 * (n + 3))
@@ -94,34 +103,45 @@ def bayesian_mean(correct: Floats, n: int) -> tuple[float, float]:
 def bayesian_gain(before: Floats, after: Floats, n: int) -> Interval:
     """Gain in pass@1 with the 95% credible interval of `bayesian_mean`; counts shaped (seeds, problems), n samples before and after."""
     (start, start_error), (end, end_error) = bayesian_mean(before, n), bayesian_mean(after, n)
-    half = 1.959964 * float(np.hypot(start_error, end_error))
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(np.hypot(start_error, end_error))
     return Interval(end - start, end - start - half, end - start + half)
 
 
-def _resampled_means(sets: Sequence[Floats]) -> Floats:
-    """(resamples, sets) means of sets of values, each shaped (seeds, problems)."""
-    drawn = np.empty((_RESAMPLES, len(sets)))
-    for shape in {values.shape for values in sets}:
-        chosen = [index for index, values in enumerate(sets) if values.shape == shape]
-        drawn[:, chosen] = _means_of_one_shape(np.stack([sets[index] for index in chosen]))
-    return drawn
+def _mean(values: Floats) -> _Mean:
+    """Mean, its standard error, and the error's degrees of freedom; error and freedom are NaN where there is no interval."""
+    value, (seeds, problems) = float(values.mean()), values.shape
+    if problems < _FEWEST or np.ptp(values) < _SAME:
+        return _Mean(value, math.nan, math.nan)
+    by_seed, by_problem = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
+    squares = [problems * ((by_seed - value) ** 2).sum(), seeds * ((by_problem - value) ** 2).sum()]
+    squares.append(((values - by_seed - by_problem + value) ** 2).sum())
+    freedoms = [seeds - 1, problems - 1, (seeds - 1) * (problems - 1)]
+    of_seeds, of_problems, of_rest = parts = [square / max(1, freedom) for square, freedom in zip(squares, freedoms, strict=True)]
+    variance = of_rest + max(0.0, of_seeds - of_rest) + max(0.0, of_problems - of_rest)
+    freedom = variance**2 / sum(part**2 / max(1, freedom) for part, freedom in zip(parts, freedoms, strict=True))
+    return _Mean(value, math.sqrt(variance / values.size), freedom)
 
 
-def _means_of_one_shape(values: Floats) -> Floats:
-    """(resamples, sets) means of `values`, shaped (sets, seeds, problems)."""
-    _, seeds, problems = values.shape
-    by_problem = _weights(problems, 0)
-    if seeds == 1:
-        return by_problem @ values[:, 0].T
-    # Resampling S seeds shows (S-1)/S of their variance; with 2 to 5 seeds, leaving that out makes 95% intervals cover 84 to 92%.
-    seed_means = values.mean(axis=2, keepdims=True)
-    widened = values + (np.sqrt(seeds / (seeds - 1)) - 1) * (seed_means - seed_means.mean(axis=1, keepdims=True))
-    by_seed = _weights(seeds, 1)
-    return np.stack([((by_problem @ one.T) * by_seed).sum(axis=1) for one in widened], axis=1)
+def _level_for_all(sets: Sequence[Floats]) -> float:
+    """The level of each interval at which all hold at once with 95%, from draws of how their means move together.
 
-
-@lru_cache(maxsize=16)
-def _weights(count: int, level: int) -> Floats:
-    """(resamples, count) shares with which each of `count` problems (level 0) or seeds (level 1) enters a resample."""
-    rng = np.random.default_rng([_SEED, level, count])
-    return rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
+    Means over the same problems move together; what seeds add is drawn for each apart, which is the safe side: two seeds alone would
+    make any two settings look alike, or opposite.
+    """
+    alone, count = 1 - CONFIDENCE, len(sets)
+    if count < 2:
+        return alone
+    problems = np.zeros((max(values.shape[1] for values in sets), count))
+    seeds = np.zeros(count)
+    for index, values in enumerate(sets):
+        means = values.mean(axis=0)
+        problems[: len(means), index] = (means - means.mean()) / len(means)
+        seeds[index] = values.mean(axis=1).std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    spread = np.maximum(np.sqrt((problems**2).sum(axis=0) + seeds**2), _SAME)
+    rng = np.random.default_rng(_SEED)
+    largest = np.empty(_DRAWS)
+    for start in range(0, _DRAWS, _DRAWN_AT_ONCE):
+        drawn = rng.standard_normal((_DRAWN_AT_ONCE, len(problems))) @ problems + rng.standard_normal((_DRAWN_AT_ONCE, count)) * seeds
+        largest[start : start + _DRAWN_AT_ONCE] = np.abs(drawn / spread).max(axis=1)
+    found = 2 * NormalDist().cdf(-float(np.quantile(largest, CONFIDENCE)))
+    return min(max(found, alone / count), alone)  # between Bonferroni's level and that of a single one

@@ -1,17 +1,15 @@
-"""What, measured on the base model, goes along with the gain? Rank correlations over the cells of a sweep."""
+"""What, measured on the base model, goes along with the gain? Rank correlations over the base settings of a sweep."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from pipeline.compare.arms import Arm
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.intervals import Floats
+from pipeline.compare.intervals import CONFIDENCE, Floats, perplexity
 
 MEASUREMENTS = {
     "entropy": "entropy",
@@ -19,97 +17,146 @@ MEASUREMENTS = {
     "head_mass": "head mass",
     "tail_mass": "tail mass",
     "pass@1": "pass@1",
-    "pass@n": "pass@n",
+    "pass@n": "pass@n/2",
     "mixed": "share of mixed groups",
-    "length": "response length",
+    "length": "response length (greedy)",
 }
-_FEWEST_CELLS = 5
-_CONFIDENCE = 0.95
+_FEWEST = 5
+_DEALS = 4000
+_DEALT_AT_ONCE = 50
+_SEED = 20251222
+
+
+@dataclass(frozen=True)
+class Points:
+    """One entry per cell: its setting, the gain in pass@1, and what was measured on its base model."""
+
+    arms: list[str]
+    bases: list[str]
+    """What the cell's base model was trained with, but for the seed; settings that differ in RL alone share it."""
+    gain: Floats
+    measured: dict[str, Floats]
+
+    @property
+    def varying(self) -> list[str]:
+        """Measurements that differ between cells."""
+        return [name for name, values in self.measured.items() if len(values) and np.ptp(values) > 0]
+
+    def by_base(self, values: Floats) -> Floats:
+        """Their means over the cells of each base setting."""
+        _, which = np.unique(self.bases, return_inverse=True)
+        means: Floats = np.bincount(which, values) / np.bincount(which)
+        return means
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Spearman's rank correlation of one measurement with the gain in pass@1; the interval holds for all measurements at once."""
+    """Spearman's rank correlation of one measurement with the gain in pass@1."""
 
     measurement: str
     correlation: float
-    low: float
-    high: float
-    cells: int
+    p: float
+    """How often any of all measurements correlates as much when the gains are dealt out to the base settings at random."""
+    bases: int
 
     @property
     def shown(self) -> bool:
-        return self.low > 0 or self.high < 0
+        return self.p <= 1 - CONFIDENCE
 
 
-def predictors(compared: Sequence[Arm]) -> list[Predictor]:
-    """One per measurement that differs between cells; none with fewer than five finished cells. Strongest first.
+def predictors(points: Points) -> list[Predictor]:
+    """One per measurement that differs between base settings; none with fewer than five of them. Strongest first.
 
-    Intervals are Bonett and Wright's (Psychometrika 65, 2000), corrected for the number of measurements (Bonferroni). They take
-    cells as independent draws, which cells that share a prior or a seed are not: read them as a screening, not as a proof.
+    What is compared are means over all cells of a base setting: its seeds resemble each other in the measurements and in the gain, and
+    counted apart would make chance correlations sure. The test permutes the gains and looks at the strongest correlation of all
+    measurements (Westfall and Young, 1993, with the count of Phipson and Smyth, 2010): right for any number of base settings, and
+    corrected for the number of measurements. It takes base settings as exchangeable, which those that share a prior are not: read it as
+    a screening, not as a proof.
     """
-    points = cell_points(compared)
-    cells = len(points["gain"])
-    if cells < _FEWEST_CELLS:
+    bases = len(set(points.bases))
+    if bases < _FEWEST:
         return []
-    varying = [name for name in MEASUREMENTS if np.ptp(points[name]) > 0]
-    if not varying or np.ptp(points["gain"]) == 0:
+    gains = points.by_base(points.gain)
+    means = {name: points.by_base(points.measured[name]) for name in points.varying}
+    varying = [name for name, values in means.items() if np.ptp(values) > 0]
+    if not varying or np.ptp(gains) == 0:
         return []
-    quantile = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / (2 * len(varying)))
-    found = []
-    for name in varying:
-        correlation = spearman(points[name], points["gain"])
-        if abs(correlation) > 1 - 1e-12:
-            found.append(Predictor(name, correlation, correlation, correlation, cells))
-            continue
-        half = quantile * math.sqrt((1 + correlation**2 / 2) / (cells - 3))
-        centre = math.atanh(correlation)
-        found.append(Predictor(name, correlation, math.tanh(centre - half), math.tanh(centre + half), cells))
+    gain = _standard_ranks(gains)
+    measured = np.stack([_standard_ranks(means[name]) for name in varying], axis=1)
+    correlations = gain @ measured
+    rng = np.random.default_rng(_SEED)
+    strongest = np.empty(_DEALS)
+    for start in range(0, _DEALS, _DEALT_AT_ONCE):
+        dealt = rng.permuted(np.tile(gain, (_DEALT_AT_ONCE, 1)), axis=1)
+        strongest[start : start + _DEALT_AT_ONCE] = np.abs(dealt @ measured).max(axis=1)
+    found = [
+        Predictor(name, float(one), (1 + int((strongest >= abs(one) - 1e-9).sum())) / (1 + _DEALS), bases)
+        for name, one in zip(varying, correlations, strict=True)
+    ]
     return sorted(found, key=lambda one: -abs(one.correlation))
 
 
-def cell_points(compared: Sequence[Arm]) -> dict[str, Floats]:
-    """Every measurement of the base, and `gain` in pass@1, one entry per finished cell that has the first arm's problems."""
-    points: dict[str, list[float]] = {name: [] for name in (*MEASUREMENTS, "gain")}
+def cell_points(compared: Sequence[Arm]) -> Points:
+    """Of each finished cell that has the first arm's problems.
+
+    Luck of the samples before RL that raises a measurement would lower a gain counted from the same samples: with no effect at all, the
+    two would correlate by about -.7. So pass@1, pass@n and mixed groups are measured on one half of them, and the gain starts from the
+    other; lengths are of greedy responses.
+    """
+    arms: list[str] = []
+    bases: list[str] = []
+    gain: list[float] = []
+    measured: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
     for arm in compared:
-        gains = arm.gains("pass@k", 1)
-        if gains is None or arm.before[0].problems != compared[0].before[0].problems:
-            continue
-        for base, gain in zip(arm.before, gains, strict=True):
-            points["gain"].append(float(gain.mean()))
+        for base, after in zip(arm.before, arm.after, strict=False):  # before RL alone, there is no after
+            if base.problems != compared[0].before[0].problems or base.n < 2:
+                continue
+            correct, others = _halves(base)
+            arms.append(arm.name)
+            bases.append(str({path: value for path, value in arm.coordinates.items() if path.partition(".")[0] != "rl"}))
+            gain.append(float(after.values("pass@k", 1).mean() - others.mean() / (base.n - base.n // 2)))
             for name in MEASUREMENTS:
-                points[name].append(_measured(base, name))
-    return {name: np.array(values) for name, values in points.items()}
+                measured[name].append(_measured(base, name, correct, base.n // 2))
+    return Points(arms, bases, np.array(gain), {name: np.array(values) for name, values in measured.items()})
 
 
-def _measured(base: Evaluation, name: str) -> float:
+def _halves(base: Evaluation) -> tuple[Floats, Floats]:
+    """Of each problem's samples, how many are right in a random half of n // 2, and how many among the others.
+
+    Samples of a problem are exchangeable, so their counts are all that is needed. Cells that RL starts alike have one split: of a given
+    count, what one half has more the other has less.
+    """
+    rng = np.random.default_rng([_SEED, int(base.plan.evaluations[base.after].fingerprint[:16], 16)])
+    correct = np.round(base.values("avg@n", base.n) * base.n).astype(int)
+    half = rng.hypergeometric(correct, base.n - correct, base.n // 2)
+    return half.astype(float), (correct - half).astype(float)
+
+
+def _measured(base: Evaluation, name: str, correct: Floats, samples: int) -> float:
+    """A measurement of the base model; `correct` of so many `samples` of each problem are right."""
     if name == "perplexity":
-        return math.exp(float(base.heldout["cross_entropy"].mean()))
+        return perplexity(base.heldout["cross_entropy"]).value
     if name in base.heldout:
         return float(base.heldout[name].mean())
     if name == "length":
-        return float(base.values("length", base.n).mean())
+        return float(base.values("greedy_length", 1).mean())
     if name == "mixed":
-        return _mixed_share(base)
-    return float(base.values("pass@k", 1 if name == "pass@1" else base.n).mean())
+        rl = base.plan.cell.recipe.rl
+        return _mixed_share(correct, samples, min(samples, rl.samples_per_prompt if rl is not None else samples))
+    return float(correct.mean() / samples if name == "pass@1" else (correct > 0).mean())
 
 
-def _mixed_share(base: Evaluation) -> float:
-    """Chance that a group of the size that RL samples has correct and wrong responses: without both it teaches nothing."""
-    rl = base.plan.cell.recipe.rl
-    size = min(base.n, rl.samples_per_prompt if rl is not None else base.n)
-    correct = np.round(base.values("avg@n", base.n) * base.n)
+def _mixed_share(correct: Floats, samples: int, size: int) -> float:
+    """Chance that a group of `size` has correct and wrong responses: without both it teaches nothing."""
     draws = np.arange(size)
-    all_right = np.prod(np.clip(correct[:, None] - draws, 0, None) / (base.n - draws), axis=1)
-    all_wrong = np.prod(np.clip((base.n - correct)[:, None] - draws, 0, None) / (base.n - draws), axis=1)
+    all_right = np.prod(np.clip(correct[:, None] - draws, 0, None) / (samples - draws), axis=1)
+    all_wrong = np.prod(np.clip((samples - correct)[:, None] - draws, 0, None) / (samples - draws), axis=1)
     return float((1 - all_right - all_wrong).mean())
 
 
-def spearman(x: Floats, y: Floats) -> float:
-    """Correlation of the ranks of two samples; ties share their mean rank. Both must vary."""
-    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
-
-
-def _ranks(values: Floats) -> Floats:
+def _standard_ranks(values: Floats) -> Floats:
+    """Ranks, ties sharing their mean, centred and of length 1: the product of two is their correlation."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    centred: Floats = ranks - ranks.mean()
+    return centred / np.linalg.norm(centred)

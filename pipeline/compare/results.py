@@ -1,15 +1,16 @@
-"""results.csv and samples.parquet of a sweep; docs/results.md describes their columns."""
+"""results.csv and samples.parquet of a sweep; docs/comparison.md describes their columns."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.compare.evaluations import Evaluation, evaluated_step, measured_stages
-from pipeline.compare.intervals import Interval, bootstrap, bootstraps, perplexity
+from pipeline.compare.intervals import Interval, mean_interval, perplexity
 from pipeline.graph import Graph
 from pipeline.store import Home, write_text_atomically
 
@@ -32,24 +33,25 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
             "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
             "step": evaluation.step,
         }  # fmt: skip
-        measured = [(metric, k, values) for metric, by_k in evaluation.metrics.items() for k, values in by_k.items()]
-        for (metric, k, _), interval in zip(measured, bootstraps([values for *_, values in measured]), strict=True):
-            yield _row(common, metric, k, 1 if metric.startswith("greedy") else evaluation.n, interval)
+        for metric, by_k in evaluation.metrics.items():
+            for k, values in by_k.items():
+                yield _row(common, metric, k, 1 if metric.startswith("greedy") else evaluation.n, mean_interval(values))
         for metric in HELDOUT_METRICS:
             source = evaluation.heldout["cross_entropy" if metric == "perplexity" else metric]
-            interval = perplexity(source) if metric == "perplexity" else bootstrap(source)
+            interval = perplexity(source) if metric == "perplexity" else mean_interval(source)
             head_k = recipe.evaluate.head_k if metric in ("head_mass", "tail_mass") else ""
             yield _row(common, metric, head_k, len(source), interval)
         for name, values in evaluation.harness.items():
-            yield _row(common, f"harness/{name}", "", len(values), bootstrap(values))
+            yield _row(common, f"harness/{name}", "", len(values), mean_interval(values))
         if evaluation.step_seconds.size:
             steps = evaluation.step_seconds
-            yield _row(common, "seconds_per_step", "", len(steps), bootstrap(steps))
+            yield _row(common, "seconds_per_step", "", len(steps), mean_interval(steps))
 
 
 def _row(common: dict[str, Any], metric: str, k: Any, n: int, interval: Interval) -> dict[str, Any]:
     numbers = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
-    return common | {"metric": metric, "k": k, "n": n} | {name: f"{number:.6g}" for name, number in numbers.items()}
+    texts = {name: "" if math.isnan(number) else f"{number:.6g}" for name, number in numbers.items()}
+    return common | {"metric": metric, "k": k, "n": n} | texts
 
 
 def write_results(path: Path, rows: list[dict[str, Any]]) -> None:

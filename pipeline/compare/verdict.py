@@ -1,42 +1,43 @@
-"""What a comparison shows, in sentences made from its intervals and from nothing else."""
+"""What a comparison shows, in sentences made from its intervals and from nothing else but what was configured."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.numbers import share, signed, with_interval
 from pipeline.compare.predictors import MEASUREMENTS, Predictor
+from pipeline.compare.settings import Setting, pairs
 
 _NAMED = 4
-"""Differences that are told one by one; more are counted."""
+"""Differences, and settings, that are told one by one; more are counted."""
 
 
-def verdict(compared: Sequence[Arm], between: Sequence[Difference], foretold: Sequence[Predictor], ks: Sequence[int]) -> list[str]:
+def verdict(
+    of_sweep: Sequence[Setting],
+    compared: Sequence[Arm],
+    between: Sequence[Difference],
+    foretold: Sequence[Predictor],
+    ks: Sequence[int],
+) -> list[str]:
     """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what goes along with the gain."""
-    finished = [arm for arm in compared if arm.complete]
+    finished = [arm for arm in compared if arm.finished]
     if not finished or not ks:
-        return ["No setting has been measured both before and after RL yet."]
+        return ["No setting has been measured both before and after RL yet.", *_guessing(compared)]
     sentences = [_gained(finished, ks[0])]
     if len(ks) > 1:
         sentences.append(_gained(finished, ks[-1]))
     for axis in dict.fromkeys(one.axis for one in between):
         sentences += _along(axis, [one for one in between if one.axis == axis])
-    fewest = min(len(arm.seeds) for arm in finished)
-    if fewest == 1:
-        sentences.append(
-            "There is one seed per setting: intervals cover the choice of problems, not the luck of a training run, and differences "
-            "between settings may be that luck. Add seeds (axes.seed=[0,1,2]) before relying on one."
-        )
-    if len(finished) < len(compared):
-        sentences.append(f"{len(compared) - len(finished)} of {len(compared)} settings are not finished and left out above.")
-    return sentences + _foretelling(foretold)
+    sentences += _few_seeds([one.seeds for one in between] or [len(arm.seeds) for arm in finished])
+    return sentences + _missing(of_sweep, finished, between) + _guessing(compared) + _foretelling(foretold)
 
 
 def _gained(finished: Sequence[Arm], k: int) -> str:
     intervals = {arm.name: interval for arm in finished if (interval := arm.gain_at("pass@k", k)) is not None}
-    up = [name for name, interval in intervals.items() if interval.low > 0]
-    down = [name for name, interval in intervals.items() if interval.high < 0]
+    up = [name for name, interval in intervals.items() if interval.shown and interval.value > 0]
+    down = [name for name, interval in intervals.items() if interval.shown and interval.value < 0]
     parts = [f"raised pass@{k} in {len(up)}"] if up else []
     parts += [f"lowered {'it' if up else f'pass@{k}'} in {len(down)}"] if down else []
     if not parts:
@@ -52,8 +53,11 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
     family = between[0].family
     scope = f"the {family} differences looked at together" if family > 1 else "the one difference looked at"
     shown = [one for one in between if one.gain.shown]
-    first_k = min(one.k for one in between)
-    half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in between if one.k == first_k)
+    told = [one for one in between if not math.isnan(one.gain.low)]
+    if not told:
+        return [f"Along {axis}, the data give no interval of a difference: too few problems, or the same difference on all."]
+    first_k = min(one.k for one in told)
+    half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in told if one.k == first_k)
     smallest = share(half_widths[len(half_widths) // 2])
     resolution = f"at pass@{first_k}, differences below about {smallest} are beyond what this sweep can show"
 
@@ -68,18 +72,68 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
     return [f"Along {axis}, {'; '.join(named)}{more}. Intervals hold for {scope}; {resolution}."]
 
 
+def _few_seeds(counts: Sequence[int]) -> list[str]:
+    """`counts` are the seeds that each difference is over, or each gain where nothing is compared."""
+    if min(counts) > 1:
+        return []
+    which = "There is one seed per setting:" if max(counts) == 1 else "Some differences are over one seed:"
+    return [
+        f"{which} intervals cover the choice of problems, not the luck of a training run, and differences between settings may be that "
+        "luck. Add seeds (axes.seed=[0,1,2]) before relying on one."
+    ]
+
+
+def _missing(of_sweep: Sequence[Setting], finished: Sequence[Arm], between: Sequence[Difference]) -> list[str]:
+    sentences = []
+    if len(finished) < len(of_sweep):
+        sentences.append(f"{len(of_sweep) - len(finished)} of {len(of_sweep)} settings are not finished and left out above.")
+    short = [
+        f"{arm.name} ({', '.join(str(seed) for seed in arm.setting.seeds if seed not in arm.seeds)})"
+        for arm in finished
+        if len(arm.seeds) < len(arm.setting.seeds)
+    ]
+    if short:
+        sentences.append(f"Seeds that are not finished are left out: of {_some(short)}.")
+    names = {arm.name for arm in finished}
+    told = {(one.axis, one.arm) for one in between}
+    for axis, along in pairs(of_sweep).items():
+        waiting = [(one.name, other.name) for one, other in along if one.name in names and (axis, one.name) not in told]
+        absent = list(dict.fromkeys(reference for _, reference in waiting if reference not in names))
+        apart = [f"{one} with {reference}" for one, reference in waiting if reference in names]
+        if absent:
+            sentences.append(f"Along {axis}, nothing is compared with {_some(absent)} yet, which is not finished.")
+        if apart:
+            sentences.append(f"Along {axis}, {_some(apart)} cannot be compared: they share no seed, or not their problems.")
+    return sentences
+
+
+def _guessing(compared: Sequence[Arm]) -> list[str]:
+    levels = sorted({arm.chance for arm in compared} - {0.0})
+    if not levels:
+        return []
+    where = {level: _some([arm.name for arm in compared if arm.chance == level]) for level in levels}
+    alike = all(arm.chance == levels[0] for arm in compared)
+    scores = [f"{share(level)}{'' if alike else f' ({where[level]})'}" for level in levels]
+    return [f"Guessing scores {', '.join(scores)} in pass@1: the floor, not 0."]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
 def _foretelling(foretold: Sequence[Predictor]) -> list[str]:
     if not foretold:
         return []
-    cells, shown = foretold[0].cells, [one for one in foretold if one.shown]
+    bases, shown = foretold[0].bases, [one for one in foretold if one.shown]
     if not shown:
         best = foretold[0]
         return [
-            f"No measurement of the base model is shown to go along with the gain over {cells} cells; the closest is "
-            f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f} [{best.low:+.2f}, {best.high:+.2f}])."
+            f"No measurement of the base model is shown to go along with the gain over {bases} base settings; the closest is "
+            f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f}, p = {share(best.p)})."
         ]
-    named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f} [{one.low:+.2f}, {one.high:+.2f}])" for one in shown]
+    named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f}, p = {share(one.p)})" for one in shown]
     return [
-        f"Over {cells} cells, the gain in pass@1 goes along with the base model's {', '.join(named)}: look there before spending RL "
-        "compute. This is a correlation over cells that share priors and seeds, not a cause."
+        f"Over {bases} base settings, the gain in pass@1 goes along with the base model's {', '.join(named)}: look there before "
+        "spending RL compute. This is a correlation, not a cause."
     ]

@@ -10,9 +10,8 @@ from typing import Any
 
 import jinja2
 
-from pipeline.compare.arms import arms
-from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.results import result_rows, write_results, write_samples
+from pipeline.compare.summary import Findings
 from pipeline.graph import Graph
 from pipeline.report import content, tables
 from pipeline.report.figures import figures
@@ -22,20 +21,18 @@ _LARGEST_EMBEDDED = 1_500_000
 """Bytes of results.csv that a report carries in itself; a larger one it links to, beside it."""
 _NOTE = (
     "Entropy (nats) and perplexity are those of the model that RL starts from, on held-out text. Gain = after RL minus before, paired "
-    "per problem. Intervals of single numbers are 95% bootstraps over problems, and over seeds where there are several; intervals of "
-    "differences hold for all differences along an axis at once (max-t)."
+    "per problem. Intervals of single numbers are 95% t intervals over problems, and over seeds where there are several; intervals of "
+    "differences hold for all differences along an axis at once."
 )
 
 
-def write_comparison(
-    name: str, description: str, graph: Graph, evaluations: list[Evaluation], summary: dict[str, Any], home: Home
-) -> None:
-    """All files of the comparison; `summary` is `pipeline.compare.summary.summary` of the evaluations."""
+def write_comparison(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home) -> None:
+    """All files of the comparison; `summary` is `pipeline.compare.summary.summary` of what was found."""
     folder = home.sweep(name)
-    write_results(folder / "results.csv", list(result_rows(name, evaluations)))
+    write_results(folder / "results.csv", list(result_rows(name, found.evaluations)))
     write_samples(folder / "samples.parquet", graph, home)
     write_text_atomically(folder / "report.md", _markdown(name, description, summary))
-    write_text_atomically(folder / "report.html", _html(name, description, graph, evaluations, summary, home))
+    write_text_atomically(folder / "report.html", _html(name, description, graph, found, summary, home))
 
 
 def _markdown(name: str, description: str, summary: dict[str, Any]) -> str:
@@ -46,8 +43,8 @@ def _markdown(name: str, description: str, summary: dict[str, Any]) -> str:
     return "\n\n".join([*parts, _NOTE]) + "\n"
 
 
-def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluation], summary: dict[str, Any], home: Home) -> str:
-    compared, rows = arms(evaluations), summary["rows"]
+def _html(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home) -> str:
+    compared, rows = found.arms, summary["rows"]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, loader=loader
@@ -67,7 +64,7 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
         differences=[tables.difference_cells(one) for one in summary["differences"]],
         equal_budgets=tables.budget_cells(summary["equal_budgets"]),
         csv=_embedded(home.sweep(name) / "results.csv"),
-        figures=figures(compared, evaluations, home),
+        figures=figures(found, home),
         settings=content.settings(compared),
         priors=content.prior_rows(compared),
         examples=content.examples(compared, home),
@@ -77,5 +74,6 @@ def _html(name: str, description: str, graph: Graph, evaluations: list[Evaluatio
 
 def _embedded(file: Path) -> str:
     """A link to the file that holds its content, or, for a large one, its name."""
-    content = file.read_bytes()
-    return f"data:text/csv;base64,{base64.b64encode(content).decode()}" if len(content) <= _LARGEST_EMBEDDED else file.name
+    if file.stat().st_size > _LARGEST_EMBEDDED:
+        return file.name
+    return f"data:text/csv;base64,{base64.b64encode(file.read_bytes()).decode()}"

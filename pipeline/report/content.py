@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.compare.arms import Arm
 from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.intervals import Floats
 from pipeline.graph import Graph
 from pipeline.store import Home
 
@@ -45,19 +46,18 @@ def settings(compared: Sequence[Arm]) -> list[tuple[str, str]]:
             f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "
             f"{rl.optimizer.learning_rate:g}, exploration {rl.exploration.name}"
         )
-    if recipe.task.chance:
-        found["guessing"] = f"scores {recipe.task.chance:g} in pass@1: the floor, not 0"
     varied = {path.split(".")[0] for arm in compared for path in arm.coordinates}
     return [(name, text + (" (varied, see the table)" if name in varied else "")) for name, text in found.items()]
 
 
 def prior_rows(compared: Sequence[Arm]) -> list[list[str]]:
     """Name, beta, lambda_head, lambda_tail, k, form of each prior that occurs."""
-    priors = {prior.name: prior for arm in compared if (prior := arm.before[0].plan.cell.recipe.prior)}
     rows = []
-    for prior in priors.values():
+    for prior in (arm.before[0].plan.cell.recipe.prior for arm in compared):
         numbers = [f"{number:g}" for number in (prior.beta, prior.lambda_head, prior.lambda_tail)]
-        rows.append([prior.name, *numbers, str(prior.k) if prior.rank_aware else "-", prior.form if prior.beta else "-"])
+        row = [prior.name, *numbers, str(prior.k) if prior.rank_aware else "-", prior.form if prior.beta else "-"]
+        if row not in rows:  # priors of one name may differ in k
+            rows.append(row)
     return rows
 
 
@@ -80,14 +80,11 @@ class Example:
 
 
 def examples(compared: Sequence[Arm], home: Home) -> list[tuple[str, list[Example]]]:
-    """For each finished arm, by its first cell: the problem that gained most, one in the middle, and the one that lost most."""
+    """For each finished arm, by its first cell: the problem that gained most, one in the middle, and the one that gained least."""
     found = []
-    for arm in [arm for arm in compared if arm.complete][:_SETTINGS_WITH_EXAMPLES]:
-        before = arm.before[0]
-        after = next(e for e in arm.after if e.plan.cell.id == before.plan.cell.id)
-        gains = after.values("pass@k", 1) - before.values("pass@k", 1)
-        order = gains.argsort(kind="stable")
-        chosen = {int(order[-1]): "gained most", int(order[len(order) // 2]): "in the middle", int(order[0]): "lost most"}
+    for arm in [arm for arm in compared if arm.finished][:_SETTINGS_WITH_EXAMPLES]:
+        before, after = arm.before[0], arm.after[0]
+        chosen = _extremes_and_middle(after.values("pass@k", 1) - before.values("pass@k", 1))
         texts = [_responses(evaluation, [before.problems[index] for index in chosen], home) for evaluation in (before, after)]
         found.append(
             (
@@ -104,6 +101,18 @@ def examples(compared: Sequence[Arm], home: Home) -> list[tuple[str, list[Exampl
             )
         )
     return found
+
+
+def _extremes_and_middle(gains: Floats) -> dict[int, str]:
+    """Which problems, largest gain first, with words for them; of few problems, one that is an extreme is not in the middle."""
+    order = gains.argsort(kind="stable")
+    least, middle, most = int(order[0]), int(order[len(order) // 2]), int(order[-1])
+    words = {
+        middle: "in the middle",
+        least: "gained least" if gains[least] >= 0 else "lost most",
+        most: "gained most" if gains[most] >= 0 else "lost least",
+    }
+    return {index: words[index] for index in dict.fromkeys((most, middle, least))}
 
 
 def _responses(evaluation: Evaluation, problems: list[str], home: Home) -> dict[str, list[Response]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from pipeline.compare.arms import Arm, differences, shown_ks
-from pipeline.compare.evaluations import Evaluation, stage_rows
-from pipeline.compare.predictors import MEASUREMENTS, cell_points, predictors
+from pipeline.compare.arms import Arm, Difference
+from pipeline.compare.evaluations import stage_rows
+from pipeline.compare.predictors import Points, Predictor
+from pipeline.compare.summary import Findings
 from pipeline.report import plots
 from pipeline.store import Home
 
@@ -34,64 +33,68 @@ class Figure:
     caption: str
 
 
-def figures(compared: Sequence[Arm], evaluations: list[Evaluation], home: Home) -> list[Figure]:
+def figures(found: Findings, home: Home) -> list[Figure]:
     """All figures that the finished evaluations give; with many settings, of the first ones."""
-    ks = shown_ks(evaluations)
+    compared, ks = found.arms, found.ks
     if not compared or not ks:
         return []
     drawn = compared[:_MOST_LINES]
-    few = f" The first {_MOST_LINES} of {len(compared)} settings." if len(compared) > _MOST_LINES else ""
-    found = []
-    if any(arm.complete for arm in compared):
-        found += _gains(compared, ks)
-    found.append(
+    few = _few(_MOST_LINES, len(compared))
+    shown = []
+    if any(arm.finished for arm in compared):
+        shown += _gains(compared, found.differences, ks)
+    shown.append(
         Figure(
             "pass@k before and after RL",
             plots.pass_at_k_curves(drawn),
             f"Dashed: before. Bands: 95% intervals. Where the lines cross, the base finds with k samples what RL has lost.{few}",
         )
     )
-    found += _predictors(compared)
-    if any(evaluation.milestone for evaluation in evaluations):
+    shown += _predictors(compared, found.points, found.predictors)
+    if any(evaluation.milestone for evaluation in found.evaluations):
         caption = f"Each evaluated like the last, on held-out text and on the problems.{few}"
-        found.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, evaluations, ks), caption))
-    found += _training(drawn, home, few)
-    return found
+        shown.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, found.evaluations, ks), caption))
+    return shown + _training(drawn, home, few)
 
 
-def _gains(compared: Sequence[Arm], ks: list[int]) -> list[Figure]:
-    shown = [arm for arm in compared if arm.complete][:_MOST_ROWS]
-    few = f" The first {_MOST_ROWS} of {len(compared)} settings." if len(compared) > _MOST_ROWS else ""
-    found = [Figure("What RL gains", plots.gains(shown, ks), f"95% intervals. One that crosses 0 shows no change.{few}")]
-    between = differences(compared, ks)
+def _gains(compared: Sequence[Arm], between: Sequence[Difference], ks: list[int]) -> list[Figure]:
+    finished = [arm for arm in compared if arm.finished]
+    few = _few(_MOST_ROWS, len(finished), "finished settings")
+    forest = plots.gains(finished[:_MOST_ROWS], compared, ks)
+    found = [Figure("What RL gains", forest, f"95% intervals. One that crosses 0 shows no change.{few}")]
     for axis in dict.fromkeys(one.axis for one in between):
         along = [one for one in between if one.axis == axis]
-        pairs = list(dict.fromkeys((one.arm, one.reference) for one in along))[:_MOST_ROWS]
+        every = list(dict.fromkeys((one.arm, one.reference) for one in along))
+        pairs = every[:_MOST_ROWS]
         found.append(
             Figure(
                 f"Who gains more, along {axis}",
                 plots.differences([one for one in along if (one.arm, one.reference) in pairs], compared),
                 f"Gain minus the reference's gain, paired per problem and seed. The intervals hold for all {along[0].family} "
-                "together with 95%; one that crosses 0 shows no difference.",
+                f"together with 95%; one that crosses 0 shows no difference.{_few(_MOST_ROWS, len(every), 'differences')}",
             )
         )
     return found
 
 
-def _predictors(compared: Sequence[Arm]) -> list[Figure]:
-    points = cell_points(compared)
-    varying = [name for name in MEASUREMENTS if len(points[name]) >= _FEWEST_POINTS and np.ptp(points[name]) > 0]
-    if not varying:
+def _predictors(compared: Sequence[Arm], points: Points, foretold: Sequence[Predictor]) -> list[Figure]:
+    if len(points.gain) < _FEWEST_POINTS or not points.varying:
         return []
-    foretold = predictors(compared)
-    above = " Above each panel: rank correlation, with intervals that hold for all panels together." if foretold else ""
+    told = " Above each panel: rank correlation over base settings, and how often chance makes that of any panel as strong."
+    above = told if foretold else ""
     return [
         Figure(
             "What goes along with the gain",
-            plots.gain_against(compared[:_MOST_ROWS], varying, foretold),
-            f"Each point is a cell: what was measured on the base model, and what RL gained in pass@1.{above}",
+            plots.gain_against(points, compared[:_MOST_ROWS], foretold),
+            f"Each point is a cell: what was measured on the base model, and what RL gained in pass@1.{above}"
+            + _few(_MOST_ROWS, len(compared), "settings; the correlations are over all"),
         )
     ]
+
+
+def _few(most: int, count: int, what: str = "settings") -> str:
+    """What a caption says where only the first ones are drawn."""
+    return f" The first {most} of {count} {what}." if count > most else ""
 
 
 def _training(drawn: Sequence[Arm], home: Home, few: str) -> list[Figure]:

@@ -11,8 +11,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = [...body.rows].map((row) => [text(row, column), row]);
-      const numbers = rows.every(([value]) => value === "-" || !Number.isNaN(Number(value)));
-      const key = (value) => (value === "-" ? -Infinity : Number(value));
+      const key = (value) => (value === "-" ? -Infinity : Number(value.replaceAll(",", "")));
+      const numbers = rows.every(([value]) => !Number.isNaN(key(value)));
       rows.sort(([a], [b]) => (numbers ? key(a) - key(b) : a.localeCompare(b)) * (down ? -1 : 1));
       body.append(...rows.map(([, row]) => row));
     });

@@ -6,25 +6,44 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval
-from pipeline.compare.predictors import MEASUREMENTS, Predictor, cell_points
+from pipeline.compare.numbers import share
+from pipeline.compare.predictors import MEASUREMENTS, Points, Predictor
 from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
+
+
+def _panels(
+    count: int, columns: int, size: tuple[float, float], *, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """`count` panels in rows of `columns`, each of this size; the places left over in the last row stay empty."""
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size[0] * columns, size[1] * rows), sharex=sharex, sharey=sharey, squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One for all panels, each label once."""
+    found = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(6, len(found)))
 
 
 def pass_at_k_curves(arms: Sequence[Arm]) -> str:
     """pass@k before (dashed) and after RL (solid) against k, one panel per arm, with 95% bands."""
     with plt.rc_context(STYLE):
         columns = min(3, len(arms))
-        rows = -(-len(arms) // columns)
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(3.3 * columns, 2.7 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
-        )
-        for index, arm in enumerate(arms):
-            axis = axes.flat[index]
+        figure, panels = _panels(len(arms), columns, (3.3, 2.7), sharex=True, sharey=True)
+        for index, (arm, axis) in enumerate(zip(arms, panels, strict=True)):
             ks = sorted(arm.before[0].metrics["pass@k"])
             before = [arm.before_at("pass@k", k) for k in ks]
             axis.plot(ks, [i.value for i in before], "--", color=QUIET, label="before RL")
@@ -33,27 +52,25 @@ def pass_at_k_curves(arms: Sequence[Arm]) -> str:
             if after:
                 axis.plot(ks, [i.value for i in after], color=colour(index), label="after RL")
                 axis.fill_between(ks, [i.low for i in after], [i.high for i in after], color=colour(index), alpha=0.2, lw=0)
-            chance = arm.before[0].plan.cell.recipe.task.chance
-            if chance:
-                axis.axhline(chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
+            if arm.chance:
+                axis.axhline(arm.chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
             axis.set_xscale("log", base=2)
             axis.set_xticks(ks, [str(k) for k in ks])
             axis.set_ylim(0, 1.02)
             axis.set_title(arm.name, color=colour(index), fontweight="bold")
             axis.legend(loc="lower right")
-        for axis in axes.flat[len(arms) :]:
-            axis.set_visible(False)
-        for axis in axes.flat[max(0, len(arms) - columns) : len(arms)]:  # the lowest drawn panel of each column
+        for axis in panels[-columns:]:  # the lowest of each column
             axis.set_xlabel("k (samples)")
             axis.tick_params(labelbottom=True)
-        for axis in axes[:, 0]:
+        for axis in panels[::columns]:
             axis.set_ylabel("pass@k")
         return to_svg(figure)
 
 
-def gains(arms: Sequence[Arm], ks: Sequence[int]) -> str:
-    """Forest plot: one row per arm, one panel per k, gains of RL with 95% intervals."""
-    rows = [(arm.name, [arm.gain_at("pass@k", k) for k in ks], colour(index)) for index, arm in enumerate(arms)]
+def gains(drawn: Sequence[Arm], arms: Sequence[Arm], ks: Sequence[int]) -> str:
+    """Forest plot: one row per arm that is drawn, one panel per k, with 95% intervals; colours as in the figures of `arms`."""
+    colours = {arm.name: colour(index) for index, arm in enumerate(arms)}
+    rows = [(arm.name, [arm.gain_at("pass@k", k) for k in ks], colours[arm.name]) for arm in drawn]
     return _forest(rows, [f"gain in pass@{k}" for k in ks])
 
 
@@ -70,10 +87,9 @@ def differences(found: Sequence[Difference], arms: Sequence[Arm]) -> str:
 
 def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: Sequence[str]) -> str:
     with plt.rc_context(STYLE):
-        size = (1.6 + 2.8 * len(titles), 0.7 + 0.3 * len(rows))
-        figure, axes = plt.subplots(1, len(titles), figsize=size, sharey=True, squeeze=False, layout="constrained")
-        for column, title in enumerate(titles):
-            axis = axes[0][column]
+        size = (2.8 + 1.6 / len(titles), 0.7 + 0.3 * len(rows))
+        figure, panels = _panels(len(titles), len(titles), size, sharey=True)
+        for column, (title, axis) in enumerate(zip(titles, panels, strict=True)):
             for at, (_, intervals, ink) in enumerate(rows):
                 interval = intervals[column]
                 if interval is not None:
@@ -83,34 +99,29 @@ def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: 
             axis.set_xlabel(title)
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.grid(axis="y", visible=False)
-        axes[0][0].set_yticks(range(len(rows)), [name for name, *_ in rows])
-        axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
+        panels[0].set_yticks(range(len(rows)), [name for name, *_ in rows])
+        panels[0].set_ylim(len(rows) - 0.5, -0.5)
         return to_svg(figure)
 
 
-def gain_against(arms: Sequence[Arm], measurements: Sequence[str], foretold: Sequence[Predictor]) -> str:
-    """One panel per measurement of the base model: one point per cell, its gain in pass@1 against the measurement."""
+def gain_against(points: Points, arms: Sequence[Arm], foretold: Sequence[Predictor]) -> str:
+    """One panel per measurement of the base model: one point per cell of `arms`, its gain in pass@1 against the measurement."""
+    measurements = points.varying
     correlations = {one.measurement: one for one in foretold}
     with plt.rc_context(STYLE):
         columns = min(4, len(measurements))
-        rows = -(-len(measurements) // columns)
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(2.6 * columns + 0.4, 2.4 * rows), sharey=True, squeeze=False, layout="constrained"
-        )
-        points = [cell_points([arm]) for arm in arms]
-        for axis, name in zip(axes.flat, measurements, strict=False):
-            for index, (arm, found) in enumerate(zip(arms, points, strict=True)):
-                axis.plot(found[name], found["gain"], "o", color=colour(index), ms=4.5, alpha=0.9, label=arm.name)
+        figure, panels = _panels(len(measurements), columns, (2.7, 2.4), sharey=True)
+        for axis, name in zip(panels, measurements, strict=True):
+            for index, arm in enumerate(arms):
+                own = [at for at, of_arm in enumerate(points.arms) if of_arm == arm.name]
+                axis.plot(points.measured[name][own], points.gain[own], "o", color=colour(index), ms=4.5, alpha=0.9, label=arm.name)
             axis.set_xlabel(MEASUREMENTS[name])
             if name in correlations:
                 one = correlations[name]
-                axis.set_title(f"{one.correlation:+.2f} [{one.low:+.2f}, {one.high:+.2f}]", fontsize=8)
-        for axis in axes.flat[len(measurements) :]:
-            axis.set_visible(False)
-        for axis in axes[:, 0]:
+                axis.set_title(f"{one.correlation:+.2f}, p = {share(one.p)}", fontsize=8)
+        for axis in panels[::columns]:
             axis.set_ylabel("gain in pass@1")
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
+        _legend(figure, panels)
         return to_svg(figure)
 
 
@@ -118,17 +129,16 @@ Rows = Sequence[dict[str, float]]
 """metrics.jsonl of one run."""
 
 
-def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], panels: Sequence[tuple[str, str]], *, x: str, label: str) -> str:
+def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], shown: Sequence[tuple[str, str]], *, x: str, label: str) -> str:
     """One panel per (metric, title), one line per setting: the mean of its runs, with a band from the lowest run to the highest.
 
     `x` is the key of the rows that lies along the x axis, `label` its words.
     """
     with plt.rc_context(STYLE):
-        columns = 3 if len(panels) % 4 else 4
-        rows = -(-len(panels) // columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(9.9, 2.4 * rows), squeeze=False, layout="constrained")
+        columns = 3 if len(shown) % 4 else 4
+        figure, panels = _panels(len(shown), columns, (9.9 / columns, 2.4))
         for index, (name, runs) in enumerate(series):
-            for panel, (metric, _) in zip(axes.flat, panels, strict=False):
+            for panel, (metric, _) in zip(panels, shown, strict=True):
                 lines = [line for run in runs if (line := _line(run, x, metric)) is not None]
                 if not lines:
                     continue
@@ -136,43 +146,35 @@ def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], panels: Sequen
                 panel.plot(at, values.mean(axis=0), color=colour(index), ls=dash(index), label=name)
                 if len(values) > 1:
                     panel.fill_between(at, values.min(axis=0), values.max(axis=0), color=colour(index), alpha=0.15, lw=0)
-        for panel, (_, title) in zip(axes.flat, panels, strict=False):
+        for panel, (_, title) in zip(panels, shown, strict=True):
             panel.set_title(title)
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
             panel.xaxis.set_major_locator(MaxNLocator(5))
-        for panel in axes.flat[len(panels) :]:
-            panel.set_visible(False)
-        for panel in axes.flat[max(0, len(panels) - columns) : len(panels)]:
+        for panel in panels[-columns:]:
             panel.set_xlabel(label)
-        legend = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
-        if legend:
-            figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(6, len(legend)))
+        _legend(figure, panels)
         return to_svg(figure)
 
 
 def milestone_curves(arms: Sequence[Arm], evaluations: Sequence[Evaluation], ks: Sequence[int]) -> str:
     """Entropy, perplexity and pass@k of checkpoints against tokens, up to the one that RL starts from; a line per cell."""
-    panels: list[tuple[str, int | None]] = [("entropy", None), ("perplexity", None), *(("pass@k", k) for k in ks)]
+    shown: list[tuple[str, int | None]] = [("entropy", None), ("perplexity", None), *(("pass@k", k) for k in ks)]
     with plt.rc_context(STYLE):
-        columns = 3 if len(panels) % 4 else 4
-        rows = -(-len(panels) // columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(9.9, 2.4 * rows), squeeze=False, layout="constrained")
+        columns = 3 if len(shown) % 4 else 4
+        figure, panels = _panels(len(shown), columns, (9.9 / columns, 2.4))
         for index, arm in enumerate(arms):
             for last in arm.before:
                 path = [evaluation for evaluation in evaluations if evaluation.plan is last.plan and evaluation.after != "rl"]
                 tokens, label = [evaluation.tokens for evaluation in path], arm.name if last is arm.before[0] else None
-                for axis, (metric, k) in zip(axes.flat, panels, strict=False):
+                for axis, (metric, k) in zip(panels, shown, strict=True):
                     means = [e.values("cross_entropy" if metric == "perplexity" else metric, k).mean() for e in path]
-                    shown = np.exp(means) if metric == "perplexity" else means
-                    axis.plot(tokens, shown, marker="o", markersize=3, color=colour(index), ls=dash(index), label=label)
-        for axis, (metric, k) in zip(axes.flat, panels, strict=False):
+                    drawn = np.exp(means) if metric == "perplexity" else means
+                    axis.plot(tokens, drawn, marker="o", markersize=3, color=colour(index), ls=dash(index), label=label)
+        for axis, (metric, k) in zip(panels, shown, strict=True):
             axis.set_title(metric if k is None else f"pass@{k}")
             axis.set_xlabel("tokens")
             axis.set_xscale("log")
-        for axis in axes.flat[len(panels) :]:
-            axis.set_visible(False)
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
+        _legend(figure, panels)
         return to_svg(figure)
 
 

@@ -17,18 +17,24 @@ def pass_keys(rows: list[dict[str, Any]]) -> list[str]:
     return [key for key in (rows[0] if rows else {}) if key.startswith("pass@")]
 
 
-def gain(interval: dict[str, float] | None) -> str:
-    """`+.083 [+.061, +.106]`"""
-    return _DASH if interval is None else numbers.with_interval(interval["value"], interval["low"], interval["high"])
+def gain(interval: dict[str, Any] | None) -> str:
+    """`+.083 [+.061, +.106]`, or `+.083 [-]` where the data give no interval."""
+    if interval is None:
+        return _DASH
+    if interval["low"] is None:
+        return f"{numbers.signed(interval['value'])} [{_DASH}]"
+    return numbers.with_interval(interval["value"], interval["low"], interval["high"])
 
 
 def share(interval: dict[str, float] | None) -> str:
     return _DASH if interval is None else numbers.share(interval["value"])
 
 
-def headings(keys: list[str]) -> list[str]:
-    pairs = [[f"{key} before", "after", "gain [95%]"] for key in keys]
-    return ["prior", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
+def headings(keys: list[str], *, bayes: bool = False) -> list[str]:
+    """`bayes` as in `cells`; a posterior gain is shrunk to the uniform prior, and not after minus before."""
+    gains = {key: "posterior gain [95% credible]" if bayes and key == "pass@1" else "gain [95%]" for key in keys}
+    pairs = [[f"{key} before", "after", gains[key]] for key in keys]
+    return ["setting", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
 
 
 def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[str]:
@@ -43,7 +49,7 @@ def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[
 def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | None = None, *, bayes: bool = False) -> Table:
     """All of the comparison, or its columns for some `keys` (pass@1, ...) only."""
     keys = pass_keys(rows) if keys is None else keys
-    return _table(title, headings(keys), [cells(row, keys, bayes=bayes) for row in rows])
+    return _table(title, headings(keys, bayes=bayes), [cells(row, keys, bayes=bayes) for row in rows])
 
 
 def differences_table(differences: list[dict[str, Any]], title: str) -> Table:
@@ -64,7 +70,8 @@ DIFFERENCE_HEADINGS = ("along", "setting", "compared with", "k", "gains more by 
 
 def difference_cells(one: dict[str, Any]) -> list[str]:
     """One difference of gains as text, in the order of `DIFFERENCE_HEADINGS`."""
-    return [one["axis"], one["arm"], one["reference"], str(one["k"]), gain(one), f"{one['superiority']:.2f}"]
+    superiority = _DASH if one["superiority"] is None else f"{one['superiority']:.2f}"
+    return [one["axis"], one["arm"], one["reference"], str(one["k"]), gain(one), superiority]
 
 
 def budget_cells(found: dict[str, Any] | None) -> list[list[str]]:

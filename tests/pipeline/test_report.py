@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.conftest import FinishedSweep
+from tests.conftest import ROOT, FinishedSweep
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -67,6 +67,16 @@ def test_the_table_sorts_by_keyboard(page: Page) -> None:
     assert table.locator("thead th").nth(column).get_attribute("aria-sort") == "ascending"
     page.keyboard.press("Enter")
     assert entropies() == sorted(entropies(), reverse=True)
+
+
+def test_thousands_sort_as_numbers(browser: Browser) -> None:
+    script = (ROOT / "pipeline" / "report" / "page.js").read_text()
+    rows = "".join(f"<tr><td>{count}</td></tr>" for count in ("12,800", "9,600", "-", "100"))
+    page = browser.new_page()
+    page.set_content(f"<table class=sortable><thead><tr><th>n</th></tr></thead><tbody>{rows}</tbody></table><script>{script}</script>")
+    page.locator("thead button").click()
+    assert page.locator("tbody td").all_inner_texts() == ["-", "100", "9,600", "12,800"]
+    page.close()
 
 
 def test_the_download_is_results_csv(page: Page, smoke: FinishedSweep) -> None:

@@ -27,7 +27,7 @@ def sweep_folder(smoke: FinishedSweep) -> Path:
 
 def test_the_end_is_a_table_and_the_path_of_the_report(smoke: FinishedSweep) -> None:
     lines = smoke.printed.splitlines()
-    heading = next(i for i, line in enumerate(lines) if line.startswith("prior "))
+    heading = next(i for i, line in enumerate(lines) if line.startswith("setting "))
     assert "entropy" in lines[heading]
     assert "pass@8 before" in lines[heading]
     assert [line.split()[0] for line in lines[heading + 1 : heading + 3]] == ["ce", "tail"]

@@ -141,12 +141,12 @@ def test_a_run_that_was_sent_is_not_sent_again(lab: Lab) -> None:
     assert waiting_runs(lab.home, None) == []
 
 
-def test_the_saved_view_holds_the_comparison_of_one_sweep() -> None:
-    view = comparison_workspace("smoke", "team", "priorlab")
+def test_the_saved_view_holds_the_comparison_of_one_sweep(smoke: FinishedSweep, runs: list[OfflineRun]) -> None:
+    view = comparison_workspace("smoke", "team", "priorlab", smoke.graph)
     assert [section.name for section in view.sections] == [
         "Comparison", "RL, at equal steps", "RL, at equal rollouts", "Pre-training"
     ]  # fmt: skip
-    assert "smoke" in str(view.runset_settings.filters)
+    assert all(repr(run.id) in str(view.runset_settings.filters) for run in runs)
     assert view.sections[3].panels[0].x == "tokens"
 
 

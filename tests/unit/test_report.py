@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.summary import summary
 from pipeline.graph import Graph
 from pipeline.report.build import write_comparison
+from pipeline.report.content import _extremes_and_middle, prior_rows
+from pipeline.report.figures import figures
+from pipeline.report.svg import COLOURS
 from pipeline.store import Home
+from tests.unit.test_compare import evaluation, found_in, plans
 from tests.unit.test_statistics import measured
 
 
@@ -28,7 +34,8 @@ def report(home: Home, evaluations: list[Evaluation], description: str = "") -> 
         pq.write_table(pa.Table.from_pylist(rows), export / "samples.parquet")
     home.sweep("mine").mkdir(parents=True)
     graph = Graph([one.plan for one in evaluations if one.after == "pretrain"], {})
-    write_comparison("mine", description, graph, evaluations, summary(evaluations, home), home)
+    found = found_in(evaluations)
+    write_comparison("mine", description, graph, found, summary(found, home), home)
     return (home.sweep("mine") / "report.html").read_text()
 
 
@@ -51,6 +58,7 @@ def test_with_many_settings_figures_show_the_first_ones_and_say_so(tmp_path: Pat
     rates = [round(1e-5 * (1 + number), 6) for number in range(15)]
     page = report(Home(tmp_path), measured({"ce": 0.05}, f"axes.rl.optimizer.learning_rate={rates}"))
     assert "The first 12 of 15 settings." in page
+    assert "The first 40 of" not in page
     assert page.count("<tr><td>rl.optimizer") + page.count("<tr><td>ce rl.optimizer") >= 15  # the table has all
 
 
@@ -59,3 +67,35 @@ def test_a_sweep_that_has_not_reached_rl_has_a_report(tmp_path: Path) -> None:
     page = report(Home(tmp_path), evaluations)
     assert "No setting has been measured both before and after RL yet." in page
     assert "What RL gains" not in page
+
+
+def test_of_many_settings_each_figure_says_what_it_leaves_out(tmp_path: Path) -> None:
+    page = report(Home(tmp_path), measured({"ce": 0.05}, f"axes.pretrain.steps={list(range(500, 542))}"))
+    for said in ("40 of 42 finished settings.", "40 of 41 differences.", "40 of 42 settings; the correlations are over all."):
+        assert f"The first {said}" in page
+
+
+def test_a_setting_has_one_colour_also_where_another_is_not_finished(tmp_path: Path) -> None:
+    evaluations = measured({"ce": 0.05, "tail": 0.05})
+    found = found_in([one for one in evaluations if one is not evaluations[1]])  # RL of ce
+    (gains,) = (figure.svg for figure in figures(found, Home(tmp_path)) if figure.title == "What RL gains")
+    assert COLOURS[1].lower() in gains.lower()
+    assert COLOURS[0].lower() not in gains.lower()
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ([0.7, 0.2], ["gained most", "gained least"]),
+        ([0.7, 0.2, -0.1], ["gained most", "in the middle", "lost most"]),
+        ([-0.2, -0.1], ["lost least", "lost most"]),
+        ([0.3], ["gained most"]),
+    ],
+)
+def test_examples_are_called_what_they_are(gains: list[float], words: list[str]) -> None:
+    assert list(_extremes_and_middle(np.array(gains)).values()) == words
+
+
+def test_priors_of_one_name_are_all_listed() -> None:
+    evaluations = [evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[{use: tail, k: 3}, {use: tail, k: 4}]")]
+    assert [row[4] for row in prior_rows(found_in(evaluations).arms)] == ["3", "4"]

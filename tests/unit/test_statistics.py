@@ -15,17 +15,20 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.compare.across import compare_across
-from pipeline.compare.arms import arms, differences, shown_ks
+from pipeline.compare.arms import Difference
 from pipeline.compare.equal import equal_budgets
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.intervals import bayesian_mean, bootstrap, contrasts
+from pipeline.compare.intervals import Contrast, bayesian_mean, contrasts, mean_interval
 from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
-from pipeline.compare.predictors import cell_points, predictors, spearman
+from pipeline.compare.predictors import MEASUREMENTS, Points, cell_points, predictors
+from pipeline.compare.settings import pairs, settings
+from pipeline.compare.student import t_below, t_quantile
 from pipeline.compare.summary import summary
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
+from pipeline.graph import CellPlan
 from pipeline.store import Home
-from tests.unit.test_compare import NOWHERE, evaluation, plans
+from tests.unit.test_compare import NOWHERE, arms, evaluation, found_in, plans
 
 
 def measured(gains: dict[str, float], *overrides: str, seeds: int = 1, problems: int = 60, noise: float = 0.02) -> list[Evaluation]:
@@ -37,6 +40,14 @@ def measured(gains: dict[str, float], *overrides: str, seeds: int = 1, problems:
         after = {1: before.metrics["pass@k"][1] + gains[plan.cell.recipe.prior.name] + luck, 8: before.metrics["pass@k"][8]}
         found += [before, Evaluation(**{**before.__dict__, "after": "rl", "metrics": before.metrics | {"pass@k": after}})]
     return found
+
+
+def at_one(evaluations: list[Evaluation], plans: list[CellPlan] | None = None) -> list[Difference]:
+    return [one for one in found_in(evaluations, plans).differences if one.k == 1]
+
+
+def across(first: list[Evaluation], second: list[Evaluation]) -> list[Difference]:
+    return compare_across(("a", "b"), found_in(first), found_in(second))
 
 
 def test_of_several_null_differences_any_is_shown_as_seldom_as_promised() -> None:
@@ -53,25 +64,47 @@ def test_more_comparisons_widen_each_interval() -> None:
     alone, together = contrasts(values[:1])[0], contrasts(values)[0]
     assert together.value == alone.value
     assert together.low < alone.low < alone.high < together.high
-    single = bootstrap(values[0])
-    assert (alone.low, alone.high) == pytest.approx((single.low, single.high), abs=0.01)
+    single = mean_interval(values[0])
+    assert (alone.low, alone.high) == (single.low, single.high)
+
+
+def test_differences_that_move_together_are_corrected_less_than_those_that_do_not() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 1, (1, 100))
+    together = contrasts([shared + rng.normal(0, 0.1, (1, 100)) for _ in range(8)])
+    apart = contrasts([rng.normal(0, 1, (1, 100)) for _ in range(8)])
+
+    def widening(found: list[Contrast]) -> float:
+        return float(np.mean([(one.high - one.low) / 2 for one in found]) / 0.1)
+
+    assert 1.9 < widening(together) < 2.4 < 2.6 < widening(apart) < 3.0
+
+
+@given(st.floats(1, 5000), st.sampled_from([0.4, 0.1, 0.025, 0.001, 0.00001]))
+def test_the_t_distribution_equals_scipys(freedom: float, tail: float) -> None:
+    expected = stats.t.isf(tail, freedom)
+    assert t_quantile(tail, freedom) == pytest.approx(expected, rel=1e-3)
+    assert t_below(expected, freedom) == pytest.approx(1 - tail, abs=1e-4)
+    assert t_below(-expected, freedom) == pytest.approx(tail, rel=1e-2)
 
 
 def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
-    equal, winner = contrasts([np.zeros((1, 20)), np.full((1, 20), 0.1)])
-    assert (equal.superiority, winner.superiority) == (0.5, 1.0)
-    assert (equal.low, equal.high, equal.shown) == (0, 0, False)
-    assert winner.shown
+    noise = np.linspace(-0.1, 0.1, 20)[None]
+    equal, winner, constant = contrasts([noise, noise + 0.3, np.full((1, 20), 0.1)])
+    assert (equal.superiority, winner.superiority) == pytest.approx((0.5, 1.0))
+    assert (equal.shown, winner.shown) == (False, True)
+    assert not constant.shown  # no spread is no certainty
+    assert constant.as_dict() == pytest.approx({"value": 0.1, "low": None, "high": None, "superiority": None})
 
 
 def test_cross_entropy_is_the_reference_wherever_it_stands() -> None:
-    found = differences(arms(measured({"tail": 0.1, "ce": 0.0, "head": -0.1})), [1])
+    found = at_one(measured({"tail": 0.1, "ce": 0.0, "head": -0.1}))
     assert [(one.arm, one.reference, round(one.gain.value, 1)) for one in found] == [("tail", "ce", 0.1), ("head", "ce", -0.1)]
-    assert all(one.family == 2 and one.gain.shown for one in found)
+    assert all(one.family == 4 and one.gain.shown for one in found)  # at two k
 
 
 def test_settings_are_compared_with_those_that_differ_along_one_axis_only() -> None:
-    found = differences(arms(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]")), [1])
+    found = at_one(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]"))
     rate = "rl.optimizer.learning_rate"
     assert {(one.axis, one.arm, one.reference) for one in found} == {
         ("prior", f"tail {rate}=0.0001", f"ce {rate}=0.0001"),
@@ -84,12 +117,68 @@ def test_settings_are_compared_with_those_that_differ_along_one_axis_only() -> N
 def test_only_seeds_that_both_have_are_paired() -> None:
     both = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
     without = [e for e in both if not (e.plan.cell.recipe.prior.name == "tail" and e.plan.cell.recipe.seed == 1)]
-    (found,) = differences(arms(without), [1])
+    (found,) = at_one(without)
     ce, tail = arms(both)
     gains = [tail.gains("pass@k", 1), ce.gains("pass@k", 1)]
     assert gains[0] is not None
     assert gains[1] is not None
     assert found.gain.value == pytest.approx((gains[0] - gains[1])[[0, 2]].mean())
+
+
+def of(evaluations: list[Evaluation], prior: str, after: str) -> list[Evaluation]:
+    return [one for one in evaluations if (one.plan.cell.recipe.prior.name, one.after) == (prior, after)]
+
+
+@pytest.mark.parametrize("prior", ["ce", "tail"])
+def test_a_seed_whose_rl_is_not_finished_leaves_the_others_of_its_setting_in(prior: str) -> None:
+    whole = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
+    without = [one for one in whole if one is not of(whole, prior, "rl")[1]]
+    found = found_in(without)
+    assert [(one.arm, one.reference, one.seeds) for one in found.differences if one.k == 1] == [("tail", "ce", 2)]
+    (row,) = (row for row in summary(found, NOWHERE)["rows"] if row["arm"] == prior)
+    assert row["seeds"] == [0, 2]
+    assert row["pass@1"]["gain"]["value"] == pytest.approx(row["pass@1"]["after"]["value"] - row["pass@1"]["before"]["value"])
+    said = summary(found, NOWHERE)["verdict"]
+    assert f"Seeds that are not finished are left out: of {prior} (1)." in said
+
+
+def test_a_reference_that_is_not_finished_is_told_and_not_replaced() -> None:
+    rate = "axes.rl.optimizer.learning_rate=[1e-4, 2e-4, 4e-4]"
+    whole = measured({"tail": 0.1, "head": 0.1, "ce": 0.0}, rate)
+    cells = plans("axes.prior=[tail,head,ce]", "axes.seed=[0]", rate)
+    lacking = [id(one) for one in of(whole, "ce", "rl") + of(whole, "tail", "rl")[:1]]
+    found = found_in([one for one in whole if id(one) not in lacking], cells)
+    assert {(one.arm, one.reference) for one in found.differences} == {
+        (f"head rl.optimizer.learning_rate={other}", "head rl.optimizer.learning_rate=0.0001") for other in (0.0002, 0.0004)
+    }
+    said = " ".join(summary(found, NOWHERE)["verdict"])
+    assert "Along prior, nothing is compared with ce rl.optimizer.learning_rate=0.0002" in said
+    assert "Along rl.optimizer.learning_rate, nothing is compared with tail rl.optimizer.learning_rate=0.0001 yet" in said
+    assert "4 of 9 settings are not finished" in said
+
+
+def test_cross_entropy_with_changes_is_the_reference_and_so_is_that_of_mid_training() -> None:
+    def references(*overrides: str) -> set[tuple[str, str]]:
+        sweep = settings([plan.cell for plan in plans(*overrides)])
+        return {(axis, reference.name) for axis, along in pairs(sweep).items() for _, reference in along}
+
+    assert references("axes.prior=[tail, {use: ce, k: 4}, head]") == {("prior", "ce,k=4")}
+    assert references("axes.prior=[ce]", "midtrain=countdown", "axes.midtrain.prior=[tail, ce]") == {
+        ("midtrain.prior", "ce midtrain.prior=ce")
+    }
+    assert references("axes.prior=[tail]", "axes.pretrain.steps=[500, 400]") == {("pretrain.steps", "tail pretrain.steps=500")}
+
+
+def test_one_shared_seed_is_warned_of_however_many_each_setting_has() -> None:
+    def warned(ours: list[int], theirs: list[int]) -> str:
+        whole = measured({"ce": 0.0, "tail": 0.1, "head": 0.0}, seeds=3)
+        seeds = {"ce": ours, "tail": theirs, "head": [0, 1, 2]}
+        kept = [one for one in whole if one.plan.cell.recipe.seed in seeds[one.plan.cell.recipe.prior.name]]
+        return " ".join(sentence for sentence in summary(found_in(kept), NOWHERE)["verdict"] if "one seed" in sentence)
+
+    assert "Some differences are over one seed" in warned([0, 1], [1, 2])
+    assert "There is one seed per setting" in warned([0], [0, 1])
+    assert warned([0, 1], [0, 1]) == ""
 
 
 @given(st.integers(1, 12).flatmap(lambda n: st.lists(st.lists(st.integers(0, 1), min_size=n, max_size=n), min_size=1, max_size=8)))
@@ -99,32 +188,86 @@ def test_the_bayesian_mean_and_its_error_equal_scorio(outcomes: list[list[int]])
     assert bayesian_mean(table.sum(axis=1).astype(float), table.shape[1]) == pytest.approx(expected)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=5, max_size=20))
 def test_rank_correlation_equals_scipy_ties_included(points: list[tuple[int, int]]) -> None:
     x, y = np.array(points, dtype=float).T
     if np.ptp(x) and np.ptp(y):
-        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+        found = predictors(Points(["ce"] * len(x), list(map(str, range(len(x)))), y, {"entropy": x}))
+        assert [one.correlation for one in found] == pytest.approx([stats.spearmanr(x, y).statistic])
 
 
 def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
-    evaluations = measured({name: 0.02 * rank for rank, name in enumerate(("ce", "precision", "diversity", "tail", "head"))}, seeds=3)
+    steps = list(range(500, 507))
     told = []
-    for one in evaluations:  # an entropy that follows the gain, and a perplexity that follows nothing
-        rank = ("ce", "precision", "diversity", "tail", "head").index(one.plan.cell.recipe.prior.name)
+    for one in measured({"ce": 0.0}, f"axes.pretrain.steps={steps}", seeds=2):  # an entropy that follows the gain
+        rank = steps.index(one.plan.cell.recipe.pretrain.steps)
+        passed = {k: values + 0.1 * rank * (one.after == "rl") for k, values in one.metrics["pass@k"].items()}
         entropy = {"entropy": np.full(10, 1 + 0.1 * rank + 0.01 * one.plan.cell.recipe.seed)}
-        told.append(Evaluation(**{**one.__dict__, "heldout": one.heldout | entropy}))
-    first = predictors(arms(told))[0]
-    assert (first.measurement, first.cells, first.shown) == ("entropy", 15, True)
-    assert len(cell_points(arms(told))["gain"]) == 15
-    assert "goes along with the base model's entropy" in summary(told, NOWHERE)["verdict"][-1]
+        told.append(replace(one, heldout=one.heldout | entropy, metrics=one.metrics | {"pass@k": passed}))
+    first = predictors(cell_points(arms(told)))[0]
+    assert (first.measurement, first.bases, first.shown) == ("entropy", 7, True)
+    assert len(cell_points(arms(told)).gain) == 14
+    assert "goes along with the base model's entropy" in summary(found_in(told), NOWHERE)["verdict"][-1]
 
 
-def test_fewer_than_five_cells_foretell_nothing() -> None:
-    assert predictors(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2))) == []
+def test_seeds_and_ways_of_rl_are_no_base_settings_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    shown, bases = 0, [name for name in "abcde" for _ in range(4)]
+    for _ in range(60):  # priors that differ, in everything and by chance: cells counted apart would show it in six of ten
+        of_base = {name: np.repeat(rng.random(5), 4) + 0.1 * rng.random(20) for name in (*MEASUREMENTS, "gain")}
+        shown += any(one.shown for one in predictors(Points(bases, bases, of_base.pop("gain"), of_base)))
+    assert shown <= 6
+    points = cell_points(arms(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.steps=[1,2]", seeds=2)))
+    assert (len(points.bases), len(set(points.bases))) == (8, 2)
+
+
+def test_noise_is_seldom_shown_to_go_along_with_the_gain_however_few_the_cells() -> None:
+    rng = np.random.default_rng(0)
+    shown = 0
+    for _ in range(100):
+        found = predictors(Points(["ce"] * 5, list("abcde"), rng.random(5), {name: rng.random(5) for name in MEASUREMENTS}))
+        shown += any(one.shown for one in found)
+    assert shown <= 10
+
+
+def test_a_perfect_order_of_five_cells_is_shown_for_one_measurement_and_is_too_little_among_eight() -> None:
+    rng, order = np.random.default_rng(0), np.arange(5, dtype=np.float64)
+    (alone,) = predictors(Points(["ce"] * 5, list("abcde"), order, {"entropy": order}))
+    assert alone.shown
+    assert alone.p == pytest.approx(2 / 120, abs=0.006)
+    first = predictors(
+        Points(["ce"] * 5, list("abcde"), order, {"entropy": order, **{str(number): rng.random(5) for number in range(7)}})
+    )[0]
+    assert (first.measurement, first.shown) == ("entropy", False)
+
+
+def test_luck_of_the_samples_before_rl_makes_no_correlation() -> None:
+    """Forty trainings that are alike, and an RL that does nothing: measured on the samples that the gain starts from, -.7."""
+    rng = np.random.default_rng(0)
+    evaluations = []
+    for plan in plans("axes.prior=[ce]", f"axes.seed={list(range(40))}"):
+        for after in ("pretrain", "rl"):
+            correct = rng.binomial(16, 0.3, 50) / 16
+            one = evaluation(plan, after, 0.5, problems=50)
+            metrics = one.metrics | {"avg@n": {16: correct}, "pass@k": {1: correct}}
+            evaluations.append(replace(one, n=16, metrics=metrics))
+    points = cell_points(arms(evaluations))
+    for name in ("pass@1", "pass@n", "mixed"):
+        assert abs(stats.spearmanr(points.measured[name], points.gain).statistic) < 0.35
+
+
+def test_cells_that_share_a_base_model_have_one_measurement_of_it() -> None:
+    points = cell_points(arms(measured({"ce": 0.0}, "axes.rl.steps=[1,2,3,4,5,6]")))
+    assert len(points.gain) == 6
+    assert points.varying == []
+
+
+def test_fewer_than_five_base_settings_foretell_nothing() -> None:
+    assert predictors(cell_points(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2)))) == []
 
 
 def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
-    said = " ".join(summary(measured({"ce": 0.05, "tail": 0.15, "head": 0.05}), NOWHERE)["verdict"])
+    said = " ".join(summary(found_in(measured({"ce": 0.05, "tail": 0.15, "head": 0.05})), NOWHERE)["verdict"])
     assert "RL raised pass@1 in 3 of 3 settings" in said
     assert re.search(r"tail gained more than ce in pass@1: \+\.(09|10)", said)
     assert "head gained" not in said
@@ -132,50 +275,72 @@ def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
 
 
 def test_without_a_difference_the_verdict_says_so() -> None:
-    said = summary(measured({"ce": 0.05, "tail": 0.05}, seeds=2), NOWHERE)["verdict"]
+    said = summary(found_in(measured({"ce": 0.05, "tail": 0.05}, seeds=2)), NOWHERE)["verdict"]
     assert any("no difference in gain is shown" in sentence for sentence in said)
     assert not any("one seed" in sentence for sentence in said)
 
 
 def test_unfinished_settings_are_told() -> None:
     evaluations = measured({"ce": 0.05, "tail": 0.05})[:-1]
-    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(evaluations, NOWHERE)["verdict"])
-    assert summary(evaluations[:1], NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
+    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(found_in(evaluations), NOWHERE)["verdict"])
+    assert summary(found_in(evaluations[:1]), NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
+
+
+def test_the_verdict_says_what_guessing_scores_of_each_task() -> None:
+    def said(tasks: str) -> list[str]:
+        found = [evaluation(plan, after, 0.5) for plan in plans("axes.prior=[ce]", tasks) for after in ("pretrain", "rl")]
+        return [sentence for sentence in summary(found_in(found), NOWHERE)["verdict"] if "Guessing" in sentence]
+
+    assert said("axes.task=[parity]") == ["Guessing scores .500 in pass@1: the floor, not 0."]
+    assert said("axes.task=[countdown,parity]") == ["Guessing scores .500 (ce task=parity) in pass@1: the floor, not 0."]
+    assert said("axes.task=[countdown]") == []
 
 
 def test_two_sweeps_are_compared_setting_by_setting() -> None:
     first, second = measured({"ce": 0.05, "tail": 0.05}), measured({"tail": 0.15, "head": 0.05})
-    found = compare_across(("a", "b"), first, second)
-    assert [(one["arm"], one["reference"], one["k"]) for one in found] == [("b:tail", "a:tail", k) for k in shown_ks(first)]
-    assert found[0]["value"] == pytest.approx(0.1, abs=0.02)
+    found = across(first, second)
+    assert [(one.arm, one.reference, one.k) for one in found] == [("b:tail", "a:tail", k) for k in (1, 8)]
+    assert found[0].gain.value == pytest.approx(0.1, abs=0.02)
+
+
+def test_settings_of_two_sweeps_are_matched_on_the_axes_that_both_have() -> None:
+    rate = "rl.optimizer.learning_rate"
+    found = across(measured({"ce": 0.0, "tail": 0.0}), measured({"ce": 0.0, "head": 0.1}, f"axes.{rate}=[2e-4, 4e-4]"))
+    assert {(one.arm, one.reference) for one in found} == {(f"b:ce {rate}={value}", "a:ce") for value in (0.0002, 0.0004)}
 
 
 def test_a_single_setting_is_compared_with_each_of_another_sweep() -> None:
-    found = compare_across(("a", "b"), measured({"ce": 0.0}), measured({"tail": 0.1, "head": 0.0}))
-    assert {(one["arm"], one["reference"]) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
+    found = across(measured({"ce": 0.0}), measured({"tail": 0.1, "head": 0.0}))
+    assert {(one.arm, one.reference) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
 
 
 def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
     with pytest.raises(PriorlabError, match="share no setting: ce, tail against head, precision"):
-        compare_across(("a", "b"), measured({"ce": 0.0, "tail": 0.0}), measured({"head": 0.0, "precision": 0.0}))
+        across(measured({"ce": 0.0, "tail": 0.0}), measured({"head": 0.0, "precision": 0.0}))
     with pytest.raises(PriorlabError, match="other problems, or with other seeds"):
-        compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
+        across(measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
     with pytest.raises(PriorlabError, match="priorlab status b"):
-        compare_across(("a", "b"), measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
+        across(measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
 
 
 def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
-    expected = Precision(problems=100, samples=16, seeds=1, comparisons=1)
+    expected = Precision(problems=100, samples=16, seeds=3, comparisons=1)
     rng = np.random.default_rng(3)
     shown, means = 0, []
     for _ in range(400):
-        luck = rng.normal(0, SEED_SPREAD)
-        sampling = (rng.binomial(16, 0.14, (4, 100)) / 16 - 0.14).sum(axis=0)  # before and after, in two settings
+        luck = rng.normal(0, SEED_SPREAD, (3, 1))
+        sampling = (rng.binomial(16, 0.14, (4, 3, 100)) / 16 - 0.14).sum(axis=0)  # before and after, in two settings
         values = expected.detectable + luck + rng.normal(0, PROBLEM_SPREAD, 100) + sampling
         means.append(values.mean())
-        shown += abs(values.mean()) > 1.96 * expected.error
+        shown += contrasts([values])[0].shown
     assert np.std(means) == pytest.approx(expected.error, rel=0.1)
     assert shown / 400 == pytest.approx(0.8, abs=0.06)
+
+
+def test_two_seeds_show_less_than_their_standard_error_alone_would_say() -> None:
+    """The spread over seeds is then hardly known, which widens the interval of the finished sweep."""
+    two, many = Precision(5000, 64, 2, 4), Precision(5000, 64, 50, 4)
+    assert two.detectable / two.error > 3 * many.detectable / many.error
 
 
 def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
@@ -188,17 +353,26 @@ def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
     said = in_words(plan, 0.05)
     assert "128 problems x 64 samples x 1 seed:" in said
     assert "to show 0.05 takes more of both seeds and problems" in said
+    assert "Assumed: spreads of 0.3 over problems, as Countdown has, and of 0.03 over seeds, a guess" in said
 
 
 def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None:
     assert precision(list(load_sweep("quickstart", ["rl=null"]).cells())) is None
     assert precision(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells())) is None
     found = precision(list(load_sweep("quickstart", ["axes.seed=[0,1,2]"]).cells()))
-    assert found == Precision(problems=128, samples=64, seeds=3, comparisons=4)
+    assert found == Precision(problems=128, samples=64, seeds=3, comparisons=4 * 3)  # four priors beside cross-entropy, at three k
+
+
+def test_a_plan_counts_the_differences_that_the_report_makes() -> None:
+    rate = "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]"
+    expected = precision([plan.cell for plan in plans("axes.prior=[ce,tail,head]", rate, "evaluate.samples=8")])
+    assert expected is not None
+    found = found_in(measured({"ce": 0.0, "tail": 0.1, "head": 0.1}, rate)).differences
+    assert expected.comparisons == max(one.family for one in found) == 2 * 2 * 2  # two rates, two priors, two k
 
 
 def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_made_fewer_steps(tmp_path: Path) -> None:
-    evaluations = measured({"ce": 0.05, "tail": 0.05})
+    evaluations = measured({"ce": 0.05, "tail": 0.05}, "rl.validation.every=5")
     for evaluation_, per_step in zip(evaluations[::2], (10, 20), strict=True):
         folder = evaluation_.plan.chain["rl"].folder(Home(tmp_path))
         folder.path.mkdir(parents=True)

@@ -1,0 +1,61 @@
+"""Settings: what a sweep compares, and with what. A setting is all cells that differ only in their seed.
+
+Both are decided by the cells that a sweep has, before any is measured: what is the reference does not depend on what has finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.compose import Cell
+
+BASELINE = "ce"
+"""The prior that others are compared with, where an axis of priors has it; on other axes it is the first value."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    coordinates: dict[str, Any]
+    """Values of the sweep's axes, the seed left out."""
+    cells: list[Cell]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [cell.recipe.seed for cell in self.cells]
+
+
+def settings(cells: Sequence[Cell]) -> list[Setting]:
+    """In the order of the cells."""
+    found: dict[str, Setting] = {}
+    for cell in cells:
+        coordinates = {path: value for path, value in cell.coordinates.items() if path != "seed"}
+        words = [str(value) if path == "prior" else f"{path}={value}" for path, value in coordinates.items()]
+        name = " ".join(words) or cell.recipe.prior.name
+        found.setdefault(name, Setting(name, coordinates, [])).cells.append(cell)
+    return list(found.values())
+
+
+def pairs(of_sweep: Sequence[Setting]) -> dict[str, list[tuple[Setting, Setting]]]:
+    """By axis: each setting with the one that differs from it along the axis alone and has the axis's reference value there."""
+    found = {}
+    for axis in dict.fromkeys(path for setting in of_sweep for path in setting.coordinates):
+        value = next((setting for setting in of_sweep if _is_baseline(setting, axis)), of_sweep[0]).coordinates[axis]
+        references = {_others(setting, axis): setting for setting in of_sweep if setting.coordinates[axis] == value}
+        along = [(setting, references[_others(setting, axis)]) for setting in of_sweep if setting.coordinates[axis] != value]
+        if along:
+            found[axis] = along
+    return found
+
+
+def _is_baseline(setting: Setting, axis: str) -> bool:
+    recipe = setting.cells[0].recipe
+    return (axis == "prior" and recipe.prior.name == BASELINE) or (
+        axis == "midtrain.prior" and recipe.midtrain is not None and recipe.midtrain_prior.name == BASELINE
+    )
+
+
+def _others(setting: Setting, axis: str) -> str:
+    return str({path: value for path, value in setting.coordinates.items() if path != axis})

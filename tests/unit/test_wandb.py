@@ -1,0 +1,78 @@
+"""What goes to W&B: whole runs only, failures are told, and a view holds what its sweep consists of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+from wandb_workspaces.workspaces import Workspace
+
+from pipeline.cli import app
+from pipeline.store import Home, StageFolder
+from pipeline.sweeps import summary_run_id
+from pipeline.tools.wandb import comparison_workspace, waiting_runs
+from tests.unit.stores import Shelf, shelf_at
+
+
+def offline_run(folder: Path) -> Path:
+    run = folder / "wandb" / "offline-run-1"
+    run.mkdir(parents=True)
+    (run / "run-1.wandb").touch()
+    return run
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    shelf = shelf_at(tmp_path)
+    monkeypatch.setenv("PRIORLAB_HOME", str(shelf.home.path))
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    return shelf
+
+
+def test_runs_of_what_still_runs_are_not_sent(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    running, ended, sweep = (offline_run(home.path / place) for place in ("stages/rl/a", "stages/rl/b", "sweeps/c"))
+    lock = StageFolder(home.path / "stages/rl/a").lock()
+    assert lock is not None
+    with home.sweep_lock("c"):
+        assert waiting_runs(home, None) == [ended]
+    os.close(lock)
+    assert set(waiting_runs(home, None)) == {running, ended, sweep}
+
+
+def test_what_was_not_taken_is_named_though_the_upload_says_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, refused = (offline_run(shelf.home.path / "stages/rl" / name) for name in ("a", "b"))
+
+    def upload(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        (taken / "run-1.wandb.synced").touch()
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", upload)
+    ended = CliRunner().invoke(app, ["wandb", "sync"])
+    assert ended.exit_code != 0
+    assert f"1 of 2 wait, the first is {refused}" in str(ended.exception)
+    (refused / "run-1.wandb.synced").touch()
+    assert CliRunner().invoke(app, ["wandb", "sync"]).exit_code == 0
+
+
+def test_a_view_that_is_not_saved_is_told_in_a_line(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf.sweep()
+
+    def refuse(_: Workspace) -> None:
+        raise ValueError("permission denied\nand more")
+
+    monkeypatch.setattr(Workspace, "save", refuse)
+    ended = CliRunner().invoke(app, ["wandb", "workspace", "smoke", "--entity", "team"])
+    assert str(ended.exception) == "W&B did not save the view in team/priorlab: permission denied"
+
+
+def test_a_view_holds_stages_that_another_sweep_ran_first(shelf: Shelf) -> None:
+    graph = shelf.sweep()
+    shown = str(comparison_workspace("smoke", "team", "priorlab", graph).runset_settings.filters)
+    assert all(repr(fingerprint[:32]) in shown for fingerprint in graph.stages)
+    assert summary_run_id("smoke", graph) in shown
+    assert "Group" not in shown
