@@ -11,9 +11,8 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from pipeline.compare.intervals import CONFIDENCE
+from pipeline.compare.intervals import CONFIDENCE, t_quantile
 from pipeline.compare.settings import pairs, settings
-from pipeline.compare.student import t_quantile
 from pipeline.compose import Cell
 
 PROBLEM_SPREAD = 0.3

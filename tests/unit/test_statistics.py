@@ -22,7 +22,6 @@ from pipeline.compare.intervals import Contrast, bayesian_mean, contrasts, mean_
 from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
 from pipeline.compare.predictors import MEASUREMENTS, Points, cell_points, predictors
 from pipeline.compare.settings import pairs, settings
-from pipeline.compare.student import t_below, t_quantile
 from pipeline.compare.summary import summary
 from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
@@ -78,14 +77,6 @@ def test_differences_that_move_together_are_corrected_less_than_those_that_do_no
         return float(np.mean([(one.high - one.low) / 2 for one in found]) / 0.1)
 
     assert 1.9 < widening(together) < 2.4 < 2.6 < widening(apart) < 3.0
-
-
-@given(st.floats(1, 5000), st.sampled_from([0.4, 0.1, 0.025, 0.001, 0.00001]))
-def test_the_t_distribution_equals_scipys(freedom: float, tail: float) -> None:
-    expected = stats.t.isf(tail, freedom)
-    assert t_quantile(tail, freedom) == pytest.approx(expected, rel=1e-3)
-    assert t_below(expected, freedom) == pytest.approx(1 - tail, abs=1e-4)
-    assert t_below(-expected, freedom) == pytest.approx(tail, rel=1e-2)
 
 
 def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
