@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -93,18 +95,16 @@ def _finish_everything(home: Home, axes: list[str]) -> None:
     import pyarrow.parquet as pq
 
     graph: Graph = build_graph(load_sweep("smoke", axes).cells())
-    sample = {"problem_id": ["p"], "sample": pa.array([-1], pa.int32()), "text": ["1"], "answer": ["1"], "correct": [True]}
+    problems = [f"p{number}" for number in range(64)]
+    sample = {"problem_id": ["p0"], "sample": pa.array([-1], pa.int32()), "text": ["1"], "answer": ["1"], "correct": [True]}
     samples = pa.table(sample | {"length": pa.array([1], pa.int32()), "truncated": [False]})
-    ks = {"1": [0.5, 0.25], "2": [0.75, 0.5], "8": [1.0, 0.75]}
-    metrics = {"pass@k": ks, "avg@n": {"8": [0.5, 0.5]}, "cons@n": {"8": [1.0, 0.0]}, "greedy": {"1": [1.0, 0.0]}}
-    heldout = {name: [0.5, 0.6] for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")}
-    details = {"problems": ["p", "q"], "metrics": metrics | {"length": {"8": [3.0, 4.0]}}, "heldout": heldout}
+    numbers = random.Random(0)
     for node in graph.stages.values():
         folder = node.folder(home)
         folder.export.mkdir(parents=True)
         write_json_atomically(folder.spec, node.spec(home, "smoke"), durable=False)
         if node.kind == "evaluate":
-            write_json_atomically(folder.export / "problems.json", details, durable=False)
+            write_json_atomically(folder.export / "problems.json", _evaluation(problems, numbers), durable=False)
             pq.write_table(samples, folder.export / "samples.parquet")
         elif node.kind in ("pretrain", "rl"):
             row = {"loss": 1.0, "perplexity": 2.0, "entropy": 1.0, "tail_mass": 0.1, "reward_raw": 0.5, "completions/mean_length": 3.0}
@@ -112,6 +112,21 @@ def _finish_everything(home: Home, axes: list[str]) -> None:
                 "".join(json.dumps(row | {"step": s, "tokens": s}) + "\n" for s in range(1, 11)), encoding="utf-8"
             )
         write_json_atomically(folder.record_file, _record(node, manifest_of(folder.export)), durable=False)
+
+
+def _evaluation(problems: list[str], numbers: random.Random) -> dict[str, Any]:
+    """As the stage `evaluate` writes it, of 8 samples per problem."""
+    right = [numbers.randrange(9) for _ in problems]
+    metrics = {
+        "pass@k": {str(k): [1 - math.comb(8 - c, k) / math.comb(8, k) for c in right] for k in (1, 2, 8)},
+        "avg@n": {"8": [c / 8 for c in right]},
+        "cons@n": {"8": [float(c > 4) for c in right]},
+        "greedy": {"1": [float(c > 4) for c in right]},
+        "greedy_length": {"1": [float(c + 1) for c in right]},
+        "length": {"8": [float(c + 1) for c in right]},
+    }
+    heldout = {name: [numbers.uniform(0.1, 2) for _ in problems] for name in ("cross_entropy", "entropy", "head_mass", "tail_mass")}
+    return {"problems": problems, "metrics": metrics, "heldout": heldout}
 
 
 def _record(node: StageNode, manifest: dict[str, str]) -> dict[str, Any]:
