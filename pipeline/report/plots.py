@@ -116,6 +116,7 @@ def gain_against(points: Points, arms: Sequence[Arm], foretold: Sequence[Predict
                 own = [at for at, of_arm in enumerate(points.arms) if of_arm == arm.name]
                 axis.plot(points.measured[name][own], points.gain[own], "o", color=colour(index), ms=4.5, alpha=0.9, label=arm.name)
             axis.set_xlabel(MEASUREMENTS[name])
+            axis.xaxis.set_major_locator(MaxNLocator(4))
             if name in correlations:
                 one = correlations[name]
                 axis.set_title(f"{one.correlation:+.2f}, p = {share(one.p)}", fontsize=8)

@@ -5,9 +5,9 @@
 
 Every figure is of a real command in a process of its own, imports and output included. `plan`: a sweep of that many cells, of which
 nothing exists. `no-op`: `priorlab sweep` where every stage has its record and the comparison is written. `status`: `priorlab status
---json` on the same home. The seconds per stage are of stages that do nothing, one after the other: from the end of one's work to the
-first line of the next one's, less a Python process that only imports what they import. Memory is the command's largest, CPU its own
-seconds: on a busy machine they tell more than the clock.
+--json` on the same home. `report opens`: its report.html in a Chromium, if there is one. The seconds per stage are of stages that do
+nothing, one after the other: from the end of one's work to the first line of the next one's, less a Python process that only imports
+what they import. Memory is the command's largest, CPU its own seconds: on a busy machine they tell more than the clock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from pipeline.graph import Graph, StageNode, build_graph
 from pipeline.store import Home, manifest_of, write_json_atomically
 
 ROOT = Path(__file__).parent.parent.parent
-GOALS = {("plan", 10_000): 10.0, ("no-op", 1000): 5.0}
+GOALS = {("plan", 10_000): 10.0, ("no-op", 1000): 5.0, ("status", 1000): 2.0, ("report opens", 1000): 3.0}
 OVERHEAD_GOAL = 1.0
 _CHAIN = ("axes.prior=[ce, tail, head]", "axes.seed=[0, 1]")
 
@@ -51,6 +52,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as home:
             _finish_everything(Home(Path(home)), _axes(cells))
             rows.append(_row("first report", cells, *_priorlab(Path(home), "sweep", "smoke", *_axes(cells))))
+            rows += _opening(Home(Path(home)).sweep("smoke") / "report.html", cells)
             rows.append(_row("no-op", cells, *_priorlab(Path(home), "sweep", "smoke", *_axes(cells))))
             rows.append(_row("status", cells, *_priorlab(Path(home), "status", "--json")))
     overhead = _overhead()
@@ -82,11 +84,29 @@ def _priorlab(home: Path, *command: str) -> tuple[float, float, float]:
     return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
 
 
-def _row(what: str, cells: int, seconds: float, cpu: float, gib: float) -> dict[str, Any]:
+def _opening(report: Path, cells: int) -> list[dict[str, Any]]:
+    """Until the report stands in a Chromium, laid out and ready to be sorted; nothing where there is none."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        return []
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+        page.goto("about:blank")
+        started = time.perf_counter()
+        page.goto(report.as_uri())
+        page.locator("table.sortable thead button").first.wait_for()
+        return [_row("report opens", cells, time.perf_counter() - started)]
+
+
+def _row(what: str, cells: int, seconds: float, cpu: float | None = None, gib: float | None = None) -> dict[str, Any]:
     goal = GOALS.get((what, cells))
     aim = "" if goal is None else f"  (goal {goal:g} s)"
-    print(f"{what:<13} {cells:>6,} cells  {seconds:>7.2f} s  {cpu:>7.2f} s of CPU  {gib:.2f} GiB{aim}", flush=True)
-    return {"what": what, "cells": cells, "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "memory_gib": round(gib, 3)}
+    used = "" if cpu is None else f"  {cpu:>7.2f} s of CPU  {gib:.2f} GiB"
+    print(f"{what:<13} {cells:>6,} cells  {seconds:>7.2f} s{used}{aim}", flush=True)
+    row = {"what": what, "cells": cells, "seconds": round(seconds, 3)}
+    return row if cpu is None or gib is None else row | {"cpu_seconds": round(cpu, 3), "memory_gib": round(gib, 3)}
 
 
 def _finish_everything(home: Home, axes: list[str]) -> None:
