@@ -22,3 +22,10 @@ def test_the_order_of_sets_is_the_same_in_every_stage(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONHASHSEED", "random")
     (plan,) = build_graph(load_recipe("quickstart").cells()).cells
     assert environment(plan.chain["corpus"], 0, "test")["PYTHONHASHSEED"] == "0"
+
+
+@pytest.mark.parametrize("name", ["WANDB_SERVICE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
+def test_what_each_stage_sets_for_itself_is_not_inherited(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan,) = build_graph(load_recipe("quickstart").cells()).cells
+    monkeypatch.setenv(name, "the caller's")
+    assert name not in environment(plan.chain["pretrain"], 0, "test")
