@@ -19,12 +19,13 @@ from collections import defaultdict
 
 from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import PriorlabError
+from pipeline.files import write_json_atomically
 from pipeline.graph import StageNode
 from pipeline.launch import command, environment, failure, git_commit, needed_devices, signal_session, visible_devices
 from pipeline.memory import expected_gib, free_gib, total_gib
 from pipeline.retries import Attempts, cause_of_exit
 from pipeline.runner import StageState, State, View
-from pipeline.store import Home, status_of, write_json_atomically
+from pipeline.store import Home, status_of
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 75.0

@@ -17,12 +17,13 @@ from pipeline.compose import Cell, Sweep, validate_in_full
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.recipe import STAGE_CONFIGS, CorpusStage
 from pipeline.errors import PriorlabError
+from pipeline.files import read_json, write_json_atomically, write_text_atomically
 from pipeline.fingerprint import drift
 from pipeline.graph import CellPlan, Graph, StageNode, build_graph, graph_from_specs
 from pipeline.launch import visible_devices
 from pipeline.runner import Outcome, View, run
 from pipeline.slurm.queue import Job, job_of, live_jobs
-from pipeline.store import NAME, Home, StageFolder, read_json, status_of, write_json_atomically, write_text_atomically
+from pipeline.store import NAME, Home, StageFolder, status_of
 
 _COMPARISON_VERSION = 3
 """Raised when the comparison's files change for the same results: they are then written anew."""

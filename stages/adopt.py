@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config.recipe import PretrainStage
 from pipeline.errors import PriorlabError
-from pipeline.store import manifest_of
+from pipeline.files import manifest_of
 from stages.contract import Stage, main
 
 _COMPARED_BLOCKS = 64

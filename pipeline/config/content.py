@@ -11,7 +11,7 @@ import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.store import sha256_of
+from pipeline.files import sha256_of
 
 # Tests of the library (many installations lack them), what is installed beside it, and one file that describes the machine.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}

@@ -12,10 +12,11 @@ import jinja2
 
 from pipeline.compare.results import result_rows, write_results, write_samples
 from pipeline.compare.summary import Findings
+from pipeline.files import write_text_atomically
 from pipeline.graph import Graph
 from pipeline.report import content, tables
 from pipeline.report.figures import figures
-from pipeline.store import Home, write_text_atomically
+from pipeline.store import Home
 
 _LARGEST_EMBEDDED = 1_500_000
 """Bytes of results.csv that a report carries in itself; a larger one it links to, beside it."""

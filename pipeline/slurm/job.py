@@ -21,9 +21,10 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import REFUSED_EXIT, PriorlabError
+from pipeline.files import write_json_atomically
 from pipeline.launch import Nodes, failure, launch_command, process_environment, signal_session
 from pipeline.lease import SILENCE_SECONDS
-from pipeline.store import StageFolder, status_of, write_json_atomically
+from pipeline.store import StageFolder, status_of
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.errors import PriorlabError
+from pipeline.files import read_json, write_json_atomically
 from pipeline.graph import StageNode
-from pipeline.store import StageFolder, read_json, write_json_atomically
+from pipeline.store import StageFolder
 
 _SECONDS = 60
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "CONFIGURING"}

@@ -18,13 +18,14 @@ from typing import Any
 
 from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import PriorlabError
+from pipeline.files import take_lock, write_json_atomically
 from pipeline.graph import StageNode
 from pipeline.launch import git_commit, processes_of, reads_hub, threads_of
 from pipeline.retries import Attempts, cause_of_exit, cause_of_job
 from pipeline.runner import StageState, State, View
 from pipeline.slurm.job import StageJob
 from pipeline.slurm.queue import Job, all_jobs, cancel, job_name, job_of, lost_job, remember, require_slurm, submitted_by
-from pipeline.store import Home, status_of, take_lock, write_json_atomically
+from pipeline.store import Home, status_of
 
 _TICK_SECONDS = 0.25
 _RECORD_SECONDS = 60.0

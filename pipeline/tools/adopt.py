@@ -16,11 +16,12 @@ from pathlib import Path
 
 from pipeline.compose import load_recipe
 from pipeline.errors import PriorlabError
+from pipeline.files import read_json, sha256_of, write_json_atomically
 from pipeline.fingerprint import canonical_json
 from pipeline.graph import StageNode, build_graph
 from pipeline.launch import environment
 from pipeline.runner import View, run
-from pipeline.store import Home, read_json, sha256_of, status_of, write_json_atomically
+from pipeline.store import Home, status_of
 
 _KEPT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What a Hugging Face folder is read by; optimizer states and READMEs stay behind."""

@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import PriorlabError
+from pipeline.files import lock_is_held, read_json, write_json_atomically
 from pipeline.graph import build_graph
 from pipeline.slurm import queue
 from pipeline.slurm.queue import job_of, live_jobs
-from pipeline.store import NAME, Home, StageFolder, lock_is_held, read_json, write_json_atomically
+from pipeline.store import NAME, Home, StageFolder
 from pipeline.sweeps import known_sweep
 from pipeline.tools.processes import holder_text, holders, runs_spec, signal_holder
 

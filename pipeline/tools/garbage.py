@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PriorlabError
+from pipeline.files import read_json
 from pipeline.graph import build_graph
 from pipeline.slurm.queue import all_jobs, job_of
-from pipeline.store import Home, StageFolder, read_json
+from pipeline.store import Home, StageFolder
 from pipeline.sweeps import saved_sweep
 
 _STAGE_NAME = re.compile(r".+-([0-9a-f]{12})")

@@ -12,9 +12,10 @@ from typing import Any
 
 from pipeline.config.recipe import RECIPE_VERSIONS
 from pipeline.errors import PriorlabError
+from pipeline.files import read_json
 from pipeline.fingerprint import drift
 from pipeline.graph import StageNode
-from pipeline.store import Home, StageFolder, read_json
+from pipeline.store import Home, StageFolder
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import PriorlabError
+from pipeline.files import read_json
 from pipeline.graph import Graph, StageNode
-from pipeline.store import Home, StageFolder, read_json, status_of
+from pipeline.store import Home, StageFolder, status_of
 from pipeline.sweeps import describe_plan
 from pipeline.tools.identity import Identity, StoredIdentities, differences, own_differences, planned_identity
 

@@ -29,7 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from pipeline.config.recipe import RLStage
-from pipeline.store import Home, StageFolder, write_json_atomically
+from pipeline.files import write_json_atomically
+from pipeline.store import Home, StageFolder
 from scripts.benchmarks.stages import planned, run_stages
 
 STAGE, STAGE_HF, TRL_HF, TRL_VLLM = "stage", "stage, rollouts=transformers", "TRL, HF generate", "TRL, its vLLM path"

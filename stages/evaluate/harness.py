@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.config.evaluation import EvaluateConfig, HarnessConfig, task_folder_digest
 from pipeline.errors import PriorlabError
-from pipeline.store import read_json
+from pipeline.files import read_json
 from pipeline.tether import die_with
 
 _KEYS = ("WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

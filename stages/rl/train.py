@@ -16,7 +16,7 @@ from trl import GRPOConfig
 
 from pipeline.config.recipe import RLStage
 from pipeline.config.training import RLConfig
-from pipeline.store import read_json
+from pipeline.files import read_json
 from stages.checkpoint import export_finished, last_complete, save_export, step_of, verify_export
 from stages.contract import Stage
 from stages.engine import check_prompts, engine_arguments

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.compose import load_recipe
 from pipeline.config.model import ModelConfig
-from pipeline.store import Home, manifest_of
+from pipeline.files import manifest_of
+from pipeline.store import Home
 from stages.corpus.tokenizer import character_tokenizer
 from stages.pretrain.model import build_model
 from stages.tasks import build_task

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from pipeline.store import write_json_atomically
+from pipeline.files import write_json_atomically
 from stages.contract import Stage, main
 from stages.pretrain.__main__ import run
 

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from pipeline.config.evaluation import Verification
 from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
+from pipeline.files import write_json_atomically
 from pipeline.graph import StageNode
-from pipeline.store import write_json_atomically
 from stages.engine import check_prompts
 from stages.evaluate.verify import Verifier
 from stages.tasks import Problem, build_task

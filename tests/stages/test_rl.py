@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
-from pipeline.store import write_json_atomically
+from pipeline.files import write_json_atomically
 from stages.checkpoint import last_complete
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 

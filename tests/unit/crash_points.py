@@ -23,7 +23,8 @@ from pathlib import Path
 
 from pipeline import lease
 from pipeline.errors import PriorlabError
-from pipeline.store import Home, StageFolder, damage, read_json, write_json_atomically
+from pipeline.files import damage, read_json, write_json_atomically
+from pipeline.store import Home, StageFolder
 from pipeline.tools import garbage
 from stages import contract
 from stages.contract import Stage

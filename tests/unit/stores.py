@@ -13,8 +13,9 @@ from pipeline.cli import app
 from pipeline.compose import Sweep, load_sweep
 from pipeline.config.recipe import RECIPE_VERSIONS
 from pipeline.errors import PriorlabError
+from pipeline.files import manifest_of, write_json_atomically
 from pipeline.graph import Graph, StageNode, build_graph
-from pipeline.store import Home, StageFolder, manifest_of, write_json_atomically
+from pipeline.store import Home, StageFolder
 from pipeline.sweeps import save_definition
 
 

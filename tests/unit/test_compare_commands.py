@@ -15,8 +15,8 @@ import pytest
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.numbers import share, signed, with_interval
 from pipeline.compose import load_sweep
+from pipeline.files import manifest_of, read_json, write_json_atomically
 from pipeline.graph import StageNode, build_graph
-from pipeline.store import manifest_of, read_json, write_json_atomically
 from pipeline.sweeps import save_definition
 from tests.unit.stores import Shelf, shelf_at
 from tests.unit.test_compare import evaluation

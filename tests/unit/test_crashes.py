@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import store
+from pipeline import files
 from stages.contract import Stage
 from stages.guard import Guard
 from tests.conftest import ROOT
@@ -44,7 +44,7 @@ def test_a_way_of_writing_that_is_not_atomic_is_found_out(tmp_path: Path, monkey
     def write_in_place(path: Path, text: str, *, durable: bool = True) -> None:
         path.write_text(text)
 
-    monkeypatch.setattr(store, "write_text_atomically", write_in_place)
+    monkeypatch.setattr(files, "write_text_atomically", write_in_place)
     try:
         with pytest.raises(Exception, match=r"is not readable JSON|killed at"):
             crash_points.explore(crash_points.OPERATIONS["overwrite"], tmp_path / "home")

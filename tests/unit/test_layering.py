@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "transformers", "deepspeed", "trl", "vllm", "datasets", "accelerate"}
-OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.lease", "pipeline.store", "pipeline.tether", "pipeline.tracking"}
+OPEN_TO_STAGES = {
+    "pipeline.config",
+    "pipeline.errors",
+    "pipeline.files",
+    "pipeline.lease",
+    "pipeline.store",
+    "pipeline.tether",
+    "pipeline.tracking",
+}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -131,7 +131,7 @@ def test_following_a_log_ends_with_the_stage_and_misses_nothing(shelf: Shelf) ->
     folder = shelf.begun(node, log="begun\n")
     log = folder.last_log()
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.store import take_lock; take_lock(Path(sys.argv[1]) / 'lock'); "
+        "import sys, time; from pathlib import Path; from pipeline.files import take_lock; take_lock(Path(sys.argv[1]) / 'lock'); "
         "print('held', flush=True); log = open(sys.argv[2], 'a'); time.sleep(0.5); log.write('working\\n'); log.flush(); "
         "time.sleep(0.5); log.write('ended\\n'); log.flush()"
     )
