@@ -2,7 +2,7 @@
 
     HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  cancelled.json  metrics.jsonl  attempts/0001/  checkpoints/
                                   leases/  export/  record.json
-    HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md
+    HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md  figures/
 
 `record.json` is written last and atomically; a stage without it is not done. A stage is run by whoever holds its `lock` (an OS file
 lock: the kernel frees it when the last process of the attempt dies, however it dies) and, between machines, its lease

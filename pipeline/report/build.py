@@ -1,4 +1,4 @@
-"""Write the results of a sweep: results.csv, samples.parquet, report.html and report.md."""
+"""Write the results of a sweep: results.csv, samples.parquet, report.html, report.md and its figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pipeline.compare.summary import Findings
 from pipeline.files import write_text_atomically
 from pipeline.graph import Graph
 from pipeline.report import content, tables
-from pipeline.report.figures import figures
+from pipeline.report.figures import Figure, figures
+from pipeline.report.svg import standalone
 from pipeline.store import Home
 
 _LARGEST_EMBEDDED = 1_500_000
@@ -32,19 +33,32 @@ def write_comparison(name: str, description: str, graph: Graph, found: Findings,
     folder = home.sweep(name)
     write_results(folder / "results.csv", list(result_rows(name, found.evaluations)))
     write_samples(folder / "samples.parquet", graph, home)
-    write_text_atomically(folder / "report.md", _markdown(name, description, summary))
-    write_text_atomically(folder / "report.html", _html(name, description, graph, found, summary, home))
+    drawn = figures(found, home)
+    _write_figures(folder / "figures", drawn)
+    write_text_atomically(folder / "report.md", _markdown(name, description, summary, drawn))
+    write_text_atomically(folder / "report.html", _html(name, description, graph, found, summary, home, drawn))
 
 
-def _markdown(name: str, description: str, summary: dict[str, Any]) -> str:
+def _write_figures(folder: Path, drawn: list[Figure]) -> None:
+    """One file each, for papers and slides; those that are drawn no longer go."""
+    folder.mkdir(exist_ok=True)
+    for figure in drawn:
+        write_text_atomically(folder / figure.file_name, standalone(figure.svg))
+    for file in folder.glob("*.svg"):
+        if file.name not in {figure.file_name for figure in drawn}:
+            file.unlink(missing_ok=True)
+
+
+def _markdown(name: str, description: str, summary: dict[str, Any], drawn: list[Figure]) -> str:
     said = "\n".join(f"- {html.escape(sentence, quote=False)}" for sentence in summary["verdict"])
     parts = [f"# Sweep {name}", html.escape(description, quote=False), said, tables.markdown_table(summary["rows"])]
     if summary["differences"]:
         parts.append(tables.markdown_differences(summary["differences"]))
-    return "\n\n".join([*parts, _NOTE]) + "\n"
+    shown = [f"![{figure.title}](figures/{figure.file_name})\n\n{figure.caption}" for figure in drawn]
+    return "\n\n".join([*parts, _NOTE, *shown]) + "\n"
 
 
-def _html(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home) -> str:
+def _html(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home, drawn: list[Figure]) -> str:
     compared, rows = found.arms, summary["rows"]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
@@ -65,7 +79,7 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         differences=[tables.difference_cells(one) for one in summary["differences"]],
         equal_budgets=tables.budget_cells(summary["equal_budgets"]),
         csv=_embedded(home.sweep(name) / "results.csv"),
-        figures=figures(found, home),
+        figures=drawn,
         settings=content.settings(compared),
         priors=content.prior_rows(compared),
         examples=content.examples(compared, home),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,11 @@ class Figure:
     title: str
     svg: str
     caption: str
+
+    @property
+    def file_name(self) -> str:
+        """The title in letters, digits and dashes."""
+        return "-".join(re.findall("[a-z0-9]+", self.title.lower())) + ".svg"
 
 
 def figures(found: Findings, home: Home) -> list[Figure]:

@@ -20,6 +20,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 QUIET = "#010203"
 _INK, _LINE = "#010204", "#010205"
 _OF_THE_PAGE = {QUIET: "var(--quiet)", _INK: "currentColor", _LINE: "var(--line)"}
+_OF_A_FILE = {"var(--quiet)": "#5f6368", "currentColor": "#1b1b1b", "var(--line)": "#d9d9d9"}
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -61,3 +62,10 @@ def to_svg(figure: Figure) -> str:
     for stand_in, real in _OF_THE_PAGE.items():
         text = text.replace(stand_in, real)
     return text
+
+
+def standalone(svg: str) -> str:
+    """The same figure as a file of its own: on white, in plain colours that every program for SVG knows."""
+    for of_the_page, plain in _OF_A_FILE.items():
+        svg = svg.replace(of_the_page, plain)
+    return svg.replace("<svg ", '<svg style="background: #fff" ', 1)

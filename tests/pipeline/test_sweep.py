@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
@@ -74,6 +75,17 @@ def test_the_report_is_one_self_contained_file(smoke: FinishedSweep) -> None:
     for heading in ("Verdict", "Comparison", "What RL gains", "pass@k before and after RL", "RL dynamics", "Pre-training", "Sources"):
         assert re.search(f"<h2 id=[^>]*>{heading}</h2>", text)
     assert (sweep_folder(smoke) / "report.md").read_text().count("\n| ") == 3 + 3  # the comparison, and the differences at two k
+
+
+def test_each_figure_is_also_a_file_that_the_markdown_shows(smoke: FinishedSweep) -> None:
+    folder = sweep_folder(smoke)
+    linked = re.findall(r"!\[.+\]\((figures/.+)\)", (folder / "report.md").read_text())
+    assert len(linked) == 5
+    assert {folder / name for name in linked} == set((folder / "figures").iterdir())
+    for name in linked:
+        figure = ElementTree.parse(folder / name)  # stands alone, unlike SVG inside of HTML
+        assert figure.getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        assert not re.search("var\\(|currentColor", (folder / name).read_text())
 
 
 def test_the_same_command_again_does_nothing_in_under_three_seconds(smoke: FinishedSweep) -> None:
