@@ -57,7 +57,7 @@ def test_the_priors_are_the_papers() -> None:
 def test_an_override_sets_one_value_and_keeps_its_neighbours() -> None:
     recipe = only_recipe("rl.optimizer.learning_rate=1e-4", "rl.steps=7")
     assert recipe.rl is not None
-    assert (recipe.rl.optimizer.learning_rate, recipe.rl.steps, recipe.rl.samples_per_prompt) == (1e-4, 7, 16)
+    assert (recipe.rl.optimizer.learning_rate, recipe.rl.steps, recipe.rl.samples_per_prompt) == (1e-4, 7, 8)
 
 
 def test_another_name_keeps_the_keys_beside_the_old_one() -> None:
@@ -165,7 +165,7 @@ def test_a_prior_for_midtraining_only_shares_the_pretraining() -> None:
     ],
 )
 def test_checkpoints_along_the_way_are_spread_over_the_steps(evaluate_at: str, steps: list[int]) -> None:
-    (plan,) = build_graph(load_recipe("quickstart", [f"pretrain.evaluate_at={evaluate_at}"]).cells()).cells
+    (plan,) = build_graph(load_recipe("quickstart", ["pretrain.steps=800", f"pretrain.evaluate_at={evaluate_at}"]).cells()).cells
     assert plan.cell.recipe.pretrain.milestones == steps
     assert list(plan.milestones) == [("pretrain", step) for step in steps]
     for node in plan.milestones.values():
