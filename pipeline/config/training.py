@@ -179,6 +179,9 @@ class RLConfig(Verification):
     name: str = execution("rl")
     steps: int = Field(ge=1, description="optimizer steps")
     problems: int = Field(ge=1, description="distinct training problems")
+    rewordings: bool = identity_since(
+        False, description="train on them in all wordings that the task knows (countdown: every order of the numbers)"
+    )
     prompts_per_step: int = Field(ge=1, description="problems per batch of rollouts")
     samples_per_prompt: int = Field(16, ge=2)
     temperature: float = Field(1.0, gt=0)

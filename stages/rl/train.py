@@ -23,6 +23,7 @@ from stages.engine import check_prompts, engine_arguments
 from stages.evaluate.verify import Verifier
 from stages.pretrain.balancing import ExactBiases
 from stages.processes import trainer_arguments
+from stages.rl.problems import training_and_validation
 from stages.rl.trainer import PREFLIGHT_FILE, RLTrainer
 from stages.rl.validation import best_folder, best_step, validate
 from stages.tasks import Problem, build_task
@@ -34,8 +35,8 @@ def train(stage: Stage) -> dict[str, Any]:
     settings = config.rl
     base = stage.parent("checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    problems = _problems(config)
-    check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
+    problems = training_and_validation(build_task(config.task), settings, config.seed)
+    check_prompts([*problems[0], *problems[1]], tokenizer, config.task.max_prompt_tokens)
     checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
     done = -1 if checkpoint is None else step_of(checkpoint)
     rows = stage.rewind_metrics(done)
@@ -63,13 +64,6 @@ def train(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _problems(config: RLStage) -> list[Problem]:
-    """Those to train on, then those to validate on."""
-    settings = config.rl
-    count = settings.problems + (settings.validation.problems if settings.validation is not None else 0)
-    return build_task(config.task).problems("rl", count, config.seed)
-
-
 def _best(settings: RLConfig, rows: list[dict[str, float]]) -> int | None:
     return None if settings.validation is None else best_step(rows, settings.validation.best_k)
 
@@ -92,13 +86,13 @@ def _train(
     config: RLStage,
     base: Path,
     tokenizer: PreTrainedTokenizerBase,
-    problems: list[Problem],
+    problems: tuple[list[Problem], list[Problem]],
     checkpoint: Path | None,
     rows: list[dict[str, float]],
 ) -> None:
     """Train to the last step and export; `rows` are those that the checkpoint's past has logged."""
     settings = config.rl
-    training, validation = problems[: settings.problems], problems[settings.problems :]
+    training, validation = problems
     arguments = GRPOConfig(**grpo_arguments(stage, config))  # before the model: under ZeRO-3 transformers then loads it in partitions
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     with Verifier(partial(build_task, config.task), settings) as verifier:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import permutations
 
 from pipeline.config.tasks import CountdownTask
 from stages.tasks.expression import Node, NotAnExpressionError, canonical, combine, parse, render
@@ -41,10 +42,18 @@ class Countdown(GeneratedTask):
             if 0 <= solution.value <= config.largest_target:
                 break
         rng.shuffle(numbers)
-        target = solution.value
+        return self._problem(numbers, solution.value), render(solution)
+
+    def rewordings(self, problem: Problem) -> list[Problem]:
+        """The numbers in every other order."""
+        numbers, target = problem.data["numbers"], problem.data["target"]
+        others = [list(order) for order in dict.fromkeys(permutations(numbers)) if list(order) != numbers]
+        return [self._problem(order, target) for order in others]
+
+    def _problem(self, numbers: list[int], target: int) -> Problem:
         identity = ",".join(map(str, sorted(numbers))) + f"={target}"
         prompt = ",".join(map(str, numbers)) + f"={target}:"
-        return Problem(id=identity, prompt=prompt, data={"numbers": numbers, "target": target}), render(solution)
+        return Problem(id=identity, prompt=prompt, data={"numbers": numbers, "target": target})
 
     def _expression(self, rng: random.Random, numbers: list[int]) -> Node:
         if len(numbers) == 1:

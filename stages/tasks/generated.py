@@ -46,6 +46,9 @@ class GeneratedTask(ABC):
                 )
         return list(found.values())
 
+    def rewordings(self, problem: Problem) -> list[Problem]:
+        return []
+
     def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         rng = random.Random(f"{self.kind}-documents-{split}-{seed}")
         made = misses = 0

@@ -63,6 +63,9 @@ class Gym:
                 found.setdefault(problem.id, problem)
         return list(found.values())
 
+    def rewordings(self, problem: Problem) -> list[Problem]:
+        return []
+
     def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         made = misses = 0
         for problem in self._draw(split, f"documents-{split}-{seed}"):

@@ -48,6 +48,9 @@ class Math:
             )
         return [row.problem for row in random.Random(f"math-problems-{split}-{seed}").sample(rows, count)]
 
+    def rewordings(self, problem: Problem) -> list[Problem]:
+        return []
+
     def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         train = self.config.train
         if train is None or train.solution is None:

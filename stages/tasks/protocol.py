@@ -54,6 +54,10 @@ class Task(Protocol):
         """`count` distinct problems of a split; raises `PriorlabError` if there are not so many."""
         ...
 
+    def rewordings(self, problem: Problem) -> list[Problem]:
+        """The same problem in the other wordings that the task knows; its identity stays, and so does what is right."""
+        ...
+
     def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         """Worked solutions of random problems of a split; problems may repeat. A smaller count gives the first of a larger one's."""
         ...

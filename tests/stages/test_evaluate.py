@@ -86,6 +86,9 @@ class Trap:
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         raise NotImplementedError
 
+    def rewordings(self, problem: Problem) -> list[Problem]:
+        raise NotImplementedError
+
     def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
         raise NotImplementedError
 

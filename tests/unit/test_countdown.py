@@ -22,6 +22,14 @@ expressions = st.recursive(
 )
 
 
+def test_a_problem_is_the_same_in_every_order_of_its_numbers() -> None:
+    others = TASK.rewordings(PROBLEM)
+    assert {other.prompt for other in others} == {"2,3,4=14:", "2,4,3=14:", "3,2,4=14:", "3,4,2=14:", "4,3,2=14:"}
+    assert {other.id for other in others} == {PROBLEM.id}
+    assert all(TASK.verify(other, "2+3*4").correct for other in others)
+    assert [other.prompt for other in TASK.rewordings(Problem("2,2=4", "2,2=4:", {"numbers": [2, 2], "target": 4}))] == []
+
+
 @pytest.mark.parametrize("response", ["2+3*4", "4*3+2", "2+(3*4)", "(2)+((3)*(4))", "3*4+2"])
 def test_every_correct_expression_scores(response: str) -> None:
     assert TASK.verify(PROBLEM, response).correct
