@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -55,14 +56,6 @@ class Lab:
         """Copies of finished stages of another lab."""
         for node in nodes:
             shutil.copytree(other.folder(node).path, self.folder(node).path, ignore=shutil.ignore_patterns("wandb"))
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the suite, a file stays in one of them, and so do all tests that look at the one finished sweep."""
-    for item in items:
-        together = "smoke" if "smoke" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(together))
 
 
 def smoke_graph(*overrides: str) -> Graph:
@@ -134,8 +127,18 @@ class FinishedSweep:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> FinishedSweep:
-    """`priorlab sweep smoke`, all of it: two priors, five kinds of work, real DeepSpeed, TRL, vLLM and W&B files."""
-    lab = Lab(Home(tmp_path_factory.mktemp("smoke")))
-    done = lab.call("sweep", "smoke", timeout=580)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return FinishedSweep(lab, smoke_graph(), done.stdout)
+    """`priorlab sweep smoke`, all of it: two priors, five kinds of work, real DeepSpeed, TRL, vLLM and W&B files.
+
+    Where several processes share the suite, one runs it and the others wait. Tests look at it and leave it as it is.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    lab, printed = Lab(Home(shared / "smoke")), shared / "smoke.out"
+    with (shared / "smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            done = lab.call("sweep", "smoke", timeout=580)
+            assert done.returncode == 0, done.stdout + done.stderr
+            printed.write_text(done.stdout)
+    return FinishedSweep(lab, smoke_graph(), printed.read_text())
