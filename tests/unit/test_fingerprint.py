@@ -35,9 +35,9 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
     assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
         "corpus": "c9975b39ea40",
         "pretrain": "3dd5648322c7",
-        "rl": "75b7380c6b46",
+        "rl": "027083b31b57",
         "evaluate@pretrain": "de94f557ee58",
-        "evaluate@rl": "6f713369ac42",
+        "evaluate@rl": "f745660fda73",
     }
 
 
