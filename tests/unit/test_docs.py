@@ -70,6 +70,14 @@ def test_the_table_of_priors_is_the_configs() -> None:
         assert [prior.beta, prior.lambda_head, prior.lambda_tail, prior.k] == [float(cell or 0) for cell in cells]
 
 
+def test_the_table_of_sweeps_names_each() -> None:
+    table = README.partition("| `priorlab sweep` |")[2].partition("\n\n")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    papers = {name for name in available("sweep") if name.startswith("paper_")}
+    assert named - {"paper_1b", "paper_20b_a1b"} == set(available("sweep")) - papers
+    assert {"paper_1b", "paper_20b_a1b"} <= papers
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )
