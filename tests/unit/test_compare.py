@@ -113,7 +113,9 @@ def test_the_gain_of_rl_is_over_the_checkpoint_that_it_starts_from() -> None:
 
 
 def test_checkpoints_along_the_way_are_rows_by_step_and_no_part_of_the_gain() -> None:
-    (plan,) = plans("axes.prior=[ce]", "pretrain.evaluate_at=[0.25]", "midtrain=countdown", "midtrain.evaluate_at=[0.5]")
+    (plan,) = plans(
+        "axes.prior=[ce]", "pretrain.steps=800", "pretrain.evaluate_at=[0.25]", "midtrain=countdown", "midtrain.evaluate_at=[0.5]"
+    )
     early, late = (replace(evaluation(plan, after, 0.5), milestone=True, step=step) for (after, step) in plan.milestones)
     base, middle = (replace(evaluation(plan, after, 0.5), step=step) for after, step in (("pretrain", 800), ("midtrain", 200)))
     found = [early, base, late, middle, evaluation(plan, "rl", 0.8)]
