@@ -174,11 +174,12 @@ def _plain_trl(stage: Any, config: RLStage, *, vllm: bool) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     from stages.evaluate.verify import Verifier
+    from stages.rl.problems import training_and_validation
     from stages.rl.train import Reward, grpo_arguments
     from stages.tasks import build_task
 
     base = stage.parent("checkpoint")
-    problems = build_task(config.task).problems("rl", config.rl.problems, config.seed)
+    problems, _ = training_and_validation(build_task(config.task), config.rl, config.seed)
     arguments = GRPOConfig(**(grpo_arguments(stage, config) | {"use_vllm": vllm, "deepspeed": None}))
     with Verifier(partial(build_task, config.task), config.rl) as verifier:
         GRPOTrainer(

@@ -35,8 +35,8 @@ def train(stage: Stage) -> dict[str, Any]:
     settings = config.rl
     base = stage.parent("checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    problems = training_and_validation(build_task(config.task), settings, config.seed)
-    check_prompts([*problems[0], *problems[1]], tokenizer, config.task.max_prompt_tokens)
+    training, validation = training_and_validation(build_task(config.task), settings, config.seed)
+    check_prompts(training + validation, tokenizer, config.task.max_prompt_tokens)
     checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
     done = -1 if checkpoint is None else step_of(checkpoint)
     rows = stage.rewind_metrics(done)
@@ -44,7 +44,7 @@ def train(stage: Stage) -> dict[str, Any]:
         if stage.rank == 0:
             _export(stage, settings, rows, lambda folder: export_finished(checkpoint, tokenizer, folder))
     else:
-        _train(stage, config, base, tokenizer, problems, checkpoint, rows)
+        _train(stage, config, base, tokenizer, training, validation, checkpoint, rows)
     if stage.rank == 0:
         verify_export(stage.folder.export)
     rows = stage.rows()
@@ -86,13 +86,13 @@ def _train(
     config: RLStage,
     base: Path,
     tokenizer: PreTrainedTokenizerBase,
-    problems: tuple[list[Problem], list[Problem]],
+    training: list[Problem],
+    validation: list[Problem],
     checkpoint: Path | None,
     rows: list[dict[str, float]],
 ) -> None:
     """Train to the last step and export; `rows` are those that the checkpoint's past has logged."""
     settings = config.rl
-    training, validation = problems
     arguments = GRPOConfig(**grpo_arguments(stage, config))  # before the model: under ZeRO-3 transformers then loads it in partitions
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     with Verifier(partial(build_task, config.task), settings) as verifier:
