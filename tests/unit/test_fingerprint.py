@@ -34,10 +34,10 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
     """Fails when a default or a config file changes identity: then raise RECIPE_VERSIONS or accept that results are made anew."""
     assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
         "corpus": "c9975b39ea40",
-        "pretrain": "3dd5648322c7",
-        "rl": "027083b31b57",
-        "evaluate@pretrain": "de94f557ee58",
-        "evaluate@rl": "f745660fda73",
+        "pretrain": "063e7ba2f112",
+        "rl": "229be52b69f6",
+        "evaluate@pretrain": "2e66dcf1efd4",
+        "evaluate@rl": "d6b2e25fcb4e",
     }
 
 
