@@ -111,6 +111,17 @@ class HubSource(_Documents):
     split: str = Field("train", description="a part of it as well: train[:1%]")
     revision: str | None = Field(None, description="commit or tag; without it, whatever the hub has")
     column: str = Field("text", min_length=1)
+    documents: int | None = identity_since(
+        None, ge=1, description="read so many as a stream, and fetch no more than these; without it, the whole split"
+    )
+
+    @model_validator(mode="after")
+    def _streams_whole_splits(self) -> HubSource:
+        if self.documents is not None and "[" in self.split:
+            raise ValueError(
+                f"split is {self.split!r}, but a stream (documents) has whole splits only; give split: {self.split.partition('[')[0]}"
+            )
+        return self
 
 
 class StdlibSource(_Documents):

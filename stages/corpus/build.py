@@ -75,7 +75,7 @@ def _text(stage: Stage, corpus: CorpusConfig, task: Task, name: str, reading: Re
             return TaskText(task, corpus.seed, None)
         return TaskText(task, corpus.seed, {"train": corpus.documents, "heldout": corpus.heldout_documents})
     assert reading is not None
-    found = _reported(stage, reading.texts(find_documents(source, f"corpus.sources.{name}")), name)
+    found = _reported(stage, reading.texts(find_documents(source, f"corpus.sources.{name}", corpus.seed)), name)
     return StoredText(
         found, work / name, name=name, seed=corpus.seed, heldout_share=corpus.heldout_share, passes=source.passes
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -19,14 +20,21 @@ _PRINTED, _KEPT = 10, 1000
 _FEW = 1000
 
 
-def find_documents(source: DocumentSource, key: str) -> Iterator[Found]:
-    """All of a source in a fixed order. `key` is where the config holds it, e.g. `corpus.sources.web`."""
+# Rows among which each next one of a stream is drawn.
+_SHUFFLED_AT_A_TIME = 10_000
+
+
+def find_documents(source: DocumentSource, key: str, seed: int = 0) -> Iterator[Found]:
+    """All of a source in a fixed order, or, of a stream, its first documents in an order by the seed.
+
+    `key` is where the config holds the source, e.g. `corpus.sources.web`.
+    """
     match source:
         case FilesSource():
             for file in source.files:
                 yield from read_file(file, source, key)
         case HubSource():
-            yield from _from_hub(source, key)
+            yield from _from_hub(source, key) if source.documents is None else _streamed_from_hub(source, source.documents, key, seed)
         case StdlibSource():
             yield from _standard_library(source, key)
 
@@ -34,19 +42,46 @@ def find_documents(source: DocumentSource, key: str) -> Iterator[Found]:
 def _from_hub(source: HubSource, key: str) -> Iterator[Found]:
     import datasets
 
-    try:
+    with _told_by(source, key):
         rows = datasets.load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
-    except Exception as error:  # of any of the libraries below, by what is wrong: the network, the name, the subset, the split
+    top = _top_column(source, rows.column_names, key)
+    for number, row in enumerate(rows.select_columns([top]), start=1):
+        yield text_in(row, source.column, f"{source.dataset}, row {number}", key)
+
+
+def _streamed_from_hub(source: HubSource, documents: int, key: str, seed: int) -> Iterator[Found]:
+    """The files in random order, rows drawn from a window over them: no more is fetched than that takes."""
+    import datasets
+
+    with _told_by(source, key):
+        stream = datasets.load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision, streaming=True)
+        stream = stream.shuffle(seed=seed, buffer_size=_SHUFFLED_AT_A_TIME).take(documents)
+        for number, row in enumerate(stream, start=1):
+            if number == 1:
+                _top_column(source, list(row), key)
+            yield text_in(row, source.column, f"{source.dataset}, document {number} of the stream", key)
+
+
+def _top_column(source: HubSource, names: list[str], key: str) -> str:
+    """The column that holds the text, or in which the column of the text lies."""
+    top = source.column if source.column in names else source.column.partition(".")[0]
+    if top not in names:
+        raise PriorlabError(f"{source.dataset} has no column {source.column!r} ({key}.column); it has {', '.join(names)}")
+    return top
+
+
+@contextlib.contextmanager
+def _told_by(source: HubSource, key: str) -> Iterator[None]:
+    """Errors of any of the libraries that load a data set, by what is wrong: the network, the name, the subset, the split."""
+    try:
+        yield
+    except PriorlabError:
+        raise
+    except Exception as error:
         raise PriorlabError(
             f"cannot load the data set {source.dataset!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
             f"{type(error).__name__}: {error}. Without a network, give a copy of it: {{kind: files, paths: [COPY.parquet]}}"
         ) from error
-    names = rows.column_names
-    top = source.column if source.column in names else source.column.partition(".")[0]
-    if top not in names:
-        raise PriorlabError(f"{source.dataset} has no column {source.column!r} ({key}.column); it has {', '.join(names)}")
-    for number, row in enumerate(rows.select_columns([top]), start=1):
-        yield text_in(row, source.column, f"{source.dataset}, row {number}", key)
 
 
 def _standard_library(source: StdlibSource, key: str) -> Iterator[Found]:

@@ -112,6 +112,10 @@ def test_a_weight_can_be_an_axis() -> None:
         (["corpus.sources.x={kind: files, paths: ['no*.txt']}"], "corpus.sources.x: paths has 'no*.txt', which matches no file"),
         (["corpus.sources.x={kind: files, paths: README.md}"], "must end in .jsonl or .txt (then perhaps .gz or .zst), or in .par"),
         (["corpus.sources.x={kind: files}"], "corpus.sources.x: paths is empty; give at least one file"),
+        (
+            ["corpus.sources.x={kind: hub, dataset: some/text, split: 'train[:1%]', documents: 9}"],
+            "split is 'train[:1%]', but a stream (documents) has whole splits only; give split: train",
+        ),
         (["corpus.tokenizer=bpee"], "corpus.tokenizer.kind is bpee; corpus.tokenizer needs one of bpe, characters, pretrained"),
         (["corpus.tokenizer.vocab_size=200"], "corpus.tokenizer.vocab_size is 200: input should be greater than or equal to 258"),
         (["corpus.documents=5"], "documents and heldout_tokens and tokens given beside sources; set tokens and heldout_tokens, and"),

@@ -171,3 +171,29 @@ def test_a_data_set_is_read_as_those_of_the_hub_are(tmp_path: Path, monkeypatch:
         list(find_documents(source.model_copy(update={"column": "text"}), "corpus.sources.web"))
     with pytest.raises(PriorlabError, match=r"cannot load the data set '.*/hub' \(subset None, split dev\) of corpus\.sources\.web"):
         list(find_documents(source.model_copy(update={"split": "dev"}), "corpus.sources.web"))
+
+
+def test_a_stream_gives_so_many_documents_in_an_order_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "hub").mkdir()
+    texts = [f"text {number}" for number in range(50)]
+    for shard in range(5):
+        pq.write_table(pa.table({"body": [{"en": text} for text in texts[shard::5]]}), tmp_path / "hub" / f"train-{shard}.parquet")
+    source = HubSource(dataset=str(tmp_path / "hub"), column="body.en", documents=20)
+
+    def streamed(seed: int, **changes: object) -> list[str]:
+        return [one.text for one in find_documents(source.model_copy(update=changes), "corpus.sources.web", seed)]
+
+    first = streamed(1)
+    assert first == streamed(1) != streamed(2)
+    assert len(set(first)) == 20
+    assert set(first) < set(texts)
+    assert len({texts.index(text) % 5 for text in first}) > 1  # of several files
+    assert sorted(streamed(1, documents=90)) == sorted(texts)  # no more than there are
+    with pytest.raises(PriorlabError, match=r"hub has no column 'text' \(corpus\.sources\.web\.column\); it has body"):
+        streamed(1, column="text")
+    with pytest.raises(PriorlabError, match=r"cannot load the data set '.*/hub' \(subset None, split dev\) of corpus\.sources\.web"):
+        streamed(1, split="dev")
