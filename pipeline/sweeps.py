@@ -25,7 +25,7 @@ from pipeline.runner import Outcome, View, run
 from pipeline.slurm.queue import Job, job_of, live_jobs
 from pipeline.store import NAME, Home, StageFolder, status_of
 
-_COMPARISON_VERSION = 4
+_COMPARISON_VERSION = 5
 """Raised when the comparison's files change for the same results: they are then written anew."""
 
 

@@ -58,8 +58,11 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
         return [f"Along {axis}, the data give no interval of a difference: too few problems, or the same difference on all."]
     first_k = min(one.k for one in told)
     half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in told if one.k == first_k)
-    smallest = share(half_widths[len(half_widths) // 2])
-    resolution = f"at pass@{first_k}, differences below about {smallest} are beyond what this sweep can show"
+    smallest = half_widths[len(half_widths) // 2]
+    if smallest < 1:
+        resolution = f"at pass@{first_k}, differences below about {share(smallest)} are beyond what this sweep can show"
+    else:
+        resolution = f"at pass@{first_k}, no difference is within what so few seeds can show"
 
     if not shown:
         return [f"Along {axis}, no difference in gain is shown: all intervals, which hold for {scope}, include 0; {resolution}."]

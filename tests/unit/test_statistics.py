@@ -271,6 +271,12 @@ def test_without_a_difference_the_verdict_says_so() -> None:
     assert not any("one seed" in sentence for sentence in said)
 
 
+def test_a_difference_that_could_not_be_is_not_named_as_the_smallest_to_see() -> None:
+    """Two seeds that part: the interval of a difference in pass@1 is wider than any difference can be."""
+    said = summary(found_in(measured({"ce": 0.05, "tail": 0.05}, seeds=2, noise=5.0)), NOWHERE)["verdict"]
+    assert any(sentence.endswith("at pass@1, no difference is within what so few seeds can show.") for sentence in said)
+
+
 def test_unfinished_settings_are_told() -> None:
     evaluations = measured({"ce": 0.05, "tail": 0.05})[:-1]
     assert any("1 of 2 settings are not finished" in sentence for sentence in summary(found_in(evaluations), NOWHERE)["verdict"])

@@ -1,0 +1,68 @@
+"""The pages of results hold what was measured: their command plans the cells of their data, their tables are means of these."""
+
+import csv
+import re
+import shlex
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from pipeline.compare.numbers import share
+from pipeline.compare.results import COLUMNS
+from pipeline.compare.settings import settings
+from pipeline.compose import Cell, load_sweep
+from pipeline.report.tables import headings
+
+FOLDER = Path(__file__).parent.parent.parent / "docs" / "results"
+PAGES = sorted(page for page in FOLDER.glob("*.md") if page.stem != "README")
+
+
+def test_the_index_links_each_page() -> None:
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[.*?\]\((\w+)\.md\) \|", index, re.MULTILINE) == [page.stem for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_command_plans_the_cells_that_were_measured(page: Path) -> None:
+    rows = _rows(page)
+    assert set(rows[0]) == set(COLUMNS)
+    assert {cell.id for cell in _cells(page)} == {row["cell"] for row in rows}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_table_shows_the_means_of_the_data(page: Path) -> None:
+    table = re.search(r"^\| setting \|.*?(?=\n\n)", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert table is not None
+    titles, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.group().splitlines())
+    keys = [title.removesuffix(" before") for title in titles if title.endswith(" before")]
+    assert titles == headings(keys)
+    assert [line[0] for line in lines] == [setting.name for setting in settings(_cells(page))]
+
+    measured = _values(page)
+    for setting, line in zip(settings(_cells(page)), lines, strict=True):
+        for position, key in enumerate(keys):
+            before, after, gain = line[3 + 3 * position : 6 + 3 * position]
+            means = [mean(measured[cell.id, side, key] for cell in setting.cells) for side in ("before", "after")]
+            assert [before, after] == [share(value) for value in means]
+            assert float(gain.split()[0]) == pytest.approx(means[1] - means[0], abs=6e-4)
+
+
+def _rows(page: Path) -> list[dict[str, str]]:
+    with (FOLDER / page.stem / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _cells(page: Path) -> list[Cell]:
+    (command,) = re.findall(r"^    scripts/priorlab sweep (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    name, *rest = shlex.split(command)
+    return list(load_sweep(name, [word for word in rest if "=" in word]).cells())
+
+
+def _values(page: Path) -> dict[tuple[str, str, str], float]:
+    """(cell, before or after RL, pass@k) -> mean over problems."""
+    return {
+        (row["cell"], "after" if row["after"] == "rl" else "before", f"pass@{row['k']}"): float(row["value"])
+        for row in _rows(page)
+        if row["metric"] == "pass@k"
+    }
