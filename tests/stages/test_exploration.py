@@ -45,26 +45,31 @@ def test_diversity_with_lambda_0_is_grpo_to_the_last_bit(smoke: FinishedSweep, l
 def test_a_bonus_and_a_loss_reach_the_policy_and_leave_the_counts_of_correct_responses_alone(smoke: FinishedSweep, lab: Lab) -> None:
     """Over micro-batches and with dynamic sampling's fillers, whose tokens count nothing."""
     plain = logged(smoke.folder("rl").path)
-    for number, exploration in enumerate(("{use: representation, beta: 0.5}", "{use: diversity, lambda_diversity: 0.5}")):
-        own = Lab(type(lab.home)(lab.home.path / str(number)))
+    ran = {}
+    for name, exploration in (
+        ("bonus", "{use: representation, beta: 0.5}"),
+        ("loss", "{use: diversity, lambda_diversity: 0.5}"),
+        ("neither", "{use: diversity, lambda_diversity: 0}"),
+    ):
+        own = Lab(type(lab.home)(lab.home.path / name))
         node = stage(own, smoke, "rl", f"rl.exploration={exploration}", "rl.sampling_rounds=2", "rl.launch.micro_batch=8")
-        rows = finish(own, node, start(own, node))
+        ran[name] = rows = finish(own, node, start(own, node))
         assert rows[0]["reward_raw"] == plain[0]["reward_raw"]  # the same first sample, judged alike
         assert all(0 <= row["reward_raw"] <= 1 for row in rows)
-        if number == 0:
-            assert all(row["exploration/bonus_mean"] > row["exploration/bonus_std"] > 0 for row in rows)
-            for row in rows:  # what is trained on: 32 responses that are right or wrong, and the bonuses of groups that have one
-                correct = (row["reward"] - row["exploration/bonus_mean"] * row["exploration/groups_with_bonus"]) * 32
-                assert correct == pytest.approx(round(correct), abs=1e-3)
-        else:
-            first = rows[0]["exploration/loss"]
-            assert first < 0  # minus an entropy
-            # On the rollouts' own policy GRPO's loss is 0 (its gradient is not), whatever the number of passes it is summed over.
-            assert rows[0]["loss"] == pytest.approx(first, abs=1e-4)
-            assert all(row["exploration/loss"] <= 0 for row in rows)
         record = own.folder(node).record()
         assert record is not None
         assert record["metrics"]["seconds_per_step"] == pytest.approx(np.mean([row["step_time"] for row in rows[1:]]))
+
+    assert all(row["exploration/bonus_mean"] > row["exploration/bonus_std"] > 0 for row in ran["bonus"])
+    for row in ran["bonus"]:  # what is trained on: 32 responses that are right or wrong, and the bonuses of groups that have one
+        correct = (row["reward"] - row["exploration/bonus_mean"] * row["exploration/groups_with_bonus"]) * 32
+        assert correct == pytest.approx(round(correct), abs=1e-3)
+
+    assert all(row["exploration/loss"] <= 0 for row in ran["loss"])
+    first = ran["loss"][0]["exploration/loss"]
+    assert first < 0  # minus an entropy
+    # Before the first update both are one policy with one sample, and GRPO's loss is the same, over however many passes it is summed.
+    assert ran["loss"][0]["loss"] == pytest.approx(first + ran["neither"][0]["loss"], abs=1e-4)
 
 
 def test_picked_samples_are_compared_with_random_ones_on_the_same_samples(smoke: FinishedSweep, lab: Lab) -> None:
