@@ -191,7 +191,7 @@ def _layer_activations(model: ModelConfig, width: int, moe: MoEConfig | None) ->
     return attention + routed + moe.shared_experts * inner * width + copied
 
 
-# As `stages.pretrain.fused` cuts tokens into chunks.
+# As `stages.pretrain.fused` cuts tokens into chunks on a GPU; on a CPU they are smaller.
 _CHUNK_BYTES = 1 << 26
 _MIN_CHUNK_ROWS = 256
 

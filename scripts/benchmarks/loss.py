@@ -1,6 +1,7 @@
 """Time and memory of the shaped loss beside cross-entropy, forward and backward through the output layer, in one run.
 
     OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/loss.py --vocab 32000 151936 --dtype float32 bfloat16 --json loss.json
+    OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/loss.py --vocab 256 2048 --head-k 20 --width 128 --repeats 50
 
 Times are medians of interleaved repetitions in one process. Extra memory is how far one step raises the peak above its inputs, after a
 small step has loaded what the variant loads; every variant is measured in a process of its own. "Fused cross-entropy" is the fused code
@@ -35,20 +36,20 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 ON_GPU = torch.cuda.is_available()
 PLAIN, FUSED = "plain cross-entropy", "fused cross-entropy"
 BETA_ONLY = Prior(beta=-0.25)
-RANK_AWARE = Prior(lambda_tail=-0.1, k=100)
 
 
-def variants() -> dict[str, Loss]:
+def variants(head_k: int) -> dict[str, Loss]:
     """Name -> loss(hidden, weight, targets), as far as this machine has what it needs."""
+    rank_aware = Prior(lambda_tail=-0.1, k=head_k)
     found: dict[str, Loss] = {
         PLAIN: lambda h, w, t: F.cross_entropy(h @ w.T, t),
         "plain cross-entropy, float32 logits": lambda h, w, t: F.cross_entropy((h @ w.T).float(), t),
-        "plain shaped, rank-aware": lambda h, w, t: shaped_loss(h @ w.T, t, RANK_AWARE),
+        "plain shaped, rank-aware": lambda h, w, t: shaped_loss(h @ w.T, t, rank_aware),
         FUSED: lambda h, w, t: fused_linear_shaped_loss(h, w, t, Prior()),
         "fused shaped, beta only": lambda h, w, t: fused_linear_shaped_loss(h, w, t, BETA_ONLY),
-        "fused shaped, rank-aware": lambda h, w, t: fused_linear_shaped_loss(h, w, t, RANK_AWARE),
-        "fused shaped, rank-aware, statistics": lambda h, w, t: _with_statistics(h, w, t, RANK_AWARE),
-        "fused cross-entropy, statistics": lambda h, w, t: _with_statistics(h, w, t, Prior()),
+        "fused shaped, rank-aware": lambda h, w, t: fused_linear_shaped_loss(h, w, t, rank_aware),
+        "fused shaped, rank-aware, statistics": lambda h, w, t: _with_statistics(h, w, t, rank_aware, head_k),
+        "fused cross-entropy, statistics": lambda h, w, t: _with_statistics(h, w, t, Prior(), head_k),
     }
     try:
         from cut_cross_entropy import linear_cross_entropy
@@ -63,7 +64,7 @@ def variants() -> dict[str, Loss]:
     from stages.pretrain.row_step_triton import PASSES
 
     found["fused shaped, rank-aware, Triton"] = lambda h, w, t: fused_loss_and_statistics(
-        h, w, t, RANK_AWARE, head_k=0, divisor=len(t), passes=PASSES
+        h, w, t, rank_aware, head_k=0, divisor=len(t), passes=PASSES
     )[0]
     try:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
@@ -75,8 +76,8 @@ def variants() -> dict[str, Loss]:
     return found
 
 
-def _with_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior) -> Tensor:
-    return fused_loss_and_statistics(hidden, weight, targets, prior, head_k=100, divisor=len(targets))[0]
+def _with_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior, head_k: int) -> Tensor:
+    return fused_loss_and_statistics(hidden, weight, targets, prior, head_k=head_k, divisor=len(targets))[0]
 
 
 def main() -> None:
@@ -85,16 +86,18 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--head-k", type=int, default=100, help="size of the head, of priors and of statistics")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    losses = variants()
+    losses = variants(arguments.head_k)
     if arguments.memory_of:
         print(_extra_memory(losses[arguments.memory_of], *_inputs(arguments, arguments.vocab[0], arguments.dtype[0])))
         return
     device = torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} thread(s)"
-    settings = {"device": device, "torch": torch.__version__, "tokens": arguments.tokens, "width": arguments.width}
+    sizes = {"tokens": arguments.tokens, "width": arguments.width, "head_k": arguments.head_k}
+    settings = {"device": device, "torch": torch.__version__} | sizes
     rows = []
     for vocab in arguments.vocab:
         for dtype in arguments.dtype:
@@ -127,7 +130,7 @@ def _print_table(title: str, rows: list[dict[str, str | float]]) -> None:
     print(f"\n{title}\n{'':38}{'seconds':>9}{'x fused CE':>12}{'x plain CE':>12}{'extra MiB':>11}{'x plain CE':>12}")
     for row in rows:
         print(
-            f"{row['variant']:38}{row['seconds']:9.3f}{row['to_fused']:12.2f}{row['to_plain']:12.2f}"
+            f"{row['variant']:38}{row['seconds']:9.4f}{row['to_fused']:12.2f}{row['to_plain']:12.2f}"
             f"{row['extra_mib']:11.0f}{row['memory_to_plain']:12.2f}",
             flush=True,
         )
@@ -192,6 +195,7 @@ def _resident_peak() -> float:
 
 def _extra_memory_in_own_process(name: str, arguments: argparse.Namespace, vocab: int, dtype: str) -> float:
     options = ["--vocab", str(vocab), "--dtype", dtype, "--tokens", str(arguments.tokens), "--width", str(arguments.width)]
+    options += ["--head-k", str(arguments.head_k)]
     command = [sys.executable, __file__, *options, "--memory-of", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

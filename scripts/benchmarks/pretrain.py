@@ -5,9 +5,10 @@
 
 The stage is the one of a sweep: HF Trainer, DeepSpeed, the loss in the head, statistics, metrics file, W&B offline run, step
 checkpoints. The loop is what one would write by hand: forward, cross-entropy of the logits, backward, clip, fused AdamW, and
-DistributedDataParallel over several processes. They take turns, each run a process of its own; a rate is the median over all
-intervals between two log lines, the first left out. FLOPs are 6 per parameter and token plus 12 x layers x heads x head_dim x block for
-attention; their peak is that of a large float32 matmul.
+DistributedDataParallel over several processes. They take turns, each run a process of its own; its rate is the median over the
+intervals between two log lines, the first left out. The table has medians over the turns; ratios are taken within a turn, with their
+range. FLOPs are 6 per parameter and token plus 12 x layers x heads x head_dim x block for attention; their peak is that of a large
+float32 matmul.
 """
 
 from __future__ import annotations
@@ -73,10 +74,11 @@ def _measure(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
             corpus, pretrain = (next(node for node in graph.stages.values() if node.kind == kind) for kind in ("corpus", "pretrain"))
             run(graph, home, sweep="benchmark", jobs=1, view=Silent(), only=[corpus.fingerprint, pretrain.fingerprint])
             rows = [json.loads(line) for line in pretrain.folder(home).metrics.read_text(encoding="utf-8").splitlines()][1:]
-            rates[STAGE] += [row["tokens_per_s"] for row in rows]
+            rates[STAGE].append(statistics.median(row["tokens_per_s"] for row in rows))
             waits += [row["data_wait_share"] for row in rows]
             for name in (LOOP, LOOP_OUR_LOSS):
-                rates[name] += _run_loop(pretrain, corpus.folder(home).export, Path(scratch), our_loss=name == LOOP_OUR_LOSS)
+                loop = _run_loop(pretrain, corpus.folder(home).export, Path(scratch), our_loss=name == LOOP_OUR_LOSS)
+                rates[name].append(statistics.median(loop))
         config = pretrain.config
         assert isinstance(config, PretrainStage)
         flops, peak = _flops_per_token(config, corpus.folder(home).export), _peak_flops(config.pretrain.launch.threads)
@@ -84,12 +86,14 @@ def _measure(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
     wait = statistics.median(waits)
     threads = config.pretrain.launch.threads
     print(f"\n{config.model.name} model, {processes} process(es) of {threads} thread(s), {config.pretrain.dtype}")
-    print(f"{'':26}{'tokens/s':>10}{'stage is':>10}{'utilisation':>13}")
+    print(f"{'':26}{'tokens/s':>10}{'stage is':>10}{'in turns':>14}{'utilisation':>13}")
     for name, rate in medians.items():
-        print(f"{name:26}{rate:10,.0f}{medians[STAGE] / rate:9.2f}x{rate * flops / (processes * peak):13.0%}")
+        ratios = [stage / other for stage, other in zip(rates[STAGE], rates[name], strict=True)]
+        spread = "" if name == STAGE else f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{name:26}{rate:10,.0f}{statistics.median(ratios):9.2f}x{spread:>14}{rate * flops / (processes * peak):13.0%}")
     print(f"the stage waits for data {wait:.2%} of the time; matmul peak {peak / 1e9:.0f} GFLOP/s per process", flush=True)
     return {
-        "processes": processes, "overrides": overrides, "tokens_per_s": medians, "data_wait_share": wait,
+        "processes": processes, "overrides": overrides, "tokens_per_s": rates, "data_wait_share": wait,
         "flops_per_token": flops, "peak_flops_per_process": peak,
     }  # fmt: skip
 

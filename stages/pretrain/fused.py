@@ -17,8 +17,9 @@ from torch import Tensor
 from pipeline.config.prior import Prior
 from stages.pretrain.row_step import STATISTICS, Passes, passes_for, row_step_
 
-# A chunk holds 64 MiB of logits, but at least as many rows as a matmul needs to run at full speed.
-_CHUNK_BYTES = 1 << 26
+# A chunk holds as many logits as stay in a core's cache between the passes, on a GPU as keep it busy, but at least as many rows as a
+# matmul needs to run at full speed.
+_CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
 _MIN_CHUNK_ROWS = 256
 # Rows of the weight's gradient summed up at a time: a half-precision product of this many rows is still in the cache when it is added.
 _WEIGHT_BLOCK = 4096
@@ -84,7 +85,8 @@ def fused_loss_and_statistics(
             "(float16 would lose gradients that are rounded before a loss scale can lift them)"
         )
     vocab = weight.shape[0]
-    chunk = chunk_tokens or max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocab * weight.element_size()))
+    chunk_bytes = _CHUNK_BYTES["cpu" if weight.is_cpu else "cuda"]
+    chunk = chunk_tokens or max(_MIN_CHUNK_ROWS, chunk_bytes // (vocab * weight.element_size()))
     rows = (targets != ignore_index).nonzero().squeeze(-1)
     if len(rows) < len(targets):  # rows that do not count cost nothing
         hidden, targets = hidden.index_select(0, rows), targets[rows]

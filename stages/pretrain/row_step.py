@@ -27,6 +27,9 @@ STATISTICS = ("cross_entropy", "entropy", "head_mass", "tail_mass")
 
 # Below this vocabulary compiling (some seconds, once per process) hardly ever pays: a thousand steps save less.
 _COMPILE_FROM_VOCAB = 2048
+# Logits that uncompiled passes take at a time on a CPU. Temporaries of this size, 128 KiB, come from memory at hand; larger ones are
+# given back to the system after each use, and page faults then take as long as the arithmetic.
+_EAGER_BLOCK = 1 << 15
 # Columns folded onto one another by `kth_largest`: 16 was among the fastest of 8 to 64 at 32,000 and 152,000 columns and k = 100.
 _FOLD = 16
 
@@ -157,7 +160,24 @@ def _raised(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-EAGER = Passes(row_sums, write_gradient_)
+def _row_sums_in_blocks(logits: Tensor, threshold: Tensor | None) -> RowSums:
+    parts = [row_sums(logits[rows], None if threshold is None else threshold[rows]) for rows in _blocks(logits)]
+    return RowSums(*(torch.cat(of_parts) for of_parts in zip(*parts, strict=True)))
+
+
+def _write_gradient_in_blocks_(logits: Tensor, log_total: Tensor, threshold: Tensor | None, in_head: Tensor, outside: Tensor) -> None:
+    for rows in _blocks(logits):
+        write_gradient_(logits[rows], log_total[rows], None if threshold is None else threshold[rows], in_head[rows], outside[rows])
+
+
+def _blocks(logits: Float[Tensor, "rows vocab"]) -> list[slice]:
+    """At least one, and all of a GPU's logits in one."""
+    count, vocab = logits.shape
+    rows = max(1, _EAGER_BLOCK // vocab if logits.is_cpu else count)
+    return [slice(start, start + rows) for start in range(0, max(1, count), rows)]
+
+
+EAGER = Passes(_row_sums_in_blocks, _write_gradient_in_blocks_)
 
 
 @functools.cache
