@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import statistics
 import subprocess
@@ -152,10 +153,15 @@ def _step(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
 
 
 def _times(losses: dict[str, Loss], repeats: int, *inputs: Tensor) -> dict[str, float]:
-    """Median seconds of forward + backward per variant; one repetition of every variant before the next of any."""
+    """Median seconds of forward + backward per variant; one repetition of every variant before the next of any.
+
+    In another order each time: what runs after a variant that fills the cache is slower, by up to a tenth.
+    """
     taken: dict[str, list[float]] = {name: [] for name in losses}
+    shuffle = random.Random(0).shuffle
     for repeat in range(repeats + 1):  # the first compiles and warms up
-        for name, loss in losses.items():
+        shuffle(turns := list(losses.items()))
+        for name, loss in turns:
             _synchronise()
             started = time.perf_counter()
             _step(loss, *inputs)

@@ -102,7 +102,7 @@ def row_sums(logits: Float[Tensor, "rows vocab"], threshold: Float[Tensor, "rows
     top = x.amax(-1, keepdim=True)
     centred = x - top
     e = centred.exp()
-    head = torch.zeros_like(top) if threshold is None else torch.where(x >= threshold, e, 0.0).sum(-1, keepdim=True)
+    head = torch.zeros_like(top) if threshold is None else (e * (x >= threshold)).sum(-1, keepdim=True)
     return RowSums(top, e.sum(-1, keepdim=True), (e * centred).sum(-1, keepdim=True), head)
 
 
@@ -161,7 +161,10 @@ def _raised(tensor: Tensor) -> Tensor:
 
 
 def _row_sums_in_blocks(logits: Tensor, threshold: Tensor | None) -> RowSums:
-    parts = [row_sums(logits[rows], None if threshold is None else threshold[rows]) for rows in _blocks(logits)]
+    blocks = _blocks(logits)
+    if len(blocks) == 1:
+        return row_sums(logits, threshold)
+    parts = [row_sums(logits[rows], None if threshold is None else threshold[rows]) for rows in blocks]
     return RowSums(*(torch.cat(of_parts) for of_parts in zip(*parts, strict=True)))
 
 
