@@ -1,11 +1,11 @@
-"""The exact k-th largest of a row, whatever the shape; it decides which tokens belong to the head."""
+"""The exact k-th largest of a row, whatever the shape; it decides which tokens belong to the head. Passes in blocks of rows."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.pretrain.row_step import kth_largest
+from stages.pretrain.row_step import EAGER, kth_largest, row_sums, write_gradient_
 
 
 @settings(max_examples=100, deadline=None)
@@ -29,3 +29,18 @@ def test_every_dtype_compares_with_its_own_logits(dtype: torch.dtype) -> None:
     threshold = kth_largest(logits, 10)
     assert ((logits >= threshold).sum(-1) >= 10).all()
     assert ((logits > threshold).sum(-1) < 10).all()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 200])
+@pytest.mark.parametrize("with_head", [False, True])
+def test_uncompiled_passes_take_rows_in_blocks_to_the_same_end(rows: int, with_head: bool) -> None:
+    logits = torch.randn(rows, 512, generator=torch.Generator().manual_seed(0))  # 64 rows a block
+    threshold = kth_largest(logits, 7) if with_head else None
+    whole, blocks = row_sums(logits, threshold), EAGER.row_sums(logits, threshold)
+    for of_whole, of_blocks in zip(whole, blocks, strict=True):
+        torch.testing.assert_close(of_blocks, of_whole)
+    log_total = whole.top + whole.total.log()
+    expected, written = logits.clone(), logits.clone()
+    write_gradient_(expected, log_total, threshold, log_total, -log_total)
+    EAGER.write_gradient_(written, log_total, threshold, log_total, -log_total)
+    torch.testing.assert_close(written, expected)
