@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config.recipe import PretrainStage
 from pipeline.errors import PriorlabError
-from pipeline.files import manifest_of
+from pipeline.store.files import manifest_of
 from stages.contract import Stage, main
 
 _COMPARED_BLOCKS = 64
@@ -20,7 +20,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def adopt(stage: Stage) -> dict[str, Any]:
-    from stages import processes
+    from stages.training import process as processes
 
     processes.quiet()
     from transformers import AutoConfig

@@ -20,7 +20,7 @@ from transformers.training_args import TrainingArguments
 
 from pipeline.config.training import Launch
 from pipeline.errors import DivergedError, PriorlabError, Stopped
-from pipeline.files import damage, manifest_of, read_json, write_json_atomically
+from pipeline.store.files import damage, manifest_of, read_json, write_json_atomically
 from stages.contract import COMPLETE, Stage
 
 _WAIT_FOR_LOG_SECONDS = 10.0

@@ -27,11 +27,11 @@ from typing import Any, NoReturn, TypeVar
 
 from pipeline.config.recipe import STAGE_CONFIGS, StageConfig, TrackingConfig
 from pipeline.errors import DIVERGED_EXIT, MEMORY_EXIT, NO_SPACE_EXIT, REFUSED_EXIT, STOPPED_EXIT, DivergedError, PriorlabError, Stopped
-from pipeline.files import manifest_of, read_json, sync_tree, write_json_atomically, write_text_atomically
-from pipeline.lease import handed_down
-from pipeline.store import StageFolder, verify_manifest
-from pipeline.tether import die_with
-from pipeline.tracking import StageRun
+from pipeline.store.files import manifest_of, read_json, sync_tree, write_json_atomically, write_text_atomically
+from pipeline.store.folders import StageFolder, verify_manifest
+from pipeline.store.lease import handed_down
+from pipeline.tracking.runs import StageRun
+from stages.die_with_parent import die_with
 from stages.guard import Guard
 
 _REPORTED_PACKAGES = (

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.errors import REFUSED_EXIT, STOPPED_EXIT, PriorlabError
-from pipeline.lease import BEAT_SECONDS, Lease
+from pipeline.store.lease import BEAT_SECONDS, Lease
 
 GRACE_SECONDS = 60.0
 _POLL_SECONDS = 0.5

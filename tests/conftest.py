@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compose import load_sweep
-from pipeline.graph import Graph, StageNode, build_graph
-from pipeline.launch import command, environment
-from pipeline.store import Home, StageFolder
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import Graph, StageNode, build_graph
+from pipeline.run.launch import command, environment
+from pipeline.store.folders import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent
 SECRETS = {name: f"planted{number}" * 5 for number, name in enumerate(("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"))}

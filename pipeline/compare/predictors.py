@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.compare.arms import Arm
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import CONFIDENCE, Floats, perplexity
+from pipeline.compare.measured import Arm
 
 MEASUREMENTS = {
     "entropy": "entropy",

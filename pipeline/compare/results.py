@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline.compare.evaluations import Evaluation, evaluated_step, measured_stages
 from pipeline.compare.intervals import Interval, mean_interval, perplexity
-from pipeline.files import write_text_atomically
-from pipeline.graph import Graph
-from pipeline.store import Home
+from pipeline.experiment.graph import Graph
+from pipeline.store.files import write_text_atomically
+from pipeline.store.folders import Home
 
 COLUMNS = (
     "sweep", "cell", "prior", "beta", "lambda_head", "lambda_tail", "top_k", "form", "seed", "task", "exploration",

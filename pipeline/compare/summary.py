@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.compare.arms import Arm, Difference, arms, differences, shown_ks
-from pipeline.compare.equal import equal_budgets
+from pipeline.compare.budgets import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval
+from pipeline.compare.measured import Arm, Difference, arms, differences, shown_ks
 from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
 from pipeline.compare.settings import Setting, settings
 from pipeline.compare.verdict import verdict
-from pipeline.compose import Cell
-from pipeline.store import Home
+from pipeline.experiment.compose import Cell
+from pipeline.store.folders import Home
 
 
 @dataclass(frozen=True)

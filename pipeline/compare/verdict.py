@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.compare.arms import Arm, Difference
-from pipeline.compare.numbers import share, signed, with_interval
+from pipeline.compare.format import share, signed, with_interval
+from pipeline.compare.measured import Arm, Difference
 from pipeline.compare.predictors import MEASUREMENTS, Predictor
 from pipeline.compare.settings import Setting, pairs
 

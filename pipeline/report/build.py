@@ -12,12 +12,13 @@ import jinja2
 
 from pipeline.compare.results import result_rows, write_results, write_samples
 from pipeline.compare.summary import Findings
-from pipeline.files import write_text_atomically
-from pipeline.graph import Graph
-from pipeline.report import content, tables
+from pipeline.experiment.graph import Graph
+from pipeline.report import details as content
+from pipeline.report import tables
 from pipeline.report.figures import Figure, figures
 from pipeline.report.svg import standalone
-from pipeline.store import Home
+from pipeline.store.files import write_text_atomically
+from pipeline.store.folders import Home
 
 _LARGEST_EMBEDDED = 1_500_000
 """Bytes of results.csv that a report carries in itself; a larger one it links to, beside it."""

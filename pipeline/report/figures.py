@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.evaluations import stage_rows
+from pipeline.compare.measured import Arm, Difference
 from pipeline.compare.predictors import Points, Predictor
 from pipeline.compare.summary import Findings
 from pipeline.report import plots
-from pipeline.store import Home
+from pipeline.store.folders import Home
 
 _MOST_LINES = 12
 _MOST_ROWS = 40

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.format import share
 from pipeline.compare.intervals import Interval
-from pipeline.compare.numbers import share
+from pipeline.compare.measured import Arm, Difference
 from pipeline.compare.predictors import MEASUREMENTS, Points, Predictor
 from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
 

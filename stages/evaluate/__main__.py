@@ -7,7 +7,8 @@ from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    from stages import engine, processes
+    from stages import engine
+    from stages.training import process as processes
 
     processes.quiet()
     engine.prepare(stage.config_as(EvaluateStage).evaluate.threads)

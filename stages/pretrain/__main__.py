@@ -8,7 +8,7 @@ from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    from stages.processes import prepare
+    from stages.training.process import prepare
 
     config = stage.config_as(PretrainStage)
     settings = config.pretrain

@@ -34,12 +34,12 @@ from stages.checkpoint import (
 )
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.pretrain.balancing import ExpertBalance, routers_of
-from stages.pretrain.head import ShapedHead, attach
+from stages.objective.head import ShapedHead, attach
+from stages.objective.row_step import STATISTICS
 from stages.pretrain.milestones import KeepMilestones, export_milestones
-from stages.pretrain.row_step import STATISTICS
-from stages.processes import trainer_arguments
-from stages.resharding import AsItWas, load_universal, reshard
+from stages.training.balancing import ExpertBalance, routers_of
+from stages.training.process import trainer_arguments
+from stages.training.resharding import AsItWas, load_universal, reshard
 
 
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):

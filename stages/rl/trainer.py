@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 
 from pipeline.config.training import RLConfig
 from pipeline.errors import PriorlabError
-from pipeline.files import write_json_atomically
+from pipeline.store.files import write_json_atomically
 from stages.checkpoint import StepCheckpoints, save_export
 from stages.contract import Stage
 from stages.rl.dynamic_sampling import Draw, Group, Row, draw_groups

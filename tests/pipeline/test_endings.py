@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Home, StageFolder
+from pipeline.store.folders import Home, StageFolder
 from tests.conftest import ROOT, smoke_graph
 from tests.pipeline.tiny import started
 
@@ -183,7 +183,7 @@ def test_a_cell_is_finished_before_the_next_is_begun(begin: Callable[..., Run]) 
 
 @pytest.mark.parametrize(("memory", "most"), [(0.6, 1), (0.4, 2)])
 def test_what_does_not_fit_into_memory_beside_what_runs_waits(memory: float, most: int, begin: Callable[..., Run]) -> None:
-    from pipeline.memory import free_gib
+    from pipeline.run.memory import free_gib
 
     need = free_gib() * memory
     run = begin(

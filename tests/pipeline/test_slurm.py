@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.config.recipe import STAGE_CONFIGS
-from pipeline.slurm.queue import Job, all_jobs, cancel, job_of
-from pipeline.store import Home, StageFolder, status_of
+from pipeline.run.slurm.queue import Job, all_jobs, cancel, job_of
+from pipeline.store.folders import Home, StageFolder, status_of
 from tests.conftest import Lab, rows, smoke_graph
 from tests.pipeline import slurm_cluster
 

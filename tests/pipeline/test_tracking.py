@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.wandb import comparison_workspace, waiting_runs
 from pipeline.config.recipe import TrackingConfig
-from pipeline.tools.wandb import comparison_workspace, waiting_runs
-from pipeline.tracking import StageRun, resolve_mode
+from pipeline.tracking.runs import StageRun, resolve_mode
 from tests.conftest import ROOT, FinishedSweep, Lab
 from tests.wandb_files import OfflineRun, read_runs
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import write_json_atomically
-from pipeline.graph import StageNode
-from pipeline.store import Home
+from pipeline.experiment.graph import StageNode
+from pipeline.store.files import write_json_atomically
+from pipeline.store.folders import Home
 from tests.conftest import FinishedSweep, Lab, finish, smoke_graph, start
 
 DYNAMIC = ("rl.sampling_rounds=3", "rl.updates_per_rollout=4", "rl.steps=8", "rl.launch.save_steps=4", "rl.launch.micro_batch=4")

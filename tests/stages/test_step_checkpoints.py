@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from pipeline.config.training import Launch
 from pipeline.errors import STOPPED_EXIT, DivergedError, Stopped
-from pipeline.files import manifest_of
+from pipeline.store.files import manifest_of
 from stages.checkpoint import StepCheckpoints, last_complete
 from stages.contract import Stage
 from stages.guard import Guard

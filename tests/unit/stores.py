@@ -9,14 +9,14 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import app
-from pipeline.compose import Sweep, load_sweep
+from pipeline.cli.app import app
 from pipeline.config.recipe import RECIPE_VERSIONS
 from pipeline.errors import PriorlabError
-from pipeline.files import manifest_of, write_json_atomically
-from pipeline.graph import Graph, StageNode, build_graph
-from pipeline.store import Home, StageFolder
-from pipeline.sweeps import save_definition
+from pipeline.experiment.compose import Sweep, load_sweep
+from pipeline.experiment.graph import Graph, StageNode, build_graph
+from pipeline.run.sweeps import save_definition
+from pipeline.store.files import manifest_of, write_json_atomically
+from pipeline.store.folders import Home, StageFolder
 
 
 @dataclass(frozen=True)

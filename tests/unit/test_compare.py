@@ -9,17 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline.compare.arms import Arm, shown_ks
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import mean_interval, perplexity
+from pipeline.compare.measured import Arm, shown_ks
 from pipeline.compare.results import COLUMNS, result_rows, write_samples
 from pipeline.compare.summary import Findings, findings, summary
-from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
-from pipeline.graph import CellPlan, build_graph
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import CellPlan, build_graph
 from pipeline.report.plots import milestone_curves
 from pipeline.report.tables import terminal_table
-from pipeline.store import Home
+from pipeline.store.folders import Home
 from tests.unit.stores import shelf_at
 
 PROBLEMS = 40

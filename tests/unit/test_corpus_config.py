@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from pipeline.compose import load_recipe, load_sweep
 from pipeline.config.corpus import AnySource, CorpusConfig, FilesSource, TaskSource
 from pipeline.errors import PriorlabError
-from pipeline.fingerprint import canonical_json
-from pipeline.graph import StageNode, build_graph
-from pipeline.launch import reads_hub
+from pipeline.experiment.compose import load_recipe, load_sweep
+from pipeline.experiment.fingerprint import canonical_json
+from pipeline.experiment.graph import StageNode, build_graph
+from pipeline.run.launch import reads_hub
 
 SIZES: dict[str, Any] = {"tokens": 100_000, "heldout_tokens": 10_000, "block_size": 64}
 

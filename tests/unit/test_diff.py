@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.recipe import RECIPE_VERSIONS
-from pipeline.files import write_json_atomically
-from pipeline.graph import Graph
+from pipeline.experiment.graph import Graph
+from pipeline.store.files import write_json_atomically
 from tests.unit.stores import Shelf, shelf_at
 
 ONE_CELL = ("axes.prior=[ce]",)

@@ -10,17 +10,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from pipeline.compare.results import COLUMNS
-from pipeline.compose import load_recipe, load_sweep
 from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.corpus import AnySource, CorpusConfig
 from pipeline.config.exploration import Exploration
 from pipeline.config.prior import Prior
 from pipeline.config.training import AdamWConfig, RLConfig
-from pipeline.config_files import available
-from pipeline.graph import build_graph
-from pipeline.tools.status import STATES, StageReport
+from pipeline.experiment.compose import load_recipe, load_sweep
+from pipeline.experiment.config_files import available
+from pipeline.experiment.graph import build_graph
+from pipeline.home.status import STATES, StageReport
 from scripts.figures import objective as objective_figures
 
 ROOT = Path(__file__).parent.parent.parent

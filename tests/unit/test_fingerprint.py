@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.compose import load_recipe
 from pipeline.config.prior import Prior
 from pipeline.config.recipe import RECIPE_VERSIONS, STAGE_CONFIGS
-from pipeline.fingerprint import canonical_json, drift, fingerprint
-from pipeline.graph import Graph, build_graph
+from pipeline.experiment.compose import load_recipe
+from pipeline.experiment.fingerprint import canonical_json, drift, fingerprint
+from pipeline.experiment.graph import Graph, build_graph
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

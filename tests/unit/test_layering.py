@@ -13,11 +13,11 @@ HEAVY = {"torch", "transformers", "deepspeed", "trl", "vllm", "datasets", "accel
 OPEN_TO_STAGES = {
     "pipeline.config",
     "pipeline.errors",
-    "pipeline.files",
-    "pipeline.lease",
-    "pipeline.store",
-    "pipeline.tether",
-    "pipeline.tracking",
+    "pipeline.store.files",
+    "pipeline.store.lease",
+    "pipeline.store.folders",
+    "stages.die_with_parent",
+    "pipeline.tracking.runs",
 }
 
 

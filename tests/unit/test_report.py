@@ -11,12 +11,12 @@ import pytest
 
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.summary import summary
-from pipeline.graph import Graph
+from pipeline.experiment.graph import Graph
 from pipeline.report.build import write_comparison
-from pipeline.report.content import _extremes_and_middle, prior_rows
+from pipeline.report.details import _extremes_and_middle, prior_rows
 from pipeline.report.figures import figures
 from pipeline.report.svg import COLOURS
-from pipeline.store import Home
+from pipeline.store.folders import Home
 from tests.unit.test_compare import evaluation, found_in, plans
 from tests.unit.test_statistics import measured
 

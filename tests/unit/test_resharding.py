@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
-from pipeline.files import write_json_atomically
+from pipeline.store.files import write_json_atomically
 from stages.checkpoint import is_split_otherwise, last_complete
 
 

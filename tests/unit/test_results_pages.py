@@ -8,10 +8,10 @@ from statistics import mean
 
 import pytest
 
-from pipeline.compare.numbers import share
+from pipeline.compare.format import share
 from pipeline.compare.results import COLUMNS
 from pipeline.compare.settings import settings
-from pipeline.compose import Cell, load_sweep
+from pipeline.experiment.compose import Cell, load_sweep
 from pipeline.report.tables import headings
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "results"

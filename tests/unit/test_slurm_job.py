@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.slurm.job import StageJob
-from pipeline.slurm.queue import Job, job_name, lost_job
-from pipeline.store import Home, StageFolder, status_of
+from pipeline.run.slurm.job import StageJob
+from pipeline.run.slurm.queue import Job, job_name, lost_job
+from pipeline.store.folders import Home, StageFolder, status_of
 from tests.conftest import smoke_graph
 
 

@@ -14,19 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.compare.across import compare_across
-from pipeline.compare.arms import Difference
-from pipeline.compare.equal import equal_budgets
+from pipeline.compare.budgets import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Contrast, bayesian_mean, contrasts, mean_interval
-from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
+from pipeline.compare.measured import Difference
+from pipeline.compare.power import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
 from pipeline.compare.predictors import MEASUREMENTS, Points, cell_points, predictors
 from pipeline.compare.settings import pairs, settings
 from pipeline.compare.summary import summary
-from pipeline.compose import load_sweep
+from pipeline.compare.two_sweeps import compare_across
 from pipeline.errors import PriorlabError
-from pipeline.graph import CellPlan
-from pipeline.store import Home
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import CellPlan
+from pipeline.store.folders import Home
 from tests.unit.test_compare import NOWHERE, arms, evaluation, found_in, plans
 
 

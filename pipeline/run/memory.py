@@ -1,0 +1,53 @@
+"""How much memory a stage needs and this machine has: what decides, on a CPU, whether one more stage fits beside those that run."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.config.cluster import Resources
+from pipeline.experiment.graph import StageNode
+from pipeline.run.launch import processes_of
+
+_GIB = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
+_LIBRARIES_GIB = {"corpus": 0.8, "pretrain": 1.5, "midtrain": 1.5, "rl": 2.5, "evaluate": 2.0}
+"""Of one process of a stage on the quickstart's model, where nothing is known yet: mostly the libraries."""
+
+
+def expected_gib(node: StageNode, resources: Resources, measured: float | None) -> float:
+    """What the config says, else the most that a process of a stage of this kind has taken in this sweep, else a guess."""
+    if resources.memory_gib is not None:
+        return resources.memory_gib
+    cache = getattr(getattr(node.config, node.kind), "kv_cache_gib", 0)
+    return processes_of(node) * (measured or _LIBRARIES_GIB[node.kind] + cache)
+
+
+def total_gib() -> float:
+    """Of the machine, or of the container around this process."""
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _limit()) / _GIB
+
+
+def free_gib() -> float:
+    """What can be had without swapping."""
+    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free = float(line.split()[1]) * 1024
+    return min(free, _limit() - _used()) / _GIB
+
+
+def _limit() -> float:
+    with suppress(OSError, ValueError):  # "max", or no cgroup of version 2
+        return float((_CGROUP / "memory.max").read_text(encoding="ascii"))
+    return float("inf")
+
+
+def _used() -> float:
+    """By the container, without the files that the kernel keeps in memory as long as nobody wants it."""
+    with suppress(OSError):
+        cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        return float((_CGROUP / "memory.current").read_text(encoding="ascii")) - float(cached.get("inactive_file", 0))
+    return 0.0
