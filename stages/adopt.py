@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.recipe import PretrainStage
+from pipeline.config.stages import PretrainStage
 from pipeline.errors import PriorlabError
 from pipeline.store.files import manifest_of
 from stages.contract import Stage, main

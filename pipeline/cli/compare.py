@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.options import AsJson
 from pipeline.cli.terminal import WIDE, console, print_json, print_wide, some_of
 from pipeline.compare.evaluations import load_evaluations
 from pipeline.compare.settings import Setting, settings
@@ -20,16 +21,11 @@ from pipeline.compare.summary import Findings, findings
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep
 from pipeline.experiment.graph import Graph, build_graph
-from pipeline.run.sweeps import compare_sweep, known_sweep
+from pipeline.experiment.saved import known_sweep
+from pipeline.report.comparison import compare_sweep
 from pipeline.store.folders import Home
 
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="results.csv: every metric of every cell, with intervals")]
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command()(report)
-    app.command()(compare)
 
 
 def report(

@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.cli.options import AsJson
 from pipeline.cli.terminal import console, plain_table, print_json, print_wide
 from pipeline.cli.view import choose_view
 from pipeline.errors import PriorlabError
@@ -27,20 +28,14 @@ from pipeline.home import garbage
 from pipeline.home.diff import compare
 from pipeline.home.logs import find_log, follow_log, read_log
 from pipeline.home.status import STATES, StageReport, folders_of, report_on
-from pipeline.run.slurm.queue import live_jobs
+from pipeline.run.backends import jobs_of
 from pipeline.store.folders import Home
 from pipeline.store.progress import duration, number
 
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 STAGE_HELP = "digits of its fingerprint, [KIND/]slug, folder name or path; `priorlab status` lists them"
 _WATCH_SECONDS = 2.0
 _SILENT_SECONDS = 600.0
 """A running stage that has not reported for so long is worth a look."""
-
-
-def add_to(app: typer.Typer) -> None:
-    for command in (status, logs, diff, cancel, gc, adopt):
-        app.command()(command)
 
 
 def status(
@@ -59,8 +54,8 @@ def status(
 
     def look() -> list[StageReport]:
         folders = folders_of(home, name)
-        jobs = live_jobs(folders)
-        reports = [report_on(folder, jobs) for folder in folders]
+        jobs = jobs_of(folders)
+        reports = [report_on(folder, jobs.get(folder)) for folder in folders]
         return [report for report in reports if not state or report.state in state]
 
     if watch and not as_json:
@@ -203,3 +198,18 @@ def adopt(
     console.print(
         Text(f"go on with: priorlab run {shlex.quote(recipe)} {changes}{'' if named else ' prior.name=NAME'}"), soft_wrap=True
     )
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine: versions, devices, disk, W&B login, Slurm."""
+    from pipeline.home.doctor import examine
+
+    findings = examine(Home.from_environment())
+    if as_json:
+        print_json([finding.__dict__ for finding in findings])
+    else:
+        for finding in findings:
+            mark = "[green]ok[/]  " if finding.ok else "[red]bad[/] "
+            console.print(mark, Text(f"{finding.name:<10} {finding.text}"), sep="", soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

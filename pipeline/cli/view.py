@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.run.runner import StageState
+from pipeline.run.state import StageState
 from pipeline.store.progress import describe, describe_pace, duration
 
 _PLAIN_SECONDS = 15.0

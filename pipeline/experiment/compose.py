@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from pipeline.config.prior import RENAMING, with_waypoints
 from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.config_files import bare_name, parse_yaml, read_config
@@ -28,8 +29,10 @@ GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain"
     "midtrain.corpus": "corpus", "midtrain.prior": "prior", "rl.exploration": "exploration",
 }  # fmt: skip
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
-# Keys that make a prior another one; k is set beside a name to fit a vocabulary.
-_SHAPING = ("beta", "lambda_head", "lambda_tail", "schedule", "interpolation")
+_RENAMING = {"prior": RENAMING}
+"""By group, the keys that make what a file holds another thing, which is then called by the file and these keys."""
+_WRITTEN_OUT = {"prior": with_waypoints}
+"""By group, what else of its keys may name files."""
 _SWEEP_KEYS = {"recipe", "axes", "description"}
 
 
@@ -252,33 +255,28 @@ def _validated(tree: dict[str, Any], known: dict[str, Any], resolve: Callable[[s
 
 def _resolved(path: str, node: Any) -> Any:
     """The part of a recipe at `path`, names of groups at and inside it replaced by what the files of those names hold."""
-    if path in GROUPS and isinstance(node, str):
+    group = GROUPS.get(path)
+    if group is not None and isinstance(node, str):
         node = {"use": node}
-    if path in GROUPS and isinstance(node, dict) and "use" in node:
-        node = dict(node)
-        name = node.pop("use")
-        merged = read_config(GROUPS[path], name) | {"name": bare_name(str(name))}
-        shaping = {key: value for key, value in node.items() if key in _SHAPING}
-        if GROUPS[path] == "prior" and shaping:  # not the prior of that name any more
-            merged["name"] = label({"use": merged["name"], **shaping})
-        for key, value in node.items():
+    if not isinstance(node, dict):
+        return node
+    if group is not None and "use" in node:
+        changes = dict(node)
+        name = changes.pop("use")
+        merged = read_config(group, name) | {"name": bare_name(str(name))}
+        renaming = {key: value for key, value in changes.items() if key in _RENAMING.get(group, ())}
+        if renaming:
+            merged["name"] = label({"use": merged["name"], **renaming})
+        for key, value in changes.items():
             assign(merged, [key], value, tuple(path.split(".")))
         node = merged
-    if GROUPS.get(path) == "prior" and isinstance(node, dict) and isinstance(node.get("schedule"), list):
-        node = node | {"schedule": [_resolved_waypoint(waypoint, node.get("k")) for waypoint in node["schedule"]]}
+    if group in _WRITTEN_OUT:
+        node = _WRITTEN_OUT[group](node, functools.partial(_resolved, path))
     for inner in GROUPS:
         outer, _, key = inner.rpartition(".")
-        if outer == path and isinstance(node, dict) and key in node:
+        if outer == path and key in node:
             node = node | {key: _resolved(inner, node[key])}
     return node
-
-
-def _resolved_waypoint(node: Any, k: int | None) -> Any:
-    """A point of a prior's schedule; what it names brings its rewards, while the `k` set for the prior stays."""
-    if not isinstance(node, dict) or "use" not in node:
-        return node
-    resolved = _resolved("prior", node)
-    return resolved if k is None or "k" in node else {key: value for key, value in resolved.items() if key != "k"}
 
 
 def _part(key: str, node: Any) -> Any:

@@ -13,7 +13,6 @@ Equal means equal fingerprint: a corpus is shared by all priors, a pre-training 
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,14 +20,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.recipe import (
-    RECIPE_VERSIONS,
-    STAGE_CONFIGS,
-    PretrainStage,
-    RecipeConfig,
-    StageConfig,
-    TrackingConfig,
-)
+from pipeline.config.recipe import RecipeConfig
+from pipeline.config.stages import KINDS, CorpusStage, EvaluateStage, MidtrainStage, PretrainStage, RLStage, StageConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
 from pipeline.experiment.fingerprint import fingerprint
@@ -39,7 +33,6 @@ from pipeline.store.folders import Home, StageFolder
 class StageNode:
     """A stage to run: resolved config, identity, and the stages whose results it reads, by role."""
 
-    kind: str
     slug: str
     config: StageConfig
     parents: dict[str, StageNode]
@@ -50,19 +43,29 @@ class StageNode:
     def __post_init__(self) -> None:
         self.fingerprint = fingerprint(
             self.kind,
-            RECIPE_VERSIONS[self.kind],
+            self.config.version,
             self.config.identity(),
             {role: parent.fingerprint for role, parent in self.parents.items()},
         )
+
+    @property
+    def kind(self) -> str:
+        return self.config.kind
 
     @property
     def name(self) -> str:
         return f"{self.kind}/{self.slug}-{self.fingerprint[:12]}"
 
     @property
-    def adopted(self) -> str | None:
-        """Digest of the checkpoint that was brought in as this stage's result."""
-        return self.config.pretrain.adopted if isinstance(self.config, PretrainStage) else None
+    def work(self) -> str:
+        """Its size, for people."""
+        return self.config.work(self.block_size)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block of the corpus that it reads; 0 if it reads none."""
+        corpus = self.parents.get("corpus")
+        return corpus.config.corpus.block_size if corpus is not None and isinstance(corpus.config, CorpusStage) else 0
 
     def folder(self, home: Home) -> StageFolder:
         return home.stage(self.kind, self.slug, self.fingerprint)
@@ -73,7 +76,7 @@ class StageNode:
             "kind": self.kind,
             "slug": self.slug,
             "fingerprint": self.fingerprint,
-            "recipe_version": RECIPE_VERSIONS[self.kind],
+            "recipe_version": self.config.version,
             "identity": self.config.identity(),
             "config": self.config.model_dump(mode="json"),
             "parents": {
@@ -132,61 +135,41 @@ class Graph:
 def build_graph(cells: Iterable[Cell]) -> Graph:
     """Plan all cells; stages with equal fingerprints are merged into the first one met."""
     stages: dict[str, StageNode] = {}
-    met: dict[tuple[Any, ...], StageNode] = {}
-    plans = []
-    for cell in cells:
-        recipe, prior, seed = cell.recipe, cell.recipe.prior.name, cell.recipe.seed
-        add = functools.partial(_merge, stages, met, recipe)
-        corpus = add("corpus", recipe.task.name, {"task": recipe.task, "corpus": recipe.corpus})
-        learned = {"model": recipe.model, "prior": recipe.prior, "pretrain": recipe.pretrain, "seed": seed}
-        pretrain = add("pretrain", f"{prior}-s{seed}", learned, corpus=corpus)
-        protocol = {"task": recipe.task, "evaluate": recipe.evaluate}
-        chain = {"corpus": corpus, "pretrain": pretrain}
-        evaluations = {"pretrain": add("evaluate", f"{prior}-s{seed}-pretrain", protocol, checkpoint=pretrain, corpus=corpus)}
-        base, slug = pretrain, f"{prior}-s{seed}"
-        if recipe.midtrain is not None:
-            own = recipe.midtrain
-            text = corpus
-            if recipe.midtrain_corpus is not None:
-                mixture = {"task": recipe.task, "corpus": recipe.midtrain_corpus}
-                text = chain["midtrain-corpus"] = add("corpus", f"{recipe.task.name}-midtrain", mixture, tokenizer=corpus)
-            slug = slug if own.prior is None else f"{prior}-{own.prior.name}-s{seed}"
-            learned = {"prior": recipe.midtrain_prior, "midtrain": own, "seed": seed}
-            base = chain["midtrain"] = add("midtrain", slug, learned, checkpoint=pretrain, corpus=text)
-            evaluations["midtrain"] = add("evaluate", f"{slug}-midtrain", protocol, checkpoint=base, corpus=corpus)
-        if recipe.rl is not None:
-            policy = {"task": recipe.task, "rl": recipe.rl, "seed": seed}
-            chain["rl"] = add("rl", slug, policy, checkpoint=base)
-            evaluations["rl"] = add("evaluate", f"{slug}-rl", protocol, checkpoint=chain["rl"], corpus=corpus)
-        milestones = {}
-        for role, settings in (("pretrain", recipe.pretrain), ("midtrain", recipe.midtrain)):
-            for step in [] if settings is None else settings.milestones:
-                name, whole = f"{evaluations[role].slug}-{step}", chain[role]
-                milestones[role, step] = add("evaluate", name, protocol | {"step": step}, checkpoint=whole, corpus=corpus)
-        plans.append(CellPlan(cell, chain, evaluations, milestones))
-    return Graph(plans, stages)
+    return Graph([_plan(cell, stages) for cell in cells], stages)
 
 
-def _merge(
-    stages: dict[str, StageNode],
-    met: dict[tuple[Any, ...], StageNode],
-    recipe: RecipeConfig,
-    kind: str,
-    slug: str,
-    parts: dict[str, Any],
-    **parents: StageNode,
-) -> StageNode:
-    """The stage with this identity: the one already planned, or a new one.
+def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
+    """The stages of a cell: those of equal fingerprint that `stages` has already, or new ones, which it then has, too."""
+    recipe, seed = cell.recipe, cell.recipe.seed
+    told = _labels(recipe)
 
-    Cells share the objects of parts that are equal in them, so most stages are known without asking for their fingerprint.
-    """
-    known = (part if isinstance(part, int) else id(part) for part in parts.values())
-    key = (kind, *known, *(parent.fingerprint for parent in parents.values()))
-    if key not in met:
-        config = STAGE_CONFIGS[kind](**parts)
-        node = StageNode(kind, _slug(slug), config, parents, _labels(recipe, kind), recipe.tracking)
-        met[key] = stages.setdefault(node.fingerprint, node)
-    return met[key]
+    def add(config: StageConfig, slug: str, **parents: StageNode) -> StageNode:
+        node = StageNode(_slug(slug), config, parents, told[config.kind], recipe.tracking)
+        return stages.setdefault(node.fingerprint, node)
+
+    def evaluated(checkpoint: StageNode, name: str, step: int | None = None) -> StageNode:
+        protocol = EvaluateStage(task=recipe.task, evaluate=recipe.evaluate, step=step)
+        return add(protocol, f"{name}-{checkpoint.kind}" + ("" if step is None else f"-{step}"), checkpoint=checkpoint, corpus=corpus)
+
+    slug = f"{recipe.prior.name}-s{seed}"
+    corpus = add(CorpusStage(task=recipe.task, corpus=recipe.corpus), recipe.task.name)
+    base = add(PretrainStage(model=recipe.model, prior=recipe.prior, pretrain=recipe.pretrain, seed=seed), slug, corpus=corpus)
+    chain, evaluations = {"corpus": corpus, "pretrain": base}, {"pretrain": evaluated(base, slug)}
+    milestones = {("pretrain", step): evaluated(base, slug, step) for step in recipe.pretrain.milestones}
+    if recipe.midtrain is not None:
+        text, own = corpus, recipe.midtrain.prior
+        if recipe.midtrain_corpus is not None:
+            mixture = CorpusStage(task=recipe.task, corpus=recipe.midtrain_corpus)
+            text = chain["midtrain-corpus"] = add(mixture, f"{recipe.task.name}-midtrain", tokenizer=corpus)
+        slug = slug if own is None else f"{recipe.prior.name}-{own.name}-s{seed}"
+        later = MidtrainStage(prior=recipe.midtrain_prior, midtrain=recipe.midtrain, seed=seed)
+        base = chain["midtrain"] = add(later, slug, checkpoint=base, corpus=text)
+        evaluations["midtrain"] = evaluated(base, slug)
+        milestones |= {("midtrain", step): evaluated(base, slug, step) for step in recipe.midtrain.milestones}
+    if recipe.rl is not None:
+        chain["rl"] = add(RLStage(task=recipe.task, rl=recipe.rl, seed=seed), slug, checkpoint=base)
+        evaluations["rl"] = evaluated(chain["rl"], slug)
+    return CellPlan(cell, chain, evaluations, milestones)
 
 
 def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
@@ -204,9 +187,9 @@ def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
         if spec is None:
             raise PriorlabError(f"a stage with fingerprint {fingerprint_[:12]} is referred to, but its folder is gone")
         parents = {role: add(parent["fingerprint"]) for role, parent in spec["parents"].items()}
-        config = STAGE_CONFIGS[spec["kind"]].model_validate(spec["config"])
+        config = KINDS[spec["kind"]].model_validate(spec["config"])
         tracking = TrackingConfig.model_validate(spec["tracking"])
-        node = StageNode(spec["kind"], _slug(spec["slug"]), config, parents, spec["labels"], tracking)
+        node = StageNode(_slug(spec["slug"]), config, parents, spec["labels"], tracking)
         if node.fingerprint != fingerprint_:
             raise PriorlabError(
                 f"{spec['kind']}/{spec['slug']}-{fingerprint_[:12]} was made by another version of priorlab (this one would give "
@@ -225,26 +208,15 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text)[:48].strip("._-") or "stage"
 
 
-def _labels(recipe: RecipeConfig, kind: str) -> dict[str, Any]:
-    """Flat coordinates for W&B: what a user groups and filters by."""
-    labels: dict[str, Any] = {"task": recipe.task.name, "recipe": recipe.name}
-    if kind != "corpus":
-        prior = recipe.prior
-        labels |= {
-            "prior.name": prior.name,
-            "prior.beta": prior.beta,
-            "prior.lambda_head": prior.lambda_head,
-            "prior.lambda_tail": prior.lambda_tail,
-            "prior.k": prior.k if prior.rank_aware else 0,
-            "prior.form": prior.form,
-            **({"prior.schedule": [waypoint.at for waypoint in prior.schedule]} if prior.schedule else {}),
-            "model": recipe.model.name,
-            "seed": recipe.seed,
-        }
-        if kind in ("midtrain", "rl") and recipe.midtrain is not None:
-            labels["midtrain.prior.name"] = recipe.midtrain_prior.name
-        if kind == "rl" and recipe.rl is not None:
-            labels["exploration"] = recipe.rl.exploration.name
-        if recipe.pretrain.adopted is not None:
-            labels["adopted"] = recipe.pretrain.adopted[:19]
-    return labels
+def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
+    """By kind of stage, flat coordinates for W&B: what a user groups and filters by."""
+    text: dict[str, Any] = {"task": recipe.task.name, "recipe": recipe.name}
+    model = text | {"prior.name": recipe.prior.name} | {f"prior.{name}": value for name, value in recipe.prior.knobs().items()}
+    if recipe.prior.schedule:
+        model["prior.schedule"] = [waypoint.at for waypoint in recipe.prior.schedule]
+    model |= {"model": recipe.model.name, "seed": recipe.seed}
+    if recipe.pretrain.adopted is not None:
+        model["adopted"] = recipe.pretrain.adopted[:19]
+    later = model if recipe.midtrain is None else model | {"midtrain.prior.name": recipe.midtrain_prior.name}
+    policy = later if recipe.rl is None else later | {"exploration": recipe.rl.exploration.name}
+    return {"corpus": text, "pretrain": model, "midtrain": later, "rl": policy, "evaluate": model}

@@ -5,16 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich.text import Text
-
-from pipeline.cli.terminal import plain_table, print_json, print_wide
-from pipeline.config.costs import GIB, Costs, Device, Utilisation, evaluation_costs, rl_costs, training_costs
-from pipeline.config.evaluation import EvaluateConfig
-from pipeline.config.recipe import CorpusStage, RecipeConfig
-from pipeline.config.training import NextTokenTraining, RLConfig
+from pipeline.config.costs import GIB, Costs, Device, Utilisation
+from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
-from pipeline.experiment.graph import CellPlan, Graph, StageNode
-from pipeline.run.launch import processes_of
+from pipeline.experiment.graph import Graph, StageNode
 from pipeline.store.folders import Home
 
 
@@ -34,23 +28,18 @@ def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[s
     entries: dict[tuple[Any, ...], dict[str, Any]] = {}
     seen: set[str] = set()
     for plan in graph.cells:
-        for role, node in _trained_and_evaluated(plan):
-            if node.fingerprint in seen or node.adopted is not None:
+        recipe = plan.cell.recipe
+        for role, node in [*plan.chain.items(), *((f"evaluate@{after}", node) for after, node in plan.evaluations.items())]:
+            if node.fingerprint in seen or node.config.adopted is not None or not node.config.needs_devices:
                 continue
             seen.add(node.fingerprint)
             vocabulary = assumed.vocabulary or _vocabulary(plan.chain["corpus"], home)
-            costs = _costs(plan.cell.recipe, node, vocabulary)
-            devices = assumed.devices or processes_of(node)
-            share = getattr(getattr(node.config, node.kind), "gpu_memory_share", 1.0)
-            entry = _entry(role, plan.cell.recipe, costs, vocabulary, devices, assumed, share * assumed.device.memory)
+            costs = node.config.costs(recipe.model, vocabulary, recipe.task.max_prompt_tokens, node.block_size)
+            devices, engine = assumed.devices or node.config.processes, node.config.gpu_memory_share * assumed.device.memory
+            entry = _entry(role, recipe, costs, vocabulary, devices, assumed, engine)
             known = entries.setdefault((role, repr(entry)), entry | {"stages": []})
             known["stages"].append(node.name)
     return list(entries.values())
-
-
-def _trained_and_evaluated(plan: CellPlan) -> list[tuple[str, StageNode]]:
-    trained = [(role, node) for role, node in plan.chain.items() if role in ("pretrain", "midtrain", "rl")]
-    return trained + [(f"evaluate@{after}", node) for after, node in plan.evaluations.items()]
 
 
 def _vocabulary(corpus: StageNode, home: Home) -> int:
@@ -61,22 +50,6 @@ def _vocabulary(corpus: StageNode, home: Home) -> int:
             "e.g. 151936 for Qwen3's"
         )
     return int(record["metrics"]["vocabulary"])
-
-
-def _costs(recipe: RecipeConfig, node: StageNode, vocabulary: int) -> Costs:
-    settings = getattr(node.config, node.kind)
-    if isinstance(settings, NextTokenTraining):
-        return training_costs(recipe.model, vocabulary, settings, _block_size(node))
-    if isinstance(settings, RLConfig):
-        return rl_costs(recipe.model, vocabulary, settings, recipe.task.max_prompt_tokens)
-    assert isinstance(settings, EvaluateConfig)
-    return evaluation_costs(recipe.model, vocabulary, settings, recipe.task.max_prompt_tokens, _block_size(node))
-
-
-def _block_size(node: StageNode) -> int:
-    corpus = node.parents["corpus"].config
-    assert isinstance(corpus, CorpusStage)
-    return corpus.corpus.block_size
 
 
 def _entry(
@@ -102,33 +75,3 @@ def _entry(
         "fits": sum(memory.values()) <= assumed.device.memory,
         "stored_gib": costs.stored / GIB,
     }
-
-
-def show_costs(entries: list[dict[str, Any]], *, as_json: bool) -> None:
-    """What each stage is, what it takes in all, and what of each device."""
-    if as_json:
-        print_json(entries)
-        return
-    memory = "memory per device (GiB)"
-    table = plain_table("stage", "parameters", "tokens", "steps", "FLOPs", "hours", memory, "disk", wrapped=(memory,))
-    for entry in entries:
-        count, held = len(entry["stages"]), sum(entry["memory_gib"].values())
-        parts = ", ".join(f"{name} {size:.3g}" for name, size in entry["memory_gib"].items() if size >= 0.01 * held)
-        table.add_row(
-            entry["stage"] if count == 1 else f"{count} x {entry['stage']}",
-            f"{_short(entry['parameters'])} ({_short(entry['active_parameters'])} active)",
-            _short(entry["tokens"]),
-            f"{entry['steps']:,}",
-            f"{entry['flops']:.2e}",
-            f"{entry['hours']:,.1f} on {entry['devices']} {entry['device']}",
-            Text(f"{held:,.1f}{'' if entry['fits'] else ', more than there is'}: {parts}"),
-            f"{entry['stored_gib']:,.1f} GiB",
-        )
-    print_wide(table)
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.0f}"

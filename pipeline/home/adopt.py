@@ -19,7 +19,8 @@ from pipeline.experiment.compose import load_recipe
 from pipeline.experiment.fingerprint import canonical_json
 from pipeline.experiment.graph import StageNode, build_graph
 from pipeline.run.launch import environment
-from pipeline.run.runner import View, run
+from pipeline.run.scheduler import run
+from pipeline.run.state import View
 from pipeline.store.files import read_json, sha256_of, write_json_atomically
 from pipeline.store.folders import Home, status_of
 

@@ -1,7 +1,7 @@
 """`priorlab cancel`: end what runs, so that nothing starts it again by itself.
 
 A sweep: its driver is asked to end, as by Ctrl-C; it ends its stages in order. Stages of it that another command started are then
-ended one by one; those that another sweep's driver runs are left to that sweep, and named. Its jobs in Slurm are cancelled.
+ended one by one; those that another sweep's driver runs are left to that sweep, and named. Its jobs on a cluster are cancelled.
 
 A stage: it is marked (`cancelled.json`) and ended. A driver that runs it, or waits for it, reports it as cancelled, starts it no more,
 and goes on with what does not depend on it. The next command that runs the stage removes the mark and goes on from the last checkpoint.
@@ -21,10 +21,9 @@ from pathlib import Path
 
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import build_graph
+from pipeline.experiment.saved import known_sweep
 from pipeline.home.processes import holder_text, holders, runs_spec, signal_holder
-from pipeline.run.slurm import queue
-from pipeline.run.slurm.queue import job_of, live_jobs
-from pipeline.run.sweeps import known_sweep
+from pipeline.run.backends import cancel_jobs
 from pipeline.store.files import lock_is_held, read_json, write_json_atomically
 from pipeline.store.folders import NAME, Home, StageFolder
 
@@ -50,7 +49,7 @@ def cancel(name: str, home: Home) -> Cancelled:
     if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
         return _cancel_sweep(name, home)
     folder = home.find_stage(name)
-    return Cancelled(stages=[folder.name] if _cancel_jobs([folder]) or _cancel_stage(folder) else [])
+    return Cancelled(stages=[folder.name] if cancel_jobs([folder]) or _cancel_stage(folder) else [])
 
 
 def _cancel_sweep(name: str, home: Home) -> Cancelled:
@@ -61,9 +60,9 @@ def _cancel_sweep(name: str, home: Home) -> Cancelled:
     if lock_is_held(lock):
         found.driver = _end(lock, lambda _: True, group=False)
         found.stages = [folder for folder in running if not StageFolder(home.path / "stages" / folder).is_held()]
-    in_slurm = _cancel_jobs(folders)
-    found.stages += [folder.name for folder in in_slurm]
-    folders = [folder for folder in folders if folder not in in_slurm]
+    in_queue = cancel_jobs(folders)
+    found.stages += [folder.name for folder in in_queue]
+    folders = [folder for folder in folders if folder not in in_queue]
     while active := [folder for folder in folders if folder.is_held()]:  # a driver of single stages may start the next in between
         mine = [folder for folder in active if _sweep_of(folder) == name]
         if not mine:
@@ -71,14 +70,6 @@ def _cancel_sweep(name: str, home: Home) -> Cancelled:
             break
         found.stages += [folder.name for folder in mine if _cancel_stage(folder)]
     return found
-
-
-def _cancel_jobs(folders: list[StageFolder]) -> list[StageFolder]:
-    """Cancel the live Slurm jobs of stages, whoever submitted them; the stages that had one."""
-    jobs = live_jobs(folders)
-    found = [(folder, job.id) for folder in folders if (job := job_of(folder, jobs)) is not None]
-    queue.cancel(number for _, number in reversed(found))  # dependents first: none starts in between
-    return [folder for folder, _ in found]
 
 
 def _cancel_stage(folder: StageFolder) -> bool:

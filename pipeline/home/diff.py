@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pipeline.errors import PriorlabError
 from pipeline.experiment.fingerprint import drift
 from pipeline.experiment.graph import CellPlan, build_graph
+from pipeline.experiment.saved import known_sweep
 from pipeline.home.identity import StoredIdentities, differences
-from pipeline.run.sweeps import known_sweep
 from pipeline.store.folders import Home
 
 

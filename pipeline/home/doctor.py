@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 
-from pipeline.config.recipe import TrackingConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.store.folders import Home
 from pipeline.tracking.runs import resolve_mode
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import build_graph
-from pipeline.run.slurm.queue import all_jobs, job_of
-from pipeline.run.sweeps import saved_sweep
+from pipeline.experiment.saved import saved_sweep
+from pipeline.run.backends import jobs_of
 from pipeline.store.files import read_json
 from pipeline.store.folders import Home, StageFolder
 
@@ -83,11 +83,9 @@ def delete(items: list[Item], home: Home) -> Iterator[Item]:
 
 
 def _busy(folders: list[StageFolder]) -> list[StageFolder]:
-    """Stages that run, or wait in Slurm. Raises `PriorlabError` if Slurm has to be asked and does not answer."""
-    submitted = [folder for folder in folders if (folder.path / "job.json").exists() and not folder.record_file.exists()]
-    jobs = all_jobs() if submitted else {}
-    waiting = [folder for folder in submitted if (job := job_of(folder, jobs)) is not None and job.live]
-    return [folder for folder in folders if folder in waiting or folder.is_held()]
+    """Stages that run, or wait in a queue. Raises `PriorlabError` if a queue has to be asked and does not answer."""
+    jobs = jobs_of(folders, strict=True)
+    return [folder for folder in folders if folder in jobs or folder.is_held()]
 
 
 def _needed(home: Home, folders: list[StageFolder], busy: list[StageFolder]) -> set[str]:

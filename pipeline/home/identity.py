@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.recipe import RECIPE_VERSIONS
 from pipeline.errors import PriorlabError
 from pipeline.experiment.fingerprint import drift
 from pipeline.experiment.graph import StageNode
@@ -31,7 +30,7 @@ class Identity:
 
 def planned_identity(node: StageNode) -> Identity:
     parents = {role: planned_identity(parent) for role, parent in node.parents.items()}
-    return Identity(node.name, node.kind, node.fingerprint, RECIPE_VERSIONS[node.kind], node.config.identity(), parents)
+    return Identity(node.name, node.kind, node.fingerprint, node.config.version, node.config.identity(), parents)
 
 
 class StoredIdentities:

@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import Graph, StageNode
 from pipeline.home.identity import Identity, StoredIdentities, differences, own_differences, planned_identity
-from pipeline.run.sweeps import describe_plan
+from pipeline.home.status import stage_state
+from pipeline.run.backends import jobs_of
 from pipeline.store.files import read_json
 from pipeline.store.folders import Home, StageFolder, status_of
 
@@ -29,6 +30,29 @@ def explained_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
             drift = _nearest(node, relatives.get((node.kind, node.slug), []), stored)
         entries.append(entry | {"why": _why(entry, drift, node.folder(home)), "drift": drift})
     return entries
+
+
+def describe_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
+    """One entry per stage, in running order: what it is, whether it is done, where it lives, and which cells use it."""
+    users: dict[str, list[str]] = {}
+    for plan in graph.cells:
+        for node in plan.stages():
+            users.setdefault(node.fingerprint, []).append(plan.cell.id)
+    folders = {fingerprint: node.folder(home) for fingerprint, node in graph.stages.items()}
+    jobs = jobs_of(folders.values())
+    return [
+        {
+            "stage": node.name,
+            "kind": node.kind,
+            "fingerprint": fingerprint,
+            "state": stage_state(folders[fingerprint], jobs.get(folders[fingerprint])),
+            "work": node.work,
+            "cells": users[fingerprint],
+            "parents": {role: parent.name for role, parent in node.parents.items()},
+            "folder": str(folders[fingerprint].path),
+        }
+        for fingerprint, node in graph.stages.items()
+    ]
 
 
 def _by_kind_and_slug(home: Home) -> dict[tuple[str, str], list[StageFolder]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import build_graph
-from pipeline.run.slurm.queue import Job, job_of
-from pipeline.run.sweeps import known_sweep, stage_state
+from pipeline.experiment.saved import known_sweep
+from pipeline.run.backend import Job
 from pipeline.store.folders import Home, StageFolder, status_of
 from pipeline.store.progress import describe, rate, seconds_left
 
@@ -49,11 +49,25 @@ def folders_of(home: Home, sweep: str | None) -> list[StageFolder]:
     return [node.folder(home) for node in build_graph(known_sweep(sweep, home).cells()).stages.values()]
 
 
-def report_on(folder: StageFolder, jobs: dict[str, Job]) -> StageReport:
-    """`jobs` are the live ones in Slurm (`pipeline.run.slurm.queue.live_jobs`)."""
+def stage_state(folder: StageFolder, job: Job | None) -> str:
+    """done | queued | running | cancelled | failed | unfinished | new; `job` is what works on it without a command."""
+    if folder.record() is not None:
+        return "done"
+    if not folder.path.exists():
+        return "new"
+    if job is not None:
+        return "queued" if job.waiting else "running"
+    if folder.is_held():
+        return "running"
+    if folder.cancelled.exists():
+        return "cancelled"
+    return "failed" if status_of(folder).get("state") == "failed" else "unfinished"
+
+
+def report_on(folder: StageFolder, job: Job | None) -> StageReport:
     progress: dict[str, Any] = status_of(folder)
     try:
-        state, problem = stage_state(folder, jobs), progress.get("message", "")
+        state, problem = stage_state(folder, job), progress.get("message", "")
     except PriorlabError as error:  # one bad file must not hide the other stages
         state, problem = "damaged", str(error)
     attempts, log = folder.attempts(), folder.last_log()
@@ -68,7 +82,7 @@ def report_on(folder: StageFolder, jobs: dict[str, Job]) -> StageReport:
         seconds_left=seconds_left(running),
         reported=progress.get("time"),
         attempts=len(attempts),
-        progress=_shown(state, problem or describe(progress), job_of(folder, jobs)),
+        progress=_shown(state, problem or describe(progress), job),
         log=_text(log),
         folder=str(folder.path),
     )

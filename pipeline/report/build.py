@@ -12,9 +12,9 @@ import jinja2
 
 from pipeline.compare.results import result_rows, write_results, write_samples
 from pipeline.compare.summary import Findings
+from pipeline.config.prior import KNOBS
 from pipeline.experiment.graph import Graph
-from pipeline.report import details as content
-from pipeline.report import tables
+from pipeline.report import details, tables
 from pipeline.report.figures import Figure, figures
 from pipeline.report.svg import standalone
 from pipeline.store.files import write_text_atomically
@@ -81,10 +81,11 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         equal_budgets=tables.budget_cells(summary["equal_budgets"]),
         csv=_embedded(home.sweep(name) / "results.csv"),
         figures=drawn,
-        settings=content.settings(compared),
-        priors=content.prior_rows(compared),
-        examples=content.examples(compared, home),
-        sources=content.sources(graph, home),
+        settings=details.settings(compared),
+        knobs=list(KNOBS),
+        priors=details.prior_rows(compared),
+        examples=details.examples(compared, home),
+        sources=details.sources(graph, home),
     )
 
 

@@ -51,11 +51,12 @@ def settings(compared: Sequence[Arm]) -> list[tuple[str, str]]:
 
 
 def prior_rows(compared: Sequence[Arm]) -> list[list[str]]:
-    """Name, beta, lambda_head, lambda_tail, k, form of each prior that occurs."""
+    """The name of each prior that occurs, and its knobs; a dash where one cannot matter."""
     rows = []
     for prior in (arm.before[0].plan.cell.recipe.prior for arm in compared):
-        numbers = [f"{number:g}" for number in (prior.beta, prior.lambda_head, prior.lambda_tail)]
-        row = [prior.name, *numbers, str(prior.k) if prior.rank_aware else "-", prior.form if prior.beta else "-"]
+        matter = prior.identity()
+        knobs = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in prior.knobs().items()}
+        row = [prior.name, *(value if name in matter else "-" for name, value in knobs.items())]
         if row not in rows:  # priors of one name may differ in k
             rows.append(row)
     return rows

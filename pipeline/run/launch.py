@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.recipe import CorpusStage, EvaluateStage
-from pipeline.config.tasks import TaskConfig
+from pipeline.config.stages import StageConfig
 from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
 from pipeline.experiment.graph import StageNode
 from pipeline.store.folders import StageFolder, status_of
@@ -33,7 +32,7 @@ class Nodes:
 
 def command(node: StageNode, folder: StageFolder, package: str = "stages") -> list[str]:
     """The stage's process on this machine; `package` holds a program for each kind of stage."""
-    return launch_command(node.kind, folder, processes_of(node), Nodes(), package)
+    return launch_command(node.kind, folder, node.config.processes, Nodes(), package)
 
 
 def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes, package: str = "stages") -> list[str]:
@@ -57,7 +56,7 @@ _OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "WANDB_SERVICE")
 
 def environment(node: StageNode, lock: int, commit: str, devices: list[str] | None = None) -> dict[str, str]:
     """What the stage's process sees; `devices` are its GPUs, and no others."""
-    return process_environment(threads_of(node), lock, commit, devices, hub=reads_hub(node))
+    return process_environment(node.config.threads, lock, commit, devices, hub=node.config.reads_hub)
 
 
 def process_environment(threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool) -> dict[str, str]:
@@ -81,13 +80,6 @@ def process_environment(threads: int, lock: int | None, commit: str, devices: li
     }
 
 
-def reads_hub(node: StageNode) -> bool:
-    if isinstance(node.config, (CorpusStage, EvaluateStage)):
-        return node.config.reads_hub
-    task = getattr(node.config, "task", None)
-    return isinstance(task, TaskConfig) and task.reads_hub
-
-
 def visible_devices() -> list[str]:
     """GPUs that stages may use: those of CUDA_VISIBLE_DEVICES, else all that the NVIDIA driver lists."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -96,21 +88,9 @@ def visible_devices() -> list[str]:
     return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
-def needed_devices(node: StageNode) -> int:
-    """One GPU per process of a stage; building a corpus needs none."""
-    return 0 if node.kind == "corpus" else processes_of(node)
-
-
-def processes_of(node: StageNode) -> int:
-    settings = getattr(node.config, node.kind)
-    launch = getattr(settings, "launch", None)
-    return 1 if launch is None else launch.processes
-
-
-def threads_of(node: StageNode) -> int:
-    settings = getattr(node.config, node.kind)
-    launch = getattr(settings, "launch", settings)
-    return getattr(launch, "threads", 1)
+def needed_devices(config: StageConfig) -> int:
+    """One GPU per process of a stage that needs any."""
+    return config.processes if config.needs_devices else 0
 
 
 def failure(folder: StageFolder, code: int) -> str:

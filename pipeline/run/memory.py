@@ -6,22 +6,17 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.config.cluster import Resources
-from pipeline.experiment.graph import StageNode
-from pipeline.run.launch import processes_of
+from pipeline.config.stages import StageConfig
 
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
-_LIBRARIES_GIB = {"corpus": 0.8, "pretrain": 1.5, "midtrain": 1.5, "rl": 2.5, "evaluate": 2.0}
-"""Of one process of a stage on the quickstart's model, where nothing is known yet: mostly the libraries."""
 
 
-def expected_gib(node: StageNode, resources: Resources, measured: float | None) -> float:
+def expected_gib(config: StageConfig, declared: float | None, measured: float | None) -> float:
     """What the config says, else the most that a process of a stage of this kind has taken in this sweep, else a guess."""
-    if resources.memory_gib is not None:
-        return resources.memory_gib
-    cache = getattr(getattr(node.config, node.kind), "kv_cache_gib", 0)
-    return processes_of(node) * (measured or _LIBRARIES_GIB[node.kind] + cache)
+    if declared is not None:
+        return declared
+    return config.processes * (measured or config.library_gib + config.kv_cache_gib)
 
 
 def total_gib() -> float:

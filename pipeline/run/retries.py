@@ -1,7 +1,7 @@
 """Why a stage's process ended without a record, and whether to start it again.
 
-A cause is told by the exit code, which survives where no message can be written, and on a cluster by the job's state. What the user
-must mend (a bad key, a corrupt file, a full disk, a diverged training) is not tried again unless the config says so.
+A cause is told by the exit code, which survives where no message can be written, or by a backend that knows more. What the user must
+mend (a bad key, a corrupt file, a full disk, a diverged training) is not tried again unless the config says so.
 """
 
 from __future__ import annotations
@@ -23,23 +23,10 @@ _BY_EXIT = {
     -signal.SIGTERM: "preempted",
     -signal.SIGKILL: "out_of_memory",  # the kernel's way, and an administrator's
 }
-_BY_JOB = {
-    "PREEMPTED": "preempted",
-    "NODE_FAIL": "node_failure",
-    "BOOT_FAIL": "node_failure",
-    "OUT_OF_MEMORY": "out_of_memory",
-}
 
 
 def cause_of_exit(code: int) -> Cause:
     return _BY_EXIT.get(code, "bug")
-
-
-def cause_of_job(state: str | None, reported: Cause | None) -> Cause:
-    """Of a Slurm job, by its last state and what the stage itself has left; `refused` if Slurm was told to end it."""
-    if state in _BY_JOB:
-        return _BY_JOB[state]
-    return reported or ("refused" if state in ("CANCELLED", "TIMEOUT", "DEADLINE", None) else "bug")
 
 
 @dataclass

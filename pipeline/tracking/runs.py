@@ -10,21 +10,13 @@ import netrc
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pipeline.config.recipe import TrackingConfig
-
-if TYPE_CHECKING:
-    from pipeline.compare.evaluations import Evaluation  # numpy, which stages' runs do not need here
+from pipeline.config.stages import KINDS
+from pipeline.config.tracking import TrackingConfig
 
 Mode = Literal["online", "offline", "disabled"]
 _HOST = "api.wandb.ai"
-# What metrics are drawn against, by kind of stage: {axis: metrics}.
-_AXES: dict[str, dict[str, tuple[str, ...]]] = {
-    "pretrain": {"tokens": ("*",)},
-    "midtrain": {"tokens": ("*",)},
-    "rl": {"step": ("*",), "rollouts_generated": ("validation/*",)},
-}
 
 
 def resolve_mode(tracking: TrackingConfig) -> Mode:
@@ -95,7 +87,7 @@ class StageRun:
             tags=[spec["kind"], *([spec["labels"]["prior.name"]] if "prior.name" in spec["labels"] else [])],
             config=spec["labels"] | {"fingerprint": spec["fingerprint"], "stage": spec["config"]},
         )
-        for axis, metrics in _AXES.get(spec["kind"], {}).items():
+        for axis, metrics in KINDS[spec["kind"]].charted.items():
             self._run.define_metric(axis)
             for metric in metrics:
                 self._run.define_metric(metric, step_metric=axis)
@@ -129,60 +121,3 @@ class StageRun:
         made = wandb.Artifact(artifact_name(self._spec["kind"], fingerprint), self._spec["kind"], metadata=told)
         made.add_reference(export.resolve().as_uri(), checksum=False)  # the stage's record has the digest of each file
         self._run.log_artifact(made)
-
-
-def log_comparison(
-    sweep: str,
-    tracking: TrackingConfig,
-    folder: Path,
-    evaluations: list[Evaluation],
-    summary: dict[str, Any],
-    summary_run: str,
-) -> None:
-    """The sweep's summary run: tables of gains, differences and pass@k, their charts, and gains as summary values.
-
-    `summary_run` is its id: the same sweep, reported again when more has finished, updates the same run.
-    """
-    if resolve_mode(tracking) == "disabled":
-        return
-    import wandb
-
-    run = open_run(tracking, folder, id=summary_run, name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"])
-    gains = wandb.Table(columns=["arm", "prior", "metric", "before", "after", "gain", "gain_low", "gain_high"])
-    for row in summary["rows"]:
-        for metric in (key for key in row if key.startswith("pass@")):
-            values = row[metric]
-            gain, after = values["gain"] or {}, values["after"] or {}
-            numbers = [values["before"]["value"], after.get("value"), *(gain.get(key) for key in ("value", "low", "high"))]
-            gains.add_data(row["arm"], row["prior"], metric, *numbers)
-            if gain:
-                run.summary[f"gain/{row['arm']}/{metric}"] = gain["value"]
-        run.summary[f"entropy/{row['arm']}"] = row["entropy"]["value"]
-        run.summary[f"perplexity/{row['arm']}"] = row["perplexity"]["value"]
-    run.summary["verdict"] = " ".join(summary["verdict"])
-    columns = ["axis", "arm", "reference", "k", "family", "value", "low", "high", "superiority"]
-    differences = wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in summary["differences"]])
-    curves = wandb.Table(columns=["line", "cell", "prior", "seed", "after", "k", "pass@k"])
-    for evaluation in evaluations:
-        if evaluation.milestone:
-            continue
-        cell = evaluation.plan.cell
-        for k, passed in sorted(evaluation.metrics["pass@k"].items()):
-            line = f"{cell.id} after {evaluation.after}"
-            curves.add_data(line, cell.id, cell.recipe.prior.name, cell.recipe.seed, evaluation.after, k, float(passed.mean()))
-    # W&B has no chart of intervals of its own: each gain is three points of a line, lowest, value and highest, on its setting's row.
-    forest = wandb.Table(columns=["gain in pass@1", "setting", "row"])
-    for row_number, row in enumerate(summary["rows"]):
-        gain = row.get("pass@1", {}).get("gain")
-        for key in ("low", "value", "high") if gain and gain["low"] is not None else ():
-            forest.add_data(gain[key], row["arm"], len(summary["rows"]) - row_number)
-    run.log(
-        {
-            "gains": gains,
-            "differences": differences,
-            "pass_at_k_table": curves,
-            "pass_at_k": wandb.plot.line(curves, x="k", y="pass@k", stroke="line", title="pass@k before and after RL"),
-            "forest": wandb.plot.line(forest, x="gain in pass@1", y="row", stroke="setting", title="gain in pass@1, 95% intervals"),
-        }
-    )
-    run.finish()

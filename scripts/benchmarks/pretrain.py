@@ -26,10 +26,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.config.recipe import PretrainStage
+from pipeline.config.stages import PretrainStage
 from pipeline.experiment.compose import load_recipe
 from pipeline.experiment.graph import StageNode, build_graph
-from pipeline.run.runner import run
+from pipeline.run.scheduler import run
 from pipeline.store.folders import Home
 from scripts.benchmarks.stages import Silent
 

@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.config.recipe import RLStage
+from pipeline.config.stages import RLStage
 from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import Home, StageFolder
 from scripts.benchmarks.stages import planned, run_stages

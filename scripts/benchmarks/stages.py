@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.experiment.compose import load_recipe
 from pipeline.experiment.graph import StageNode, build_graph
-from pipeline.run.runner import StageState, run
+from pipeline.run.scheduler import run
+from pipeline.run.state import StageState
 from pipeline.store.folders import Home
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config.recipe import EvaluateStage
+from pipeline.config.stages import EvaluateStage
 from stages.contract import Stage, heavy_imports, main
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-from pipeline.config.recipe import EvaluateStage
+from pipeline.config.stages import EvaluateStage
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.engine import build_engine, check_prompts

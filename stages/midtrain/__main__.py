@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config.recipe import MidtrainStage
+from pipeline.config.stages import MidtrainStage
 from stages.contract import Stage, heavy_imports, main
 
 

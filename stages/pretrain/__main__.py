@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config.recipe import PretrainStage
+from pipeline.config.stages import PretrainStage
 from pipeline.errors import PriorlabError
 from stages.contract import Stage, heavy_imports, main
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config.recipe import RLStage
+from pipeline.config.stages import RLStage
 from stages.contract import Stage, heavy_imports, main
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.config.cluster import Retries
 from pipeline.errors import DIVERGED_EXIT, MEMORY_EXIT, NO_SPACE_EXIT, REFUSED_EXIT, STOPPED_EXIT
-from pipeline.run.retries import Attempts, cause_of_exit, cause_of_job
+from pipeline.run.retries import Attempts, cause_of_exit
+from pipeline.run.slurm.queue import cause_of_job
 from pipeline.store.lease import take
 from tests.pipeline.test_endings import ONE, Run, stage_process
 

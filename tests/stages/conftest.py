@@ -25,7 +25,7 @@ def rl_stage(lab: Lab, smoke: FinishedSweep, *overrides: str, seed: int = 0) -> 
     """The stage, ready to start: its parents and its spec are in the lab. `seed` is of RL alone."""
     (plan,) = smoke_graph("axes.prior=[ce]", *overrides).cells
     node = plan.chain["rl"]
-    node = StageNode("rl", node.slug, node.config.model_copy(update={"seed": seed}), node.parents, node.labels, node.tracking)
+    node = StageNode(node.slug, node.config.model_copy(update={"seed": seed}), node.parents, node.labels, node.tracking)
     lab.borrow(smoke.lab, smoke.node("corpus"), smoke.node("pretrain"))
     folder = lab.folder(node)
     folder.path.mkdir(parents=True)

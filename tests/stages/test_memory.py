@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.costs import training_costs
-from pipeline.config.recipe import PretrainStage
+from pipeline.config.stages import PretrainStage
 from pipeline.experiment.graph import StageNode
 from pipeline.store.folders import Home
 from tests.conftest import Lab, finish, smoke_graph, start

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store.files import write_json_atomically
-from stages.checkpoint import last_complete
+from stages.training.step_checkpoints import last_complete
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 
 

@@ -16,7 +16,7 @@ from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.format import share, signed, with_interval
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import StageNode, build_graph
-from pipeline.run.sweeps import save_definition
+from pipeline.experiment.saved import save_definition
 from pipeline.store.files import manifest_of, read_json, write_json_atomically
 from tests.unit.stores import Shelf, shelf_at
 from tests.unit.test_compare import evaluation

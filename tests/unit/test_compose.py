@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config.recipe import CorpusStage, MidtrainStage, RecipeConfig
+from pipeline.config.recipe import RecipeConfig
+from pipeline.config.stages import CorpusStage, MidtrainStage
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import GROUPS, load_recipe, load_sweep, parse_override
 from pipeline.experiment.config_files import available, config_folders

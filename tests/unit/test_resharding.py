@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store.files import write_json_atomically
-from stages.checkpoint import is_split_otherwise, last_complete
+from stages.training.step_checkpoints import is_split_otherwise, last_complete
 
 
 def checkpoint(folder: Path, *, processes: int, zero_stage: int) -> Path:

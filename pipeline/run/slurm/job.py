@@ -49,6 +49,8 @@ class StageJob:
     minutes: int
     commit: str
     hub: bool
+    saves: bool
+    """Whether it saves step checkpoints."""
     grace_seconds: float
     """For the stage to save a step checkpoint, once it is asked to end."""
     _started: float = field(default=0.0, repr=False)
@@ -104,7 +106,7 @@ class StageJob:
         folder = StageFolder(Path(self.folder))
         timed_out = time.time() - self._started > 0.8 * 60 * self.minutes
         if timed_out and _saved(folder) <= self._saved_before and not folder.record_file.exists():
-            launch = f", or lower {self.kind}.launch.save_steps" if self.kind in ("pretrain", "midtrain", "rl") else ""
+            launch = f", or lower {self.kind}.launch.save_steps" if self.saves else ""
             _report(
                 folder,
                 f"reached its time limit without saving anything new; raise cluster.{self.kind}.minutes (it is {self.minutes}){launch}",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import StageNode
+from pipeline.run.retries import Cause
 from pipeline.store.files import read_json, write_json_atomically
 from pipeline.store.folders import StageFolder
 
@@ -22,8 +23,16 @@ _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"
 _RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "SUSPENDED", "STOPPED"}
 
 
+_CAUSES = {
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "node_failure",
+    "BOOT_FAIL": "node_failure",
+    "OUT_OF_MEMORY": "out_of_memory",
+}
+
+
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job as `squeue` shows it."""
 
     id: str
@@ -54,13 +63,13 @@ def require_slurm() -> None:
         )
 
 
-def all_jobs() -> dict[str, Job]:
+def all_jobs() -> dict[str, SlurmJob]:
     """This user's jobs by id, those that ended minutes ago among them. Raises `PriorlabError` if Slurm does not answer."""
     listed = _call("squeue", "--me", "--noheader", "--states=all", "--format=%i|%T|%r|%j")
     jobs = {}
     for line in listed.splitlines():
         number, state, reason, name = line.strip().split("|", 3)
-        jobs[number] = Job(number, name, state, reason)
+        jobs[number] = SlurmJob(number, name, state, reason)
     return jobs
 
 
@@ -93,21 +102,15 @@ def submitted_by(folder: StageFolder) -> str | None:
     return _kept(folder).get("sweep")
 
 
-def job_of(folder: StageFolder, jobs: dict[str, Job]) -> Job | None:
+def job_of(folder: StageFolder, jobs: dict[str, SlurmJob]) -> SlurmJob | None:
     """The stage's last job, if Slurm still knows it. Its name must fit too: ids start anew when a cluster is set up again."""
     kept = _kept(folder)
     found = jobs.get(kept.get("job", ""))
     return found if found is not None and found.name == kept.get("name") else None
 
 
-def live_jobs(folders: Iterable[StageFolder]) -> dict[str, Job]:
-    """Live jobs by id, for a look at stages. Slurm is asked only if an unfinished one was ever submitted; silence counts as no job."""
-    if not any((folder.path / "job.json").exists() and not folder.record_file.exists() for folder in folders):
-        return {}
-    try:
-        return {number: job for number, job in all_jobs().items() if job.live}
-    except PriorlabError:
-        return {}
+def was_submitted(folder: StageFolder) -> bool:
+    return (folder.path / "job.json").exists()
 
 
 def _kept(folder: StageFolder) -> dict[str, str]:
@@ -124,7 +127,14 @@ def job_name(node: StageNode, folder: StageFolder) -> str:
     return f"priorlab-{node.kind}-{node.slug}-{node.fingerprint[:12]}-{place}"
 
 
-def lost_job(node: StageNode, folder: StageFolder, jobs: dict[str, Job]) -> Job | None:
+def lost_job(node: StageNode, folder: StageFolder, jobs: dict[str, SlurmJob]) -> SlurmJob | None:
     """A live job of the stage that its folder does not know of: whoever submitted it was killed before it could write that down."""
     name = job_name(node, folder)
     return next((job for job in jobs.values() if job.live and job.name == name), None)
+
+
+def cause_of_job(state: str | None, reported: Cause | None) -> Cause:
+    """Why a job ended, by its last state and what the stage itself has left; `refused` if Slurm was told to end it."""
+    if state in _CAUSES:
+        return _CAUSES[state]
+    return reported or ("refused" if state in ("CANCELLED", "TIMEOUT", "DEADLINE", None) else "bug")

@@ -11,7 +11,7 @@ from rich.console import Console
 from pipeline.cli.view import PlainView
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import build_graph
-from pipeline.run.runner import run
+from pipeline.run.scheduler import run
 from pipeline.store.folders import Home
 
 
