@@ -12,11 +12,11 @@ ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "transformers", "deepspeed", "trl", "vllm", "datasets", "accelerate"}
 PIPELINE = (
     {"pipeline.errors"},
-    {"pipeline.store"},
+    {"pipeline.store.folders"},
     {"pipeline.config"},
     {"pipeline.experiment"},
     {"pipeline.run", "pipeline.compare"},
-    {"pipeline.tracking"},
+    {"pipeline.tracking.runs"},
     {"pipeline.home", "pipeline.report"},
     {"pipeline.cli"},
 )
@@ -30,7 +30,7 @@ STAGES = (
     {"stages.evaluate", "stages.pretrain", "stages.adopt"},
     {"stages.midtrain", "stages.rl"},
 )
-OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store", "pipeline.tracking"}
+OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store.folders", "pipeline.tracking.runs"}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -48,13 +48,23 @@ def test_the_table_shows_the_means_of_the_data(page: Path) -> None:
             assert float(gain.split()[0]) == pytest.approx(means[1] - means[0], abs=6e-4)
 
 
+def test_the_levels_by_seed_are_those_of_the_data() -> None:
+    page = FOLDER / "countdown.md"
+    measured = _values(page)
+    lines = page.read_text(encoding="utf-8").partition("| pass@1 after RL | seed 0 ")[2].partition("\n\n")[0].splitlines()[2:]
+    told = dict(zip([line.split()[1] for line in lines], [re.findall(r"\.\d+", line) for line in lines], strict=True))
+    for setting in settings(_cells(page)):
+        assert told.pop(setting.name) == [share(measured[cell.id, "after", "pass@1"]) for cell in setting.cells]
+    assert not told
+
+
 def _rows(page: Path) -> list[dict[str, str]]:
     with (FOLDER / page.stem / "results.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def _cells(page: Path) -> list[Cell]:
-    (command,) = re.findall(r"^    scripts/priorlab sweep (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    (command,) = re.findall(r"^scripts/priorlab sweep (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     name, *rest = shlex.split(command)
     return list(load_sweep(name, [word for word in rest if "=" in word]).cells())
 
