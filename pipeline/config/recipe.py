@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, execution
@@ -36,13 +34,13 @@ class RecipeConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = Field(default_factory=lambda: _THIS_MACHINE, json_schema_extra={"execution": True})
 
-    @functools.cached_property
+    @property
     def midtrain_prior(self) -> Prior:
-        """What mid-training trains with; one object, since the graph knows parts of recipes by their objects."""
+        """What mid-training trains with."""
         own = None if self.midtrain is None else self.midtrain.prior
         return self.prior.at(1.0) if own is None else own
 
-    @functools.cached_property
+    @property
     def midtrain_corpus(self) -> CorpusConfig | None:
         """Mid-training's own text, cut by the first corpus's tokenizer; None if it has none of its own."""
         own = None if self.midtrain is None else self.midtrain.corpus

@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from pipeline.config.prior import RENAMING, with_waypoints
 from pipeline.config.recipe import RecipeConfig
@@ -60,7 +60,6 @@ class Sweep:
             yield from self.saved_cells
             return
         seen: set[str] = set()
-        groups: dict[str, Any] = {}
         for values in itertools.product(*self.axes.values()):
             coordinates = dict(zip(self.axes, values, strict=True))
             tree = dict(self.recipe)
@@ -75,7 +74,7 @@ class Sweep:
             yield Cell(
                 id=name,
                 coordinates={path: label(value) for path, value in coordinates.items()},
-                recipe=validate_recipe(tree, where=f"cell {where}" if where else "recipe", known=groups),
+                recipe=validate_recipe(tree, where=f"cell {where}" if where else "recipe"),
             )
 
     def as_yaml(self) -> str:
@@ -224,33 +223,12 @@ def assign(tree: dict[str, Any], path: list[str], value: Any, inside: tuple[str,
         tree[last] = copy.deepcopy(value)
 
 
-def validate_recipe(tree: dict[str, Any], *, where: str, known: dict[str, Any] | None = None) -> RecipeConfig:
-    """Load the named groups and validate everything; errors name the full key, the value and the nearest valid key.
-
-    `known` keeps parts between calls: of the ten thousand cells of a sweep, most parts are the same, and then the same objects.
-    """
+def validate_recipe(tree: dict[str, Any], *, where: str) -> RecipeConfig:
+    """Load the named groups and validate everything; errors name the full key, the value and the nearest valid key."""
     try:
-        return _validated(tree, {} if known is None else known, _resolved)
+        return RecipeConfig.model_validate({key: _resolved(key, node) for key, node in tree.items()})
     except ValidationError as error:
         raise PriorlabError(f"{where}: " + "; ".join(explain(detail) for detail in error.errors())) from None
-
-
-def validate_in_full(tree: dict[str, Any], known: dict[str, Any]) -> RecipeConfig:
-    """A recipe without names. Raises pydantic's `ValidationError`. `known` is as in `validate_recipe`."""
-    return _validated(tree, known, lambda _, node: node)
-
-
-def _validated(tree: dict[str, Any], known: dict[str, Any], resolve: Callable[[str, Any], Any]) -> RecipeConfig:
-    parts = {}
-    for key, node in tree.items():
-        text = f"{key}={node!r}"
-        if text not in known:
-            known[text] = _part(key, resolve(key, node))
-        parts[key] = known[text]
-    try:
-        return RecipeConfig.model_validate(parts)
-    except ValidationError:  # said of the whole, as the user wrote it
-        return RecipeConfig.model_validate({key: resolve(key, node) for key, node in tree.items()})
 
 
 def _resolved(path: str, node: Any) -> Any:
@@ -277,20 +255,3 @@ def _resolved(path: str, node: Any) -> Any:
         if outer == path and key in node:
             node = node | {key: _resolved(inner, node[key])}
     return node
-
-
-def _part(key: str, node: Any) -> Any:
-    """A part of a recipe, validated if it is a config that can be by itself, else as it is."""
-    if not isinstance(node, dict) or key not in RecipeConfig.model_fields:
-        return node
-    try:
-        return _adapter(key).validate_python(node)
-    except ValidationError:
-        return node
-
-
-@functools.cache
-def _adapter(key: str) -> TypeAdapter[Any]:
-    annotation: Any = RecipeConfig.model_fields[key].annotation
-    discriminator = RecipeConfig.model_fields[key].discriminator
-    return TypeAdapter(Annotated[annotation, Field(discriminator=discriminator)] if discriminator else annotation)

@@ -7,61 +7,32 @@ Code is not hashed: a recipe version per stage kind is raised by hand when resul
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
-from json.encoder import encode_basestring_ascii
 from typing import Any
 
 
-def canonical_json(value: Any, path: str = "$") -> str:
+def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces, shortest floats. Raises `TypeError` naming the path of what cannot be stable."""
-    parts: list[str] = []
-    _write(value, (path,), parts)
-    return "".join(parts)
+    return json.dumps(_stable(value, "$"), sort_keys=True, separators=(",", ":"))
 
 
-def _write(value: Any, path: tuple[Any, ...], parts: list[str]) -> None:
-    """Append the text of a value; `path` is where it stands, outermost last, spelled out only for an error."""
-    if isinstance(value, str):
-        parts.append(encode_basestring_ascii(value))
-    elif value is None or isinstance(value, bool):
-        parts.append(_WORDS[value])
-    elif isinstance(value, int):
-        parts.append(int.__repr__(value))
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise TypeError(f"{_spelled(path)} is {value}; identity needs finite numbers")
-        parts.append(repr(value + 0.0))  # -0.0 and 0.0 are the same setting
-    elif isinstance(value, (list, tuple)):
-        separator = "["
-        for place, item in enumerate(value):
-            parts.append(separator)
-            _write(item, (place, path), parts)
-            separator = ","
-        parts.append("]" if value else "[]")
-    elif isinstance(value, dict):
+def _stable(value: Any, path: str) -> Any:
+    if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"{_spelled(path)} has the key {key!r}; identity needs text keys")
-        separator = "{"
-        for key in sorted(value):
-            parts += (separator, encode_basestring_ascii(key), ":")
-            _write(value[key], (key, path), parts)
-            separator = ","
-        parts.append("}" if value else "{}")
-    else:
-        raise TypeError(f"{_spelled(path)} is a {type(value).__name__}, which has no stable text; use plain JSON types")
-
-
-_WORDS = {None: "null", True: "true", False: "false"}
-
-
-def _spelled(path: tuple[Any, ...]) -> str:
-    """`$.optimizer.betas[0]`"""
-    if len(path) == 1:
-        return str(path[0])
-    last, rest = path
-    return _spelled(rest) + (f"[{last}]" if isinstance(last, int) else f".{last}")
+                raise TypeError(f"{path} has the key {key!r}; identity needs text keys")
+        return {key: _stable(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_stable(item, f"{path}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"{path} is {value}; identity needs finite numbers")
+        return value + 0.0  # -0.0 and 0.0 are the same setting
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise TypeError(f"{path} is a {type(value).__name__}, which has no stable text; use plain JSON types")
 
 
 def fingerprint(kind: str, recipe_version: int, identity: dict[str, Any], parents: dict[str, str]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
-from pipeline.experiment.compose import Cell, Sweep, validate_in_full
+from pipeline.experiment.compose import Cell, Sweep
 from pipeline.experiment.fingerprint import drift
 from pipeline.experiment.graph import CellPlan, Graph
 from pipeline.store.files import write_text_atomically
@@ -47,8 +48,7 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
     try:
         tree = yaml.safe_load(definition.read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
-        parts: dict[str, Any] = {}
-        cells = tuple(Cell(row["cell"], row["coordinates"], validate_in_full(row["recipe"], parts)) for row in rows)
+        cells = tuple(Cell(row["cell"], row["coordinates"], RecipeConfig.model_validate(row["recipe"])) for row in rows)
         return Sweep(name, tree["axes"], tree["recipe"], tree["description"], cells)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise PriorlabError(

@@ -15,7 +15,6 @@ import contextlib
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ from pipeline.store.files import damage, lock_is_held, read_json, take_lock
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Of what becomes a folder below the home, or is looked up as a file: no part of it leads elsewhere."""
-_LISTING_NS = 2 * 10**9
-"""A folder changed so recently may change again without another time stamp."""
 
 
 def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
@@ -174,21 +171,6 @@ def status_of(folder: StageFolder) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-_listings: dict[Path, tuple[int, dict[str, str]]] = {}
-
-
-def _folders_by_digits(parent: Path) -> dict[str, str]:
-    """Names of the stage folders of one kind by the digits they end with; listed anew only when one was added or removed."""
-    try:
-        changed = parent.stat().st_mtime_ns
-    except FileNotFoundError:
-        return {}
-    known = _listings.get(parent)
-    if known is None or known[0] != changed or time.time_ns() - changed < _LISTING_NS:
-        known = _listings[parent] = changed, {name.rpartition("-")[2]: name for name in os.listdir(parent)}  # noqa: PTH208 (names)
-    return known[1]
-
-
 @dataclass(frozen=True)
 class Home:
     """The root of all runs: $PRIORLAB_HOME, or `runs` in the current folder."""
@@ -203,7 +185,7 @@ class Home:
         """The folder with this fingerprint: names are labels, so one made under another slug is found and reused."""
         parent = self.path / "stages" / kind
         usual = parent / f"{slug}-{fingerprint[:12]}"
-        return StageFolder(parent / _folders_by_digits(parent).get(fingerprint[:12], usual.name))
+        return StageFolder(usual if usual.exists() else next(parent.glob(f"*-{fingerprint[:12]}"), usual))
 
     def stages(self) -> list[StageFolder]:
         return [StageFolder(path.parent) for path in sorted(self.path.glob("stages/*/*/spec.json"))]
