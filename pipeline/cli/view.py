@@ -7,12 +7,12 @@ from collections import Counter
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.run.forecast import forecast
 from pipeline.run.state import StageState
-from pipeline.store.progress import describe, describe_pace, duration
+from pipeline.store.progress import counted, describe, describe_pace, duration, metrics
 
 _PLAIN_SECONDS = 15.0
 _STYLES = {
@@ -20,6 +20,7 @@ _STYLES = {
     "failed": "bold red", "blocked": "yellow", "cancelled": "yellow",
 }  # fmt: skip
 _SHOWN_ROWS = 24
+_FORECAST_SECONDS = 2.0
 
 
 class PlainView:
@@ -37,7 +38,7 @@ class PlainView:
 
     def changed(self, stage: StageState, states: list[StageState]) -> None:
         finished = sum(s.state in ("done", "reused") for s in states)
-        took = f" in {duration(stage.ended - stage.started)}" if stage.ended else ""
+        took = f" in {duration(stage.ended - stage.started)}" if stage.ended and stage.started else ""
         reason = f": {stage.reason}" if stage.reason else ""
         self._print(f"[{finished}/{len(states)}] {stage.node.name} {stage.state}{took}{reason}")
         if stage.state == "failed" and stage.log is not None:
@@ -50,6 +51,9 @@ class PlainView:
         if time.time() - self._last < _PLAIN_SECONDS:
             return
         self._last = time.time()
+        found = forecast(states)
+        if found is not None:
+            self._print(f"      {'at least' if found.least else 'about'} {duration(found.seconds)} left in all")
         for state in states:
             if state.state == "running" and describe(state.progress):
                 pace = describe_pace(state.progress)
@@ -65,6 +69,7 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._started = time.time()
+        self._foretold = (0.0, "")  # when, and the words
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveView:
@@ -89,25 +94,29 @@ class LiveView:
         self._live.update(self._render(states))
 
     def _render(self, states: list[StageState]) -> Group:
+        """Step, rate and time left are never cut: names and metrics give way on a narrow terminal."""
         counts = Counter(state.state for state in states)
         finished = counts["done"] + counts["reused"]
-        summary = ", ".join(f"{number} {name}" for name, number in counts.items())
-        header = Text(f"{finished}/{len(states)} stages  ({summary})  {duration(time.time() - self._started)}")
+        others = ", ".join(f"{number} {name}" for name, number in counts.items() if name not in ("done", "reused", "waiting"))
+        clock = f"{duration(time.time() - self._started)}{self._left(states)}"
+        header = Text("  ".join(filter(None, [f"{finished}/{len(states)} stages", clock, others])), no_wrap=True, overflow="ellipsis")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for title in ("stage", "", "progress", "rate", "left"):
-            table.add_column(title, style="none", header_style="dim", no_wrap=True)
+        for title, gives_way in (("stage", True), ("progress", False), ("rate", False), ("left", False), ("", True)):
+            table.add_column(title, header_style="dim", no_wrap=not gives_way)
         for state in [s for s in states if s.state in ("running", "elsewhere", "failed", "queued")][:_SHOWN_ROWS]:
             rate, left = describe_pace(state.progress)
-            total = state.progress.get("total") or 0
-            bar = ProgressBar(total=total, completed=state.progress.get("step", 0), width=16) if total else Text("")
-            table.add_row(
-                Text(state.node.name, style=_STYLES.get(state.state, "")),
-                bar,
-                Text(state.reason or describe(state.progress)),
-                Text(rate),
-                Text(left.removesuffix(" left")),
-            )
+            told = Text(state.reason or metrics(state.progress), no_wrap=True, overflow="ellipsis")
+            name = Text(f"{state.node.kind}/{state.node.slug}", style=_STYLES.get(state.state, ""), no_wrap=True, overflow="ellipsis")
+            table.add_row(name, counted(state.progress), rate, left.removesuffix(" left"), told)
         return Group(header, table)
+
+    def _left(self, states: list[StageState]) -> str:
+        now = time.time()
+        if now - self._foretold[0] > _FORECAST_SECONDS:
+            found = forecast(states)
+            words = "" if found is None else f", {'at least' if found.least else 'about'} {duration(found.seconds)} left"
+            self._foretold = now, words
+        return self._foretold[1]
 
 
 def choose_view(console: Console) -> PlainView | LiveView:

@@ -24,13 +24,21 @@ def seconds_left(progress: dict[str, Any]) -> float | None:
     return None if speed is None else (progress["total"] - progress["step"]) / speed
 
 
-def describe(progress: dict[str, Any]) -> str:
-    """`240/500 steps  loss 1.02  entropy 0.98`"""
+def counted(progress: dict[str, Any]) -> str:
+    """`240/500 steps`, or what is under way where nothing is counted."""
     if not progress.get("unit"):
         return ""
-    counted = f"{progress['step']}/{progress['total']} {progress['unit']}" if progress.get("total") else progress["unit"]
-    shown = [f"{name} {number(value)}" for name, value in progress.get("shown", {}).items()]
-    return "  ".join([counted, *shown])
+    return f"{progress['step']}/{progress['total']} {progress['unit']}" if progress.get("total") else str(progress["unit"])
+
+
+def metrics(progress: dict[str, Any]) -> str:
+    """`loss 1.02  entropy 0.98`"""
+    return "  ".join(f"{name} {number(value)}" for name, value in progress.get("shown", {}).items())
+
+
+def describe(progress: dict[str, Any]) -> str:
+    """`240/500 steps  loss 1.02  entropy 0.98`"""
+    return "  ".join(filter(None, (counted(progress), metrics(progress))))
 
 
 def describe_pace(progress: dict[str, Any]) -> tuple[str, str]:

@@ -12,11 +12,11 @@ ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "transformers", "deepspeed", "trl", "vllm", "datasets", "accelerate"}
 PIPELINE = (
     {"pipeline.errors"},
-    {"pipeline.store.folders"},
+    {"pipeline.store"},
     {"pipeline.config"},
     {"pipeline.experiment"},
     {"pipeline.run", "pipeline.compare"},
-    {"pipeline.tracking.runs"},
+    {"pipeline.tracking"},
     {"pipeline.home", "pipeline.report"},
     {"pipeline.cli"},
 )
@@ -30,7 +30,7 @@ STAGES = (
     {"stages.evaluate", "stages.pretrain", "stages.adopt"},
     {"stages.midtrain", "stages.rl"},
 )
-OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store.folders", "pipeline.tracking.runs"}
+OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store", "pipeline.tracking"}
 
 
 def imported_modules(path: Path) -> set[str]:
