@@ -1,4 +1,4 @@
-"""`python -m stages.adopt`: a checkpoint made elsewhere becomes a pretrain stage's export, if it fits the recipe's corpus.
+"""Take in a checkpoint made elsewhere as a pretrain stage's export, if it fits the recipe's corpus (`python -m stages.adopt`).
 
 Fits means: the same tokenizer (vocabulary, special tokens, and how held-out text is cut), room for as many positions as the recipe
 counts on, and weights that belong to their config. The record then has `adopted`: the source folder and the sha256 of its files.

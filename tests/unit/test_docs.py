@@ -180,3 +180,11 @@ def test_the_page_on_the_corpus_shows_valid_configs_and_names_every_key(tmp_path
     assert all(set(re.findall(r"`(\w+)`", rows[kind])) == keys.keys() - filled_in for kind, keys in kinds.items())
     named = set(re.findall(r"`(?:corpus\.)?(\w+)`", page)) | set(re.findall(r"^(\w+):", page, re.MULTILINE))
     assert CorpusConfig.model_fields.keys() - {"name", "documents", "heldout_documents"} <= named
+
+
+def test_every_path_that_the_guide_for_contributors_names_exists() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {path for path in re.findall(r"`((?:pipeline|stages|configs|tests|scripts|docs)/[\w./-]*)`", page) if "NAME" not in path}
+    named = {path for path in named if not path.rstrip("/").endswith("KIND")}
+    assert len(named) > 20
+    assert not [path for path in named if not (ROOT / path).exists()]
