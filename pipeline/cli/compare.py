@@ -16,7 +16,7 @@ from rich.text import Text
 from pipeline.cli.options import AsJson
 from pipeline.cli.terminal import WIDE, console, print_json, print_wide, some_of
 from pipeline.compare.evaluations import load_evaluations
-from pipeline.compare.settings import Setting, settings
+from pipeline.compare.settings import Setting, planned_settings
 from pipeline.compare.summary import Findings, findings
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep
@@ -52,7 +52,7 @@ def report(
     comparison = compare_sweep(saved, graph, home)
     if comparison is None:
         raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows how far it is")
-    chosen = _chosen(settings([plan.cell for plan in graph.cells]), only)
+    chosen = _chosen(planned_settings([plan.cell for plan in graph.cells]), only)
     if as_csv:
         sys.stdout.write(_csv(comparison.report.with_name("results.csv"), chosen))
         return
@@ -153,7 +153,9 @@ def _sort_value(row: dict[str, Any], sort: str) -> float:
         interval = row[sort]
     else:
         ks = "|".join(key.removeprefix("pass@") for key in row if key.startswith("pass@"))
-        raise PriorlabError(f"--sort is {sort!r}; it can be arm, entropy, perplexity, or before@K, after@K, gain@K with K one of {ks}")
+        raise PriorlabError(
+            f"--sort is {sort!r}; it can be setting, entropy, perplexity, or before@K, after@K, gain@K with K one of {ks}"
+        )
     return float("-inf") if interval is None else float(interval["value"])
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.cli.options import AsJson, Overrides
 from pipeline.cli.terminal import console, plain_table, print_json, print_wide, some_of
-from pipeline.compare.power import in_words, precision
+from pipeline.compare.power import in_words, power_of
 from pipeline.config.costs import DEVICES, Utilisation, known_device
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import available
@@ -57,7 +57,7 @@ def plan(
     print_wide(table)
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")
-    expected = precision(cells)
+    expected = power_of(cells)
     if expected is not None:
         console.print(in_words(expected, _AIM), soft_wrap=not console.is_terminal)
 

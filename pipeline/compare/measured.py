@@ -10,39 +10,39 @@ import numpy as np
 
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Contrast, Floats, Interval, bayesian_gain, contrasts, mean_interval, perplexity
-from pipeline.compare.settings import Setting, pairs, settings
+from pipeline.compare.settings import Setting, pairs, planned_settings
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
 
 
 @dataclass(frozen=True)
-class Arm:
+class MeasuredSetting:
     """A setting with the evaluations of those of its cells that were measured before and after RL.
 
     While none was, `after` is empty, and `before` has all cells that were measured before RL.
     """
 
-    setting: Setting
+    planned: Setting
     before: list[Evaluation]
     after: list[Evaluation]
     """Of the same cells as `before`, in the same order."""
 
     @property
     def name(self) -> str:
-        return self.setting.name
+        return self.planned.name
 
     @property
     def coordinates(self) -> dict[str, Any]:
-        return self.setting.coordinates
+        return self.planned.coordinates
 
     @property
     def prior(self) -> str:
-        return self.setting.cells[0].recipe.prior.name
+        return self.planned.cells[0].recipe.prior.name
 
     @property
     def chance(self) -> float:
         """What guessing scores in pass@1."""
-        return self.setting.cells[0].recipe.task.chance
+        return self.planned.cells[0].recipe.task.chance
 
     @property
     def seeds(self) -> list[int]:
@@ -90,16 +90,16 @@ def _pooled(evaluations: list[Evaluation], metric: str, k: int | None) -> Interv
     return mean_interval(np.stack([e.values(metric, k) for e in evaluations]))
 
 
-def arms(cells: Sequence[Cell], evaluations: Sequence[Evaluation]) -> list[Arm]:
+def measured_settings(cells: Sequence[Cell], evaluations: Sequence[Evaluation]) -> list[MeasuredSetting]:
     """Settings of which a cell was evaluated before RL, in the order of the sweep's cells."""
     before = {e.plan.cell.id: e for e in evaluations if e.after == e.plan.base and not e.milestone}
     after = {e.plan.cell.id: e for e in evaluations if e.after == "rl"}
     found = []
-    for setting in settings(cells):
+    for setting in planned_settings(cells):
         begun = [cell.id for cell in setting.cells if cell.id in before]
         both = [cell for cell in begun if cell in after]
         if begun:
-            found.append(Arm(setting, [before[cell] for cell in both or begun], [after[cell] for cell in both]))
+            found.append(MeasuredSetting(setting, [before[cell] for cell in both or begun], [after[cell] for cell in both]))
     return found
 
 
@@ -114,7 +114,7 @@ class Difference:
     """What one value of an axis gains more than the axis's reference, all other settings being equal."""
 
     axis: str
-    arm: str
+    setting: str
     reference: str
     k: int
     family: int
@@ -124,44 +124,44 @@ class Difference:
     gain: Contrast
 
     def as_dict(self) -> dict[str, Any]:
-        named = {"axis": self.axis, "arm": self.arm, "reference": self.reference, "k": self.k}
+        named = {"axis": self.axis, "arm": self.setting, "reference": self.reference, "k": self.k}
         return named | {"family": self.family, "seeds": self.seeds} | self.gain.as_dict() | {"shown": self.gain.shown}
 
 
-def differences(compared: Sequence[Arm], cells: Sequence[Cell], ks: Sequence[int]) -> list[Difference]:
+def differences(compared: Sequence[MeasuredSetting], cells: Sequence[Cell], ks: Sequence[int]) -> list[Difference]:
     """Differences of gains in pass@k, paired per problem and seed, along each axis; one family of intervals per axis.
 
-    Only arms measured on the same problems with the same seeds are compared; seeds that one of the two lacks are left out.
+    Only settings measured on the same problems with the same seeds are compared; seeds that one of the two lacks are left out.
     """
-    by_name = {arm.name: arm for arm in compared}
+    by_name = {setting.name: setting for setting in compared}
     found = []
-    for axis, along in pairs(settings(cells)).items():
+    for axis, along in pairs(planned_settings(cells)).items():
         measured = [(by_name[one.name], by_name[other.name]) for one, other in along if {one.name, other.name} <= by_name.keys()]
         found += compare_pairs(axis, measured, ks)
     return found
 
 
-def compare_pairs(axis: str, along: Sequence[tuple[Arm, Arm]], ks: Sequence[int]) -> list[Difference]:
-    """Each arm's gains minus its reference's, at each k, with intervals that hold for all at once; where the two can be paired."""
+def compare_pairs(axis: str, along: Sequence[tuple[MeasuredSetting, MeasuredSetting]], ks: Sequence[int]) -> list[Difference]:
+    """Each setting's gains minus its reference's, at each k, with intervals that hold for all at once; where the two can be paired."""
     paired = [
-        (arm.name, reference.name, k, values)
-        for arm, reference in along
+        (setting.name, reference.name, k, values)
+        for setting, reference in along
         for k in ks
-        if (values := _paired_difference(arm, reference, k)) is not None
+        if (values := _paired_difference(setting, reference, k)) is not None
     ]
     intervals = contrasts([values for *_, values in paired])
     return [
-        Difference(axis, arm, reference, k, len(paired), len(values), gain)
-        for (arm, reference, k, values), gain in zip(paired, intervals, strict=True)
+        Difference(axis, setting, reference, k, len(paired), len(values), gain)
+        for (setting, reference, k, values), gain in zip(paired, intervals, strict=True)
     ]
 
 
-def _paired_difference(arm: Arm, reference: Arm, k: int) -> Floats | None:
-    """Gain of `arm` minus that of `reference`, shaped (seeds, problems), over the seeds both have; None if nothing can be paired."""
-    ours, theirs = arm.gains("pass@k", k), reference.gains("pass@k", k)
-    if ours is None or theirs is None or arm.before[0].problems != reference.before[0].problems:
+def _paired_difference(setting: MeasuredSetting, reference: MeasuredSetting, k: int) -> Floats | None:
+    """Gain of `setting` minus that of `reference`, shaped (seeds, problems), over the seeds that both have; None if nothing pairs."""
+    ours, theirs = setting.gains("pass@k", k), reference.gains("pass@k", k)
+    if ours is None or theirs is None or setting.before[0].problems != reference.before[0].problems:
         return None
-    shared = [seed for seed in arm.seeds if seed in reference.seeds]
+    shared = [seed for seed in setting.seeds if seed in reference.seeds]
     if not shared:
         return None
-    return ours[[arm.seeds.index(seed) for seed in shared]] - theirs[[reference.seeds.index(seed) for seed in shared]]
+    return ours[[setting.seeds.index(seed) for seed in shared]] - theirs[[reference.seeds.index(seed) for seed in shared]]

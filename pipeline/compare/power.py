@@ -12,7 +12,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from pipeline.compare.intervals import CONFIDENCE, t_quantile
-from pipeline.compare.settings import pairs, settings
+from pipeline.compare.settings import pairs, planned_settings
 from pipeline.experiment.compose import Cell
 
 PROBLEM_SPREAD = 0.3
@@ -27,7 +27,7 @@ _MOST_SEEDS, _MOST_PROBLEMS = 100, 1_000_000
 
 
 @dataclass(frozen=True)
-class Precision:
+class Power:
     """What a sweep of so many problems, samples and seeds can tell of one difference among `comparisons`, in pass@1."""
 
     problems: int
@@ -74,18 +74,18 @@ class Precision:
         return self.error**4 / (self._of_problems**2 / of_problems + self._of_seeds**2 / (self.seeds - 1))
 
 
-def precision(cells: list[Cell]) -> Precision | None:
+def power_of(cells: list[Cell]) -> Power | None:
     """Of a sweep's differences along the axis that has most; None where there is no RL or nothing to compare."""
-    along = pairs(settings(cells))
+    along = pairs(planned_settings(cells))
     if not along or any(cell.recipe.rl is None for cell in cells):
         return None
     protocol = cells[0].recipe.evaluate
     seeds = len({cell.recipe.seed for cell in cells})
     shown = {k for k in (1, 8, protocol.samples) if k <= protocol.samples}
-    return Precision(protocol.problems, protocol.samples, seeds, max(map(len, along.values())) * len(shown))
+    return Power(protocol.problems, protocol.samples, seeds, max(map(len, along.values())) * len(shown))
 
 
-def in_words(found: Precision, aim: float) -> str:
+def in_words(found: Power, aim: float) -> str:
     """`found` as a sentence, with what it would take to show a difference of `aim`."""
     size = f"{found.problems} problems x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
     said = (

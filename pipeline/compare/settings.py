@@ -27,7 +27,7 @@ class Setting:
         return [cell.recipe.seed for cell in self.cells]
 
 
-def settings(cells: Sequence[Cell]) -> list[Setting]:
+def planned_settings(cells: Sequence[Cell]) -> list[Setting]:
     """In the order of the cells."""
     found: dict[str, Setting] = {}
     for cell in cells:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.compare.measured import Arm, Difference, compare_pairs
+from pipeline.compare.measured import Difference, MeasuredSetting, compare_pairs
 from pipeline.compare.summary import Findings
 from pipeline.errors import PriorlabError
 
@@ -21,8 +21,8 @@ def compare_across(names: tuple[str, str], first: Findings, second: Findings) ->
     pairs = _pairs(ours, theirs)
     if not pairs:
         raise PriorlabError(
-            f"sweeps {names[0]!r} and {names[1]!r} share no setting: {', '.join(arm.name for arm in ours)} against "
-            f"{', '.join(arm.name for arm in theirs)}"
+            f"sweeps {names[0]!r} and {names[1]!r} share no setting: {', '.join(setting.name for setting in ours)} against "
+            f"{', '.join(setting.name for setting in theirs)}"
         )
     found = compare_pairs("sweep", [(other, one) for one, other in pairs], [k for k in first.ks if k in second.ks])
     if not found:
@@ -30,11 +30,11 @@ def compare_across(names: tuple[str, str], first: Findings, second: Findings) ->
             f"sweeps {names[0]!r} and {names[1]!r} cannot be compared: their settings were measured on other problems, or with "
             "other seeds"
         )
-    return [replace(one, arm=f"{names[1]}:{one.arm}", reference=f"{names[0]}:{one.reference}") for one in found]
+    return [replace(one, setting=f"{names[1]}:{one.setting}", reference=f"{names[0]}:{one.reference}") for one in found]
 
 
-def _finished(name: str, found: Findings) -> list[Arm]:
-    finished = [arm for arm in found.arms if arm.finished]
+def _finished(name: str, found: Findings) -> list[MeasuredSetting]:
+    finished = [setting for setting in found.settings if setting.finished]
     if not finished:
         raise PriorlabError(
             f"sweep {name!r} has no setting that was measured before and after RL; `priorlab status {name}` shows how far it is"
@@ -42,7 +42,7 @@ def _finished(name: str, found: Findings) -> list[Arm]:
     return finished
 
 
-def _pairs(ours: Sequence[Arm], theirs: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+def _pairs(ours: Sequence[MeasuredSetting], theirs: Sequence[MeasuredSetting]) -> list[tuple[MeasuredSetting, MeasuredSetting]]:
     common = [axis for axis in ours[0].coordinates if axis in theirs[0].coordinates]
     every = [(one, other) for one in ours for other in theirs]
     same = [(one, other) for one, other in every if common and all(one.coordinates[axis] == other.coordinates[axis] for axis in common)]

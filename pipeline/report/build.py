@@ -60,7 +60,7 @@ def _markdown(name: str, description: str, summary: dict[str, Any], drawn: list[
 
 
 def _html(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home, drawn: list[Figure]) -> str:
-    compared, rows = found.arms, summary["rows"]
+    compared, rows = found.settings, summary["rows"]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, loader=loader

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Floats
-from pipeline.compare.measured import Arm
+from pipeline.compare.measured import MeasuredSetting
 from pipeline.experiment.graph import Graph
 from pipeline.store.folders import Home
 
@@ -19,7 +19,7 @@ _LONGEST = 2000
 """Characters of a response that are shown."""
 
 
-def settings(compared: Sequence[Arm]) -> list[tuple[str, str]]:
+def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
     """Name and value of what all cells share, as far as a reader needs it."""
     if not compared:
         return []
@@ -46,14 +46,14 @@ def settings(compared: Sequence[Arm]) -> list[tuple[str, str]]:
             f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "
             f"{rl.optimizer.learning_rate:g}, exploration {rl.exploration.name}"
         )
-    varied = {path.split(".")[0] for arm in compared for path in arm.coordinates}
+    varied = {path.split(".")[0] for setting in compared for path in setting.coordinates}
     return [(name, text + (" (varied, see the table)" if name in varied else "")) for name, text in found.items()]
 
 
-def prior_rows(compared: Sequence[Arm]) -> list[list[str]]:
+def prior_rows(compared: Sequence[MeasuredSetting]) -> list[list[str]]:
     """The name of each prior that occurs, and its knobs; a dash where one cannot matter."""
     rows = []
-    for prior in (arm.before[0].plan.cell.recipe.prior for arm in compared):
+    for prior in (setting.before[0].plan.cell.recipe.prior for setting in compared):
         matter = prior.identity()
         knobs = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in prior.knobs().items()}
         row = [prior.name, *(value if name in matter else "-" for name, value in knobs.items())]
@@ -80,11 +80,11 @@ class Example:
     after: list[Response]
 
 
-def examples(compared: Sequence[Arm], home: Home) -> list[tuple[str, list[Example]]]:
-    """For each finished arm, by its first cell: the problem that gained most, one in the middle, and the one that gained least."""
+def examples(compared: Sequence[MeasuredSetting], home: Home) -> list[tuple[str, list[Example]]]:
+    """For each finished setting, by its first cell: the problem that gained most, one in the middle, and the one that gained least."""
     found = []
-    for arm in [arm for arm in compared if arm.finished][:_SETTINGS_WITH_EXAMPLES]:
-        before, after = arm.before[0], arm.after[0]
+    for setting in [setting for setting in compared if setting.finished][:_SETTINGS_WITH_EXAMPLES]:
+        before, after = setting.before[0], setting.after[0]
         chosen = _extremes_and_middle(after.values("pass@k", 1) - before.values("pass@k", 1))
         texts = [_responses(evaluation, [before.problems[index] for index in chosen], home) for evaluation in (before, after)]
         found.append(

@@ -98,4 +98,4 @@ def test_examples_are_called_what_they_are(gains: list[float], words: list[str])
 
 def test_priors_of_one_name_are_all_listed() -> None:
     evaluations = [evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[{use: tail, k: 3}, {use: tail, k: 4}]")]
-    assert [row[4] for row in prior_rows(found_in(evaluations).arms)] == ["3", "4"]
+    assert [row[4] for row in prior_rows(found_in(evaluations).settings)] == ["3", "4"]
