@@ -76,6 +76,8 @@ def process_environment(threads: int, lock: int | None, commit: str, devices: li
         "PYTHONHASHSEED": "0",
         "PRIORLAB_COMMIT": commit,
         "PYTHONUNBUFFERED": "1",
+        # Else a folder of the user's that is called pipeline or datasets, in the current folder, would stand in for the package.
+        "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH", "")])),
     }
 
