@@ -62,8 +62,6 @@ class RLTrainer(OpenGRPOTrainer):
         """Rows of metrics.jsonl, one per measured step; a resumed stage fills in those of its past."""
         self._reports: dict[str, list[float]] = defaultdict(list)
         self._averages: dict[str, float] = {}
-        self._log_probs: torch.Tensor
-        self.model.register_forward_hook(self._keep_log_probs)
         # The engine's start has reseeded the global generators with the process index, which would make all seeds equal.
         set_seed(seed, device_specific=True)
         self.remove_callback(PrinterCallback)
@@ -80,11 +78,14 @@ class RLTrainer(OpenGRPOTrainer):
             forget_others(self.stage.folder.checkpoints, best_step(rows, self.best_k))
 
     def complete(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Check a batch of rollouts, and add which responses are correct, and by what a mean over all of them must be multiplied
-        to be one over those that count."""
+        """Check a batch of rollouts. Adds which responses are correct, and the weight that turns a mean over all responses into one
+        over those that count.
+
+        Raises `PriorlabError` if the engine's log-probs are not the trainer's.
+        """
         if "sampling_per_token_logps" in batch:
             difference = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs().nan_to_num()
-            self._check_mismatch((difference * batch["completion_mask"] * batch["tool_mask"]).max().item())
+            self._check_mismatch((difference * _counted(batch)).max().item())
         draw = self.rollouts.draw
         responses, counted = self.sum_over_ranks([len(draw.groups), sum(draw.counted)])
         is_correct = torch.cat([group.correct for group in draw.groups]).to(self.accelerator.device)
@@ -103,9 +104,8 @@ class RLTrainer(OpenGRPOTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *positional: Any, **named: Any) -> torch.Tensor:
         """GRPO's loss, and what exploration adds to it; TRL leaves dividing by the number of accumulated passes to us."""
         loss = super().compute_loss(model, inputs, *positional, **named)
-        counted = inputs["completion_mask"] * inputs["tool_mask"]
-        log_probs = self._log_probs[:, -counted.shape[1] :]
-        del self._log_probs
+        counted = _counted(inputs)
+        log_probs = self.take_log_probs()[:, -counted.shape[1] :]
         old = inputs.get("old_per_token_logps")  # not there where the policy that sampled is the one that is trained
         tokens = Tokens(log_probs, log_probs.detach() if old is None else old, counted.to(log_probs.dtype), inputs["correct"])
         terms = self.exploration.loss(tokens)
@@ -114,10 +114,6 @@ class RLTrainer(OpenGRPOTrainer):
         term = (terms * inputs["response_weight"] * counted.any(dim=1)).mean()
         self.report("exploration/loss", term.item())
         return loss + term / self.current_gradient_accumulation_steps
-
-    def _keep_log_probs(self, _model: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        if torch.is_grad_enabled():  # those that the loss is made of
-            self._log_probs = output.log_probs
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the policy as it is on the validation problems, log it, and keep its weights if they are the best so far.
@@ -161,11 +157,11 @@ class RLTrainer(OpenGRPOTrainer):
         return self.accelerator.reduce(tensor, reduction="sum").tolist()
 
     def report(self, name: str, value: float) -> None:
-        """Log a number, over all calls and ranks since the last row: each rank must report as often as the others."""
+        """Add a value to a metric of the next row, which holds the mean over values and ranks. Every rank must report as often."""
         self._reports[name].append(value)
 
     def take_reports(self) -> dict[str, float]:
-        """The means of what was reported since the last call. Every rank must call it."""
+        """The mean of each metric over what was reported since the last call. Every rank must call it."""
         names = sorted(self._reports)
         means = [sum(self._reports[name]) / len(self._reports[name]) for name in names]
         self._reports.clear()
@@ -193,6 +189,11 @@ class RLTrainer(OpenGRPOTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """No README beside each step checkpoint: the stage's spec and record describe the model."""
+
+
+def _counted(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """1 for a token that the loss counts, 0 for padding, cut-off responses that are masked, and fillers."""
+    return batch["completion_mask"] * batch["tool_mask"]
 
 
 class _Validation(TrainerCallback):

@@ -8,7 +8,7 @@ Written for trl 1.16.0. `tests/unit/test_internals.py` fails when what is reache
 | `GRPOTrainer._generate_single_turn`, called | samples from either engine, with the weights of the step | no issue filed |
 | `LLM` in `trl.generation.vllm_generation`, replaced while the engine is built | arguments of the engine | huggingface/trl#6776 |
 | `vllm_generation.sync_weights`, replaced on CPU | see `stages.rl.vllm_internals` | vllm-project/vllm#48312 |
-| `log_probs` in the output of the model's forward, read by `RLTrainer` | exploration's loss | no issue filed |
+| `log_probs` in the output of the model's forward, read by a hook | exploration's loss | no issue filed |
 
 Everything else goes through `rollout_func` and `env_mask`, which are public, though TRL calls them experimental. TRL has no dynamic
 sampling of its own (huggingface/trl#3708).
@@ -32,7 +32,7 @@ Tokens = list[list[int]]
 
 
 class OpenGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer whose engine takes arguments of ours, which can be asked to sample, and whose batches can be added to."""
+    """GRPOTrainer whose engine takes arguments of ours, which samples when asked, and whose batches and losses can be added to."""
 
     def __init__(self, *, engine_arguments: dict[str, Any], **trainer: Any) -> None:
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # of rollout_func; users can do nothing about it
@@ -41,6 +41,7 @@ class OpenGRPOTrainer(GRPOTrainer):
             super().__init__(**trainer)
         if self.use_vllm and not torch.cuda.is_available():
             self.vllm_generation.sync_weights = self._push_weights
+        self.model.register_forward_hook(self._keep_log_probs)
 
     def sample(self, prompts: list[str]) -> tuple[Tokens, Tokens, list[list[float] | None]]:
         """Token ids of the prompts and of one response to each, and the responses' log-probs (None where the engine tells none)."""
@@ -58,6 +59,16 @@ class OpenGRPOTrainer(GRPOTrainer):
     def complete(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Called with each batch of rollouts. Tensors added to it, a row per response, reach `compute_loss` with their responses."""
         return batch
+
+    def take_log_probs(self) -> torch.Tensor:
+        """Of the tokens of the last pass with gradient, responses x (prompt + response tokens); to be called once in `compute_loss`."""
+        log_probs = self._log_probs
+        del self._log_probs
+        return log_probs
+
+    def _keep_log_probs(self, _model: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            self._log_probs: torch.Tensor = output.log_probs
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return self.complete(super()._generate_and_score_completions(inputs))
