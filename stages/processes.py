@@ -27,9 +27,6 @@ def prepare(threads: int) -> None:
 
         # Shared-memory collectives would be compiled for two minutes at the first start; gloo does without.
         __compatible_ops__["deepspeed_shm_comm"] = False
-    from stages import lean_deepspeed
-
-    lean_deepspeed.install()
 
 
 def quiet() -> None:
