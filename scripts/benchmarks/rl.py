@@ -123,7 +123,8 @@ def _timed() -> dict[str, list[float]]:
     from trl import GRPOTrainer
     from trl.generation.vllm_generation import VLLMGeneration
 
-    from stages.rl.rollout import RolloutEngine
+    from stages.rl.train import Reward
+    from stages.rl.trl_internals import OpenGRPOTrainer
 
     seconds: dict[str, list[float]] = defaultdict(list)
     current: dict[str, float] = defaultdict(float)
@@ -154,11 +155,10 @@ def _timed() -> dict[str, list[float]]:
         current.clear()
         clock["last"] = now
 
-    for engine in (VLLMGeneration, RolloutEngine):
-        if "sync_weights" in vars(engine):
-            count(engine, "sync_weights", "sync")
+    count(VLLMGeneration, "sync_weights", "sync")
+    count(OpenGRPOTrainer, "_push_weights", "sync")  # stands in for it on CPU
     count(GRPOTrainer, "_generate_single_turn", "sample", "sync")
-    count(GRPOTrainer, "_calculate_rewards", "score")
+    count(Reward, "__call__", "score")
     # Without gradients it is the log-probs of what was sampled, with gradients it is a part of the update.
     count(GRPOTrainer, "_get_per_token_logps_and_entropies", "log-probs", when=lambda: not torch.is_grad_enabled())
     count(Trainer, "training_step", "update", "sample", "sync", "score", "log-probs")

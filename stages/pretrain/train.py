@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
@@ -30,6 +29,7 @@ from stages.objective.head import ShapedHead, attach
 from stages.objective.row_step import STATISTICS
 from stages.pretrain.milestones import KeepMilestones, export_milestones
 from stages.training.balancing import ExpertBalance, routers_of
+from stages.training.deepspeed_internals import whole_size
 from stages.training.process import trainer_arguments
 from stages.training.resharding import AsItWas, load_universal, reshard
 from stages.training.step_checkpoints import StepCheckpoints, export_finished, is_split_otherwise, last_complete, step_of
@@ -118,9 +118,6 @@ class NextTokenTrainer(Trainer):
         """Nothing: Trainer walks through all modules for it at each micro-batch, and counts experts that no token passes through."""
         return 0
 
-    def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._statistics()
@@ -197,7 +194,7 @@ def train(
             block_size=blocks.block_size,
             launch=launch,
             model=model,
-            args=TrainingArguments(**arguments, remove_unused_columns=False),
+            args=TrainingArguments(**arguments, remove_unused_columns=False, train_sampling_strategy="sequential"),
             train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, seed),
             data_collator=collate,
         )
@@ -219,7 +216,7 @@ def train(
     last = stage.last_row()
     tokens = settings.steps * settings.global_batch * blocks.block_size
     return {
-        "parameters": _parameter_count(model),
+        "parameters": sum(map(whole_size, model.parameters())),
         "steps": settings.steps,
         "tokens": tokens,
         "passes_over_corpus": tokens / (len(blocks) * blocks.block_size),
@@ -227,7 +224,3 @@ def train(
         "zero_stage": launch.zero_stage,
         "processes": launch.processes,
     }
-
-
-def _parameter_count(model: PreTrainedModel) -> int:
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

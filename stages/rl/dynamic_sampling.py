@@ -9,36 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Group:
-    """One problem's responses, in the parts that TRL's trainer generates; each list has one entry a response."""
+    """The responses to one problem; each list has one entry a response."""
 
-    rows: list[Row]
+    problem: int
+    """Its number among the training problems."""
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
-    completions: list[Any]
     log_probs: list[list[float] | None]
     """Of the sampled tokens, by what sampled them; None where that does not tell."""
-    rewards: Float[Tensor, "samples functions"]
+    rewards: Float[Tensor, " samples"]
 
     @property
     def mixed(self) -> bool:
         """Whether the rewards differ."""
-        totals = self.rewards.nansum(dim=1)
-        return bool(totals.max() > totals.min())
+        return bool(self.rewards.max() > self.rewards.min())
 
     @property
     def correct(self) -> Bool[Tensor, " samples"]:
         """Which responses the verifier accepts."""
-        return self.rewards.nansum(dim=1) > 0
+        return self.rewards > 0
 
 
 @dataclass(frozen=True)
@@ -56,29 +52,34 @@ class Draw:
     def groups(self) -> list[Group]:
         return self.kept + self.fillers
 
+    @property
+    def counted(self) -> list[bool]:
+        """Which of `groups` the loss counts."""
+        return [True] * len(self.kept) + [self.fillers_count] * len(self.fillers)
+
 
 def draw_groups(
-    rows: list[Row],
-    sample: Callable[[list[Row]], list[Group]],
-    more_rows: Callable[[int, int], list[Row]],
+    problems: list[int],
+    sample: Callable[[list[int]], list[Group]],
+    more_problems: Callable[[int, int], list[int]],
     *,
     rounds: int,
     largest_of_ranks: Callable[[int], int],
 ) -> Draw:
-    """Sample `rows`, then `more_rows(round, groups)` in further rounds, until there are as many mixed groups as `rows` makes.
+    """Sample `problems`, then `more_problems(round, groups)` in further rounds, until there are as many mixed groups as problems.
 
     With one round every group is kept, mixed or not: plain GRPO.
 
     Every rank samples as often and as much as the one that lacks most (`largest_of_ranks`): sampling is a collective operation.
     """
-    first = sample(rows)
+    first = sample(problems)
     wanted = len(first)
     if rounds == 1:
         return Draw(first, [], False, 1, wanted, first)
     kept, dropped = [group for group in first if group.mixed], [group for group in first if not group.mixed]
     made, generated = 1, wanted
     while made < rounds and (missing := largest_of_ranks(max(0, wanted - len(kept)))):
-        groups = sample(more_rows(made, missing))
+        groups = sample(more_problems(made, missing))
         kept += [group for group in groups if group.mixed]
         dropped += [group for group in groups if not group.mixed]
         generated += len(groups)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -21,7 +20,8 @@ from stages.checkpoint import save_export, verify_export
 from stages.contract import Stage
 from stages.engine import check_prompts, engine_arguments
 from stages.rl.problems import training_and_validation
-from stages.rl.trainer import PREFLIGHT_FILE, RLTrainer
+from stages.rl.rollouts import PREFLIGHT_FILE
+from stages.rl.trainer import RLTrainer
 from stages.rl.validation import best_folder, best_step, validate
 from stages.tasks import Problem, build_task
 from stages.tasks.verifier import Verifier
@@ -105,8 +105,8 @@ def _train(
             model=model,
             args=arguments,
             processing_class=tokenizer,
-            reward_funcs=Reward(training, verifier),
-            train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "problem": i} for i, p in enumerate(training)]),
+            problems=training,
+            reward=Reward(training, verifier),
             validate=None if settings.validation is None else partial(validate, validation, settings.validation, verifier),
         )
         trainer.add_callback(ExactBiases(model))
@@ -121,7 +121,7 @@ def _train(
 
 
 class Reward:
-    """1 for a verified response, else 0; the name is what TRL logs it under. Logs the shares that the verifier failed on."""
+    """1 for a verified response, else 0, as a reward function of TRL's. Logs the shares that the verifier failed on."""
 
     __name__ = "correct"
 

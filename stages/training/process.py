@@ -23,13 +23,9 @@ def prepare(threads: int) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(threads)
-        from deepspeed.ops import __compatible_ops__
+        from stages.training.deepspeed_internals import without_shared_memory_collectives
 
-        # Shared-memory collectives would be compiled for two minutes at the first start; gloo does without.
-        __compatible_ops__["deepspeed_shm_comm"] = False
-    from stages.training import lean_deepspeed
-
-    lean_deepspeed.install()
+        without_shared_memory_collectives()
 
 
 def quiet() -> None:

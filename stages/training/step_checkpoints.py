@@ -20,6 +20,7 @@ from pipeline.config.training import Launch
 from pipeline.errors import DivergedError, PriorlabError, Stopped
 from pipeline.store.files import damage, manifest_of, read_json, write_json_atomically
 from stages.contract import COMPLETE, Stage
+from stages.training.deepspeed_internals import own_part
 
 _WAIT_FOR_LOG_SECONDS = 10.0
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -80,7 +81,7 @@ class StepCheckpoints(TrainerCallback):
 
 
 def _is_finite(parameter: Parameter) -> bool:
-    return bool(getattr(parameter, "ds_tensor", parameter).isfinite().all())  # under ZeRO-3, this process's part
+    return bool(own_part(parameter).isfinite().all())
 
 
 def last_complete(folder: Path, launch: Launch, *, remove_others: bool, any_processes: bool = False) -> Path | None:

@@ -215,6 +215,7 @@ def test_folders_of_the_current_folder_stand_in_for_no_package(tmp_path: Path) -
     done = subprocess.run(
         [sys.executable, "-P", "-m", "tests.pipeline.tiny.driver", "tiny", "1", *ONE],
         cwd=tmp_path / "work", capture_output=True, text=True, timeout=60,
-        env=os.environ | {"PRIORLAB_HOME": str(tmp_path / "home"), "TINY_LOG": str(tmp_path / "log"), "TINY": "{}", "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"PRIORLAB_HOME": str(tmp_path / "home"), "TINY_LOG": str(tmp_path / "log"), "TINY": "{}", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # verifier workers import this file anew
         drawn += 1
         rank = os.environ["RANK"]
         with Path(f"{os.environ['DRAWS_TO']}.{rank}").open("a") as file:
-            file.write(json.dumps([[group.rows[0]["prompt"], group.completion_ids] for group in draw.groups]) + "\n")
+            file.write(json.dumps([[str(group.prompt_ids[0]), group.completion_ids] for group in draw.groups]) + "\n")
         if rank == "0" and drawn == int(os.environ.get("DIES_AFTER_DRAW", "0")):
             os.kill(os.getpid(), signal.SIGKILL)
         return draw

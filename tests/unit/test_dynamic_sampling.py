@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.rl.dynamic_sampling import Draw, Group, Row, draw_groups
+from stages.rl.dynamic_sampling import Draw, Group, draw_groups
 from stages.rl.preflight import preflight
 
 SAMPLES = 4
@@ -16,13 +16,9 @@ END = 1
 
 def group(problem: int, right: int, ended: int = SAMPLES) -> Group:
     """A group with `right` of its responses paid 1."""
-    rewards = torch.tensor([[1.0]] * right + [[0.0]] * (SAMPLES - right))
+    rewards = torch.tensor([1.0] * right + [0.0] * (SAMPLES - right))
     ids = [[5, END]] * ended + [[5, 5]] * (SAMPLES - ended)
-    return Group([{"problem": problem}] * SAMPLES, [[2]] * SAMPLES, ids, ["text"] * SAMPLES, [[-0.1, -0.2]] * SAMPLES, rewards)
-
-
-def rows_of(groups: int) -> list[Row]:
-    return [{"problem": number // SAMPLES} for number in range(groups * SAMPLES)]
+    return Group(problem, [[2]] * SAMPLES, ids, [[-0.1, -0.2]] * SAMPLES, rewards)
 
 
 def draw(right: list[list[int]], rounds: int, largest: int | None = None) -> tuple[Draw, list[tuple[int, int]]]:
@@ -30,21 +26,24 @@ def draw(right: list[list[int]], rounds: int, largest: int | None = None) -> tup
     asked: list[tuple[int, int]] = []
     answers = iter(right)
 
-    def sample(rows: list[Row]) -> list[Group]:
+    def sample(problems: list[int]) -> list[Group]:
         numbers = next(answers)
-        return [group(i, numbers[i % len(numbers)]) for i in range(len(rows) // SAMPLES)]
+        return [group(problem, numbers[i % len(numbers)]) for i, problem in enumerate(problems)]
 
-    def more(round_: int, groups: int) -> list[Row]:
+    def more(round_: int, groups: int) -> list[int]:
         asked.append((round_, groups))
-        return rows_of(groups)
+        return [100 * round_ + number for number in range(groups)]
 
-    return draw_groups(rows_of(len(right[0])), sample, more, rounds=rounds, largest_of_ranks=lambda own: max(own, largest or 0)), asked
+    first = list(range(len(right[0])))
+    return draw_groups(first, sample, more, rounds=rounds, largest_of_ranks=lambda own: max(own, largest or 0)), asked
 
 
 def test_groups_of_equal_rewards_are_replaced_until_the_batch_is_full() -> None:
     drawn, asked = draw([[0, 2, 4, 1], [0, 3], [1]], rounds=5)
     assert asked == [(1, 2), (2, 1)]
     assert [int(g.rewards.sum()) for g in drawn.groups] == [2, 1, 3, 1]
+    assert [g.problem for g in drawn.groups] == [1, 3, 101, 200]
+    assert drawn.counted == [True] * 4
     assert (drawn.fillers, drawn.rounds, drawn.generated) == ([], 3, 7)
 
 
@@ -53,12 +52,14 @@ def test_when_rounds_run_out_dropped_groups_fill_up_and_do_not_count() -> None:
     assert [int(g.rewards.sum()) for g in drawn.kept] == [2]
     assert [int(g.rewards.sum()) for g in drawn.fillers] == [0, 4]
     assert not drawn.fillers_count
+    assert drawn.counted == [True, False, False]
 
 
 def test_a_batch_without_any_signal_counts_so_that_the_mean_over_tokens_exists() -> None:
     drawn, _ = draw([[0, 4], [0, 0]], rounds=2)
     assert drawn.kept == []
     assert drawn.fillers_count
+    assert drawn.counted == [True, True]
 
 
 def test_one_round_keeps_every_group() -> None:

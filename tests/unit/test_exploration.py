@@ -28,7 +28,7 @@ SAMPLES = 6
 
 def group(rewards: list[float], responses: list[list[int]]) -> Group:
     count = len(rewards)
-    return Group([{}] * count, [[0, 1, 2]] * count, responses, [""] * count, [[]] * count, torch.tensor(rewards).unsqueeze(1))
+    return Group(0, [[0, 1, 2]] * count, responses, [[]] * count, torch.tensor(rewards))
 
 
 def context(base: Path = Path(), log: Callable[[str, float], None] = lambda name, value: None) -> Context:

@@ -1,0 +1,83 @@
+"""Every place where RL reaches below TRL's public surface.
+
+Written for trl 1.16.0. `tests/unit/test_internals.py` fails when what is reached into changes.
+
+| reached into | for | upstream |
+|---|---|---|
+| `GRPOTrainer._generate_and_score_completions`, extended | tensors per response that the loss needs | no issue filed |
+| `GRPOTrainer._generate_single_turn`, called | samples from either engine, with the weights of the step | no issue filed |
+| `LLM` in `trl.generation.vllm_generation`, replaced while the engine is built | arguments of the engine | huggingface/trl#6776 |
+| `vllm_generation.sync_weights`, replaced on CPU | see `stages.rl.vllm_internals` | vllm-project/vllm#48312 |
+| `log_probs` in the output of the model's forward, read by a hook | exploration's loss | no issue filed |
+
+Everything else goes through `rollout_func` and `env_mask`, which are public, though TRL calls them experimental. TRL has no dynamic
+sampling of its own (huggingface/trl#3708).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+from unittest.mock import patch
+
+import deepspeed
+import torch
+import trl.generation.vllm_generation as trl_vllm
+from trl import GRPOTrainer
+
+from stages.rl.vllm_internals import reload_weights
+
+Tokens = list[list[int]]
+
+
+class OpenGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer whose engine takes arguments of ours, which samples when asked, and whose batches and losses can be added to."""
+
+    def __init__(self, *, engine_arguments: dict[str, Any], **trainer: Any) -> None:
+        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # of rollout_func; users can do nothing about it
+        # TRL fixes the rest: bf16 whatever the checkpoint, a cache sized for GPUs.
+        with patch.object(trl_vllm, "LLM", functools.partial(trl_vllm.LLM, **engine_arguments)):
+            super().__init__(**trainer)
+        if self.use_vllm and not torch.cuda.is_available():
+            self.vllm_generation.sync_weights = self._push_weights
+        self.model.register_forward_hook(self._keep_log_probs)
+
+    def sample(self, prompts: list[str]) -> tuple[Tokens, Tokens, list[list[float] | None]]:
+        """Token ids of the prompts and of one response to each, and the responses' log-probs (None where the engine tells none)."""
+        prompt_ids = self.processing_class(text=prompts)["input_ids"]
+        completion_ids, log_probs = self._generate_single_turn(prompt_ids, None, {}, self.num_generations)
+        return prompt_ids, completion_ids, [None] * len(prompts) if log_probs is None else log_probs
+
+    def limit_responses(self, tokens: int) -> None:
+        """The longest response that `sample` makes from now on."""
+        if self.use_vllm:
+            self.vllm_generation.max_completion_length = tokens
+        else:
+            self.generation_config.max_new_tokens = tokens
+
+    def complete(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Called with each batch of rollouts. Tensors added to it, a row per response, reach `compute_loss` with their responses."""
+        return batch
+
+    def take_log_probs(self) -> torch.Tensor:
+        """Of the tokens of the last pass with gradient, responses x (prompt + response tokens); to be called once in `compute_loss`."""
+        log_probs = self._log_probs
+        del self._log_probs
+        return log_probs
+
+    def _keep_log_probs(self, _model: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            self._log_probs: torch.Tensor = output.log_probs
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return self.complete(super()._generate_and_score_completions(inputs))
+
+    def _push_weights(self) -> None:
+        """Load the trained weights into the engine and drop the prefix cache computed with the old ones. All ranks take part."""
+        weights = []
+        for name, parameter in self.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                weights.append((name, parameter.data))
+        self.vllm_generation.llm.collective_rpc(reload_weights, args=(weights,))
+        self.vllm_generation.llm.reset_prefix_cache()

@@ -1,0 +1,93 @@
+"""What TRL gets back for the problems that it asks about, when dynamic sampling puts others in their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import torch
+
+from pipeline.config.exploration import NoExploration
+from pipeline.config.training import AdamWConfig, Launch, RLConfig
+from stages.rl.exploration import Context, build_exploration
+from stages.rl.rollouts import Rollouts, correct
+from stages.tasks import Problem
+
+if TYPE_CHECKING:
+    from stages.rl.trainer import RLTrainer
+
+END, SAMPLES = 1, 2
+
+
+class Engine:
+    """Stands in for the trainer: its policy answers problem n with n and 0, and n is right of the problems in `solvable`."""
+
+    def __init__(self, solvable: set[int]) -> None:
+        self.solvable = solvable
+        self.state = SimpleNamespace(global_step=1)
+        self.args = SimpleNamespace(seed=0)
+        self.accelerator = SimpleNamespace(num_processes=1, process_index=0)
+        self.processing_class = SimpleNamespace(batch_decode=lambda ids, **_: [str(i[0] - 10) for i in ids], pad_token_id=END)
+        self.eos_token_ids = [END]
+        self.reported: dict[str, list[float]] = {}
+
+    def limit_responses(self, tokens: int) -> None:
+        assert tokens == 4
+
+    def sample(self, prompts: list[str]) -> Any:
+        numbers = [int(prompt) for prompt in prompts]
+        answers = [[10 + (number if i % 2 else 0), END] for i, number in enumerate(numbers)]
+        return [[100 + number] for number in numbers], answers, [[-0.5 * number, -1.0] for number in numbers]
+
+    def reward(self, completions: list[str], problem: list[int], **_: Any) -> list[float]:
+        return [float(text == str(n) and n in self.solvable) for text, n in zip(completions, problem, strict=True)]
+
+    def report(self, name: str, value: float) -> None:
+        self.reported.setdefault(name, []).append(value)
+
+    def sum_over_ranks(self, numbers: list[float]) -> list[float]:
+        return numbers
+
+
+def roll_out(solvable: set[int], rounds: int, asked: list[int]) -> tuple[dict[str, Any], Rollouts, Engine]:
+    engine = Engine(solvable)
+    settings = RLConfig(
+        steps=4, problems=9, prompts_per_step=len(asked), samples_per_prompt=SAMPLES, sampling_rounds=rounds, max_response_tokens=4,
+        optimizer=AdamWConfig(learning_rate=1e-3), launch=Launch(micro_batch=1),
+    )  # fmt: skip
+    problems = [Problem(id=str(i), prompt=str(i), data={}) for i in range(9)]
+    exploration = build_exploration(NoExploration(), Context(Path(), SAMPLES, 0, engine.report))
+    rollouts = Rollouts(settings, problems, engine.reward, exploration)
+    return rollouts([n for n in asked for _ in range(SAMPLES)], cast("RLTrainer", engine)), rollouts, engine
+
+
+def test_every_field_is_of_the_problem_that_was_sampled_in_another_ones_place() -> None:
+    fields, rollouts, _ = roll_out({2, 5, 6}, rounds=8, asked=[1, 2, 3])
+    sampled = [ids[0] - 100 for ids in fields["prompt_ids"]]
+    assert sampled[:SAMPLES] == [2, 2]
+    assert set(sampled) == {2, 5, 6}  # 1 and 3, which nothing solves, are replaced
+    assert [ids[0] - 10 for ids in fields["completion_ids"]] == [n if i % 2 else 0 for i, n in enumerate(sampled)]
+    assert [values[0] for values in fields["logprobs"]] == [-0.5 * n for n in sampled]
+    assert correct(**fields, trainer_state=None) == [float(i % 2) for i in range(len(sampled))]
+    assert fields["env_mask"] == [[1, 1]] * len(sampled)
+    assert rollouts.used == 3 * SAMPLES < rollouts.generated
+
+
+def test_tokens_of_fillers_are_masked_and_their_lengths_are_reported_all_the_same() -> None:
+    fields, rollouts, engine = roll_out({2}, rounds=2, asked=[1, 2, 3])
+    assert fields["env_mask"] == [[1, 1]] * SAMPLES + [[0, 0]] * 2 * SAMPLES
+    assert correct(**fields) == [0, 1, 0, 0, 0, 0]
+    assert rollouts.draw.counted == [True, False, False]
+    assert engine.reported["completions/mean_length"] == [2, 2]  # a round each
+    assert engine.reported["completions/clipped_ratio"] == [0, 0]
+    assert engine.reported["reward_raw"] == [pytest.approx(1 / 6)]
+
+
+def test_an_engine_without_log_probs_says_so_to_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Engine.sample
+    monkeypatch.setattr(Engine, "sample", lambda self, prompts: (*plain(self, prompts)[:2], [None] * len(prompts)))
+    fields, rollouts, _ = roll_out({2}, rounds=1, asked=[1, 2])
+    assert fields["logprobs"] is None
+    assert torch.equal(torch.cat([group.rewards for group in rollouts.draw.groups]), torch.tensor([0.0, 0.0, 0.0, 1.0]))
