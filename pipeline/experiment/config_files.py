@@ -11,10 +11,13 @@ from typing import Any
 
 import yaml
 
+import pipeline
 from pipeline.errors import PriorlabError
 from pipeline.store.folders import NAME
 
-_SHIPPED = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(pipeline.__file__).resolve().parent
+# A wheel has the configs inside the package, a checkout of the repository beside it.
+_SHIPPED = next((inside for inside in [_PACKAGE / "configs"] if inside.is_dir()), _PACKAGE.parent / "configs")
 
 
 class _Loader(yaml.SafeLoader):

@@ -34,7 +34,7 @@ def examine(home: Home) -> list[Finding]:
 
 def _python() -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", sys.version_info[:2] == (3, 11), f"{found} (3.11 is what priorlab is pinned to)")
+    return Finding("python", (3, 11) <= sys.version_info[:2] <= (3, 13), f"{found} (priorlab runs on 3.11, 3.12 and 3.13)")
 
 
 def _packages() -> Finding:

@@ -25,8 +25,8 @@ current() {
 
 find_python() {
     local candidate
-    for candidate in python3.11 python3 python; do
-        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    for candidate in python3.11 python3.12 python3.13 python3 python; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
@@ -34,21 +34,37 @@ find_python() {
     return 1
 }
 
+bring_python() {
+    local tools uv
+    echo "priorlab set-up: no Python 3.11, 3.12 or 3.13 on the PATH; asking uv for one" >&2
+    tools=$(mktemp -d)
+    uv=$(command -v uv) || {
+        uv=$tools/bin/uv
+        python3 -m venv "$tools" && "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
+    } || fail "could not install uv; install Python 3.11, 3.12 or 3.13, or uv, and put it on the PATH"
+    "$uv" venv --quiet --seed --python 3.13 "$venv" || fail "uv found no Python; install 3.11, 3.12 or 3.13 and put it on the PATH"
+    rm -rf "$tools"
+}
+
 install() {
-    local python uv started=$SECONDS
+    local python uv tag started=$SECONDS
     echo "priorlab set-up: making $venv for the $device; this takes a minute or two, once" >&2
-    python=$(find_python) || fail "Python 3.11 was not found; install it, or put it on the PATH"
     # An environment without its stamp is one whose set-up was interrupted: start over.
     rm -rf "$venv"
-    "$python" -m venv "$venv" || fail "could not make a virtual environment (on Debian: apt install python3.11-venv)"
+    if python=$(find_python); then
+        "$python" -m venv "$venv" || fail "could not make a virtual environment (on Debian: apt install python3-venv)"
+    else
+        bring_python
+    fi
     uv=$(command -v uv) || {
         "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "uv==$uv_version" || fail "could not install uv"
         uv=$venv/bin/uv
     }
+    tag=$("$venv/bin/python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
     local options=(--python "$venv/bin/python" --no-deps --quiet)
     if [ "$device" = gpu ]; then
         options+=(--torch-backend=auto)
-    elif compgen -G "${PIP_FIND_LINKS:-/nowhere}/torch-*+cpu*.whl" >/dev/null; then
+    elif compgen -G "${PIP_FIND_LINKS:-/nowhere}/torch-*+cpu-$tag-*.whl" >/dev/null; then
         options+=(--find-links "$PIP_FIND_LINKS")
     else
         options+=(--torch-backend=cpu)

@@ -8,14 +8,16 @@ consume while it is at hand. Backward only scales what forward has computed. Sta
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.config.prior import Prior
 from stages.objective.row_step import STATISTICS, Passes, passes_for, row_step_
+from stages.objective.setting import Setting
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # A chunk holds as many logits as stay in a core's cache between the passes, on a GPU as keep it busy, but at least as many rows as a
 # matmul needs to run at full speed.
@@ -29,7 +31,7 @@ def fused_linear_shaped_loss(
     hidden: Float[Tensor, "tokens width"],
     weight: Float[Tensor, "vocab width"],
     targets: Int[Tensor, " tokens"],
-    prior: Prior,
+    prior: Setting,
     *,
     ignore_index: int = -100,
     chunk_tokens: int | None = None,
@@ -54,7 +56,7 @@ def fused_loss_and_statistics(
     hidden: Float[Tensor, "tokens width"],
     weight: Float[Tensor, "vocab width"],
     targets: Int[Tensor, " tokens"],
-    prior: Prior,
+    prior: Setting,
     *,
     head_k: int,
     divisor: Tensor | int = 1,
@@ -101,7 +103,7 @@ class _FusedLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        prior: Prior,
+        prior: Setting,
         head_k: int,
         divisor: Tensor | int,
         chunk: int,

@@ -7,15 +7,17 @@ linear layer. `attach` puts one on any causal language model of transformers.
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pipeline.config.prior import Prior
 from stages.objective.fused import fused_loss_and_statistics
+from stages.objective.setting import Setting
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class ShapedHead(nn.Linear):
@@ -24,7 +26,7 @@ class ShapedHead(nn.Linear):
     In training it also sums the statistics of `fused` over the tokens it saw, until `take_statistics` reads them.
     """
 
-    def __init__(self, width: int, vocab: int, prior: Prior, head_k: int, ignore_index: int = -100) -> None:
+    def __init__(self, width: int, vocab: int, prior: Setting, head_k: int, ignore_index: int = -100) -> None:
         super().__init__(width, vocab, bias=False)
         self.prior = prior
         self.head_k = head_k
@@ -56,7 +58,7 @@ class ShapedHead(nn.Linear):
         return sums
 
 
-def attach(model: PreTrainedModel, prior: Prior, head_k: int) -> ShapedHead:
+def attach(model: PreTrainedModel, prior: Setting, head_k: int) -> ShapedHead:
     """Replace the model's output layer; its forward then computes the shaped loss from `labels`.
 
     The weight stays the same parameter (tied or not), and the model saves under its own class name.
@@ -78,6 +80,8 @@ def _forward(
     **inputs: Any,
 ) -> CausalLMOutputWithPast:
     """Loss per counted token; `num_items_in_batch` (tokens of the whole step) keeps uneven accumulation exact."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast  # at hand, as the model is one of transformers
+
     hidden = self.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
     head = self.get_output_embeddings()
     shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=head.ignore_index)

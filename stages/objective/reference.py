@@ -14,13 +14,15 @@ Gradient with respect to logit j: -pi_j (r_j - sum_a pi_a r_a), the policy gradi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.config.prior import Prior
+from stages.objective.setting import Setting, rank_aware
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # For beta < 0 the weight (1 - pi_x)^beta diverges as pi_x -> 1, while its product with the gradient, (1 - pi_x)^(1 + beta), vanishes.
 # Below this bound 1 - pi_x counts as the bound, which caps the weight: 31.6 at beta = -0.25.
@@ -30,7 +32,7 @@ MIN_COMPLEMENT = 1e-6
 def shaped_loss(
     logits: Float[Tensor, "*batch vocab"],
     targets: Int[Tensor, "*batch"],
-    prior: Prior,
+    prior: Setting,
     *,
     ignore_index: int = -100,
     reduction: Literal["mean", "sum", "none"] = "mean",
@@ -49,7 +51,7 @@ def shaped_loss(
     target_log_probs = log_probs.gather(-1, safe_targets.unsqueeze(-1)).squeeze(-1)
 
     losses = -positive_weight(target_log_probs.detach(), prior) * target_log_probs
-    if prior.rank_aware:
+    if rank_aware(prior):
         head_mass, tail_mass = negative_masses(logits, log_probs, safe_targets, prior.k)
         losses = losses - prior.lambda_head * head_mass - prior.lambda_tail * tail_mass
     losses = losses.masked_fill(~counted, 0.0)
@@ -63,14 +65,16 @@ def shaped_loss(
     raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
 
 
-def positive_weight(target_log_probs: Float[Tensor, "*batch"], prior: Prior) -> Float[Tensor, "*batch"]:
+def positive_weight(target_log_probs: Float[Tensor, "*batch"], prior: Setting) -> Float[Tensor, "*batch"]:
     """w: what the shaped reward multiplies the cross-entropy gradient of the true token with.
 
     Raises:
         ValueError: the prior changes over training, and which moment is meant is not known here.
     """
-    if prior.schedule:
-        raise ValueError(f"prior {prior.name} has a schedule; give the loss its setting at one moment, prior.at(share_of_tokens)")
+    if schedule := getattr(prior, "schedule", ()):
+        raise ValueError(
+            f"prior has a schedule ({len(schedule)} later rewards); give the loss its setting at one moment, prior.at(share_of_tokens)"
+        )
     if prior.beta == 0:
         return torch.ones_like(target_log_probs)
     # expm1 keeps 1 - pi_x accurate near pi_x = 1, where 1 - exp(log pi_x) would round to 0.

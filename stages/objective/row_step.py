@@ -13,15 +13,17 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.config.prior import Prior
 from stages.objective.reference import positive_weight
+from stages.objective.setting import Setting, rank_aware
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 STATISTICS = ("cross_entropy", "entropy", "head_mass", "tail_mass")
 
@@ -53,7 +55,7 @@ class Passes(NamedTuple):
 def row_step_(
     logits: Float[Tensor, "rows vocab"],
     targets: Int[Tensor, " rows"],
-    prior: Prior,
+    prior: Setting,
     *,
     head_k: int,
     scale: Tensor,
@@ -64,7 +66,7 @@ def row_step_(
     `head_k` is the size of the head whose masses are reported; 0 leaves them out (zeros) unless the prior has a head itself.
     """
     column = targets.unsqueeze(-1)
-    k = prior.k if prior.rank_aware else head_k
+    k = prior.k if rank_aware(prior) else head_k
     threshold = kth_largest(logits, k) if k else None
     target_logit = _raised(logits.gather(-1, column))
 
@@ -80,7 +82,7 @@ def row_step_(
         head, tail = _masses(head_total / total, target, target_logit >= threshold)
     losses, baseline = -weight * log_target, weight
     outside = in_head = baseline * scale
-    if prior.rank_aware:
+    if rank_aware(prior):
         losses = losses - prior.lambda_head * head - prior.lambda_tail * tail
         baseline = weight + prior.lambda_head * head + prior.lambda_tail * tail
         in_head, outside = (baseline - prior.lambda_head) * scale, (baseline - prior.lambda_tail) * scale
@@ -89,7 +91,7 @@ def row_step_(
         reported = passes.row_sums(logits, threshold_reported).head / total
         head, tail = _masses(reported, target, target_logit >= threshold_reported)
 
-    passes.write_gradient_(logits, log_total, threshold if prior.rank_aware else None, in_head, outside)
+    passes.write_gradient_(logits, log_total, threshold if rank_aware(prior) else None, in_head, outside)
     # Not scatter_, which on CPU raises a whole bfloat16 chunk to float32 and back.
     own = ((target * baseline - weight) * scale).to(logits.dtype).squeeze(-1)
     logits[torch.arange(len(targets), device=targets.device), targets] = own

@@ -9,15 +9,17 @@ The first kernel reads each logit once: maximum and sums are kept together and r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
 from torch import Tensor
 
 from stages.objective.row_step import Passes, RowSums
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _BLOCK = 4096
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
-PAGE = Path(__file__).parents[2] / "docs" / "using-the-loss.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "using-the-loss.md"
 EXAMPLES = dict(re.findall(r"^## ([^\n]+)\n.*?^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+ALONE = "PyTorch alone"
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -36,7 +40,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"checkpoint": str(folder), "texts": texts, "tokenized": tokenized, "batches": batches}
 
 
-@pytest.mark.parametrize("title", EXAMPLES)
+@pytest.mark.parametrize("title", [title for title in EXAMPLES if title != ALONE])
 def test_an_example_trains_and_saves_an_ordinary_model(
     title: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,5 +63,72 @@ def test_an_example_trains_and_saves_an_ordinary_model(
     assert all(bool(parameter.isfinite().all()) for parameter in after.parameters())
 
 
-def test_all_three_ways_are_shown() -> None:
-    assert list(EXAMPLES) == ["A plain PyTorch loop", "transformers' Trainer", "TRL's SFTTrainer"]
+def test_all_four_ways_are_shown() -> None:
+    assert list(EXAMPLES) == [ALONE, "A model of transformers in a plain loop", "transformers' Trainer", "TRL's SFTTrainer"]
+
+
+# Finds no module that is neither Python's own, nor this code's, nor of torch, numpy and what these two require themselves.
+_ONLY_TORCH_AND_NUMPY = """
+import re, sys
+from importlib import metadata
+
+def required(name, found):
+    if name in found:
+        return
+    try:
+        lines = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:  # for other systems
+        return
+    found.add(name)
+    for line in lines:
+        if "extra ==" not in line:
+            required(re.match(r"[\\w.-]+", line)[0].lower().replace("_", "-"), found)
+
+distributions = set()
+required("torch", distributions)
+required("numpy", distributions)
+owners = metadata.packages_distributions()
+allowed = {module for module, names in owners.items() if distributions & {name.lower().replace("_", "-") for name in names}}
+allowed |= set(sys.stdlib_module_names) | {"stages"}
+
+class Only:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, *place):
+        own = name.partition(".")[0] in allowed or name.startswith("_sysconfigdata")  # Python's own, named by the platform
+        return self.finder.find_spec(name, *place) if own else None
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+for name in [name for name in sys.modules if name.partition(".")[0] not in allowed | {"__main__", "__mp_main__"}]:
+    del sys.modules[name]  # what .pth files of an environment import at its start
+sys.meta_path[:] = [Only(finder) for finder in sys.meta_path]
+"""
+
+
+def run_with_only_torch_and_numpy(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", _ONLY_TORCH_AND_NUMPY + code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_first_example_needs_torch_and_numpy_only() -> None:
+    trained = "\nassert 0 < loss.item() < float('inf')\nprint('trained', *sorted(sys.modules))"
+    done = run_with_only_torch_and_numpy(EXAMPLES[ALONE] + trained)
+    assert done.returncode == 0, done.stderr[-3000:]
+    word, *loaded = done.stdout.split()
+    assert word == "trained"
+    assert not {"pipeline", "pydantic", "jaxtyping", "transformers", "yaml"} & {name.partition(".")[0] for name in loaded}
+
+
+@pytest.mark.parametrize("name", ["objective", "fused", "row_step", "head", "setting"])
+def test_a_module_of_the_loss_needs_torch_and_numpy_only(name: str) -> None:
+    done = run_with_only_torch_and_numpy(f"import stages.pretrain.{name}")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["pydantic", "jaxtyping", "transformers", "pipeline.config.prior"])
+def test_what_the_loss_does_not_need_is_really_hidden(name: str) -> None:
+    done = run_with_only_torch_and_numpy(f"import {name}")
+    assert done.returncode == 1
+    assert "ModuleNotFoundError: No module named" in done.stderr

@@ -1,0 +1,18 @@
+"""The command `priorlab`. Says what to install where only the loss was: the pipeline's libraries come with the extra cpu or gpu."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    try:
+        from pipeline.cli.app import main as run
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.partition(".")[0] in ("pipeline", "stages"):
+            raise
+        sys.exit(
+            f"priorlab: {missing.name} is not installed; the loss is, and the rest comes with the extra cpu or gpu. "
+            "In a clone of priorlab: uv pip install --torch-backend=cpu '.[cpu]', or --torch-backend=auto '.[gpu]' with an NVIDIA GPU"
+        )
+    run()
