@@ -1,7 +1,7 @@
 """Take in a checkpoint made elsewhere as a pretrain stage's export, if it fits the recipe's corpus (`python -m stages.adopt`).
 
-Fits means: the same tokenizer (vocabulary, special tokens, and how held-out text is cut), room for as many positions as the recipe
-counts on, and weights that belong to their config. The record then has `adopted`: the source folder and the sha256 of its files.
+It fits if it has the same tokenizer (vocabulary, special tokens, tokens of held-out text), at least the recipe's number of positions,
+and weights that match its config. The record then has `adopted`: the source folder and the sha256 of its files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def adopt(stage: Stage) -> dict[str, Any]:
     vocabulary = _check_tokenizer(source, stage.parent("corpus"))
     positions = AutoConfig.from_pretrained(source, trust_remote_code=False).max_position_embeddings
     if positions < wanted:
-        raise PriorlabError(f"the checkpoint has {positions} positions, the recipe counts on model.max_positions={wanted}; lower that")
+        raise PriorlabError(f"the checkpoint has {positions} positions, the recipe needs model.max_positions={wanted}; lower it")
 
     def write(folder: Path) -> None:
         for number, name in enumerate(manifest):
@@ -45,7 +45,7 @@ def adopt(stage: Stage) -> dict[str, Any]:
     stage.export(write)
     verify_export(stage.folder.export)
     if manifest_of(stage.folder.export) != manifest:
-        raise PriorlabError(f"{source} was changed while it was adopted; run the command again")
+        raise PriorlabError(f"{source} changed during adoption; run the command again")
     return {"files": len(manifest), "vocabulary": vocabulary, "positions": positions}
 
 
@@ -53,9 +53,7 @@ def _link(file: Path, name: Path) -> None:
     try:
         name.hardlink_to(file)
     except OSError as error:
-        raise PriorlabError(
-            f"{file} cannot be linked into {name.parent} ({error.strerror}); leave out --link to have it copied"
-        ) from error
+        raise PriorlabError(f"cannot link {file} into {name.parent} ({error.strerror}); leave out --link to copy it") from error
 
 
 def _check_tokenizer(source: Path, corpus: Path) -> int:
@@ -69,8 +67,8 @@ def _check_tokenizer(source: Path, corpus: Path) -> int:
     if their_ids != our_ids:
         token = min(token for token in their_ids.keys() | our_ids.keys() if their_ids.get(token) != our_ids.get(token))
         raise PriorlabError(
-            f"its tokenizer is another one than the corpus's: token {token!r} has the id {their_ids.get(token)}, in the corpus "
-            f"{our_ids.get(token)}. A checkpoint can be adopted only as a recipe whose corpus is cut by the same tokenizer"
+            f"its tokenizer differs from the corpus's: token {token!r} has id {their_ids.get(token)}, in the corpus "
+            f"{our_ids.get(token)}. A checkpoint can be adopted only as a recipe whose corpus uses the same tokenizer"
         )
     for name in _SPECIAL:
         if getattr(theirs, name) != getattr(ours, name):
@@ -81,7 +79,7 @@ def _check_tokenizer(source: Path, corpus: Path) -> int:
     for row in blocks.rows(list(range(min(len(blocks), _COMPARED_BLOCKS)))).tolist():
         text = ours.decode(row, skip_special_tokens=True)
         if theirs(text)["input_ids"] != ours(text)["input_ids"]:
-            raise PriorlabError(f"its tokenizer cuts held-out text in another way than the corpus's, first in {text[:60]!r}")
+            raise PriorlabError(f"its tokenizer splits held-out text unlike the corpus's, first in {text[:60]!r}")
     return len(ours)
 
 

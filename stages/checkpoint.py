@@ -1,4 +1,4 @@
-"""Checkpoints between stages: a model and its tokenizer as a Hugging Face folder, written whole and checked before it is handed on."""
+"""Checkpoints passed between stages: model and tokenizer as a Hugging Face folder, written whole and checked before use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import PriorlabError
 
 
 def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Model and tokenizer as a HF folder, whatever the ZeRO stage. Every rank must call it; one writes."""
+    """Save model and tokenizer as a HF folder, at any ZeRO stage. Every rank must call it; one writes."""
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.args.should_save:
         return
@@ -25,21 +25,21 @@ def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 def verify_export(folder: Path) -> None:
-    """Raises `PriorlabError` unless config, weights and tokenizer belong together: names, shapes, tied weights, vocabulary."""
+    """Raises `PriorlabError` unless config, weights and tokenizer match: names, shapes, tied weights, vocabulary."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # under ZeRO-3 from_config would partition, which all ranks must do together
+    unset_hf_deepspeed_config()  # under ZeRO-3 from_config would partition the model, which takes every rank
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    written = revert_weight_conversion(model, model.state_dict())  # as files have it: experts one by one
+    written = revert_weight_conversion(model, model.state_dict())  # the files' layout: experts one by one
     expected = {name: list(tensor.shape) for name, tensor in written.items()}
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     found: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            found |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+            found |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise PriorlabError(f"export {folder} does not match its config in {', '.join(wrong[:5])}")

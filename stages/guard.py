@@ -1,9 +1,9 @@
-"""Ends a stage's process in order, and makes sure that it does end.
+"""Shuts a stage's process down cleanly, and makes sure that it does end.
 
-SIGTERM or Ctrl-C: a stage in training finishes its step, saves a step checkpoint (`stages.training.step_checkpoints`) and ends; any
-other, and one that gets Ctrl-C again, ends at once. A thread counts the stage's lease up; ends the process if another machine has taken
-the lease over, so that a stage thought dead does not write beside its successor; has it end in order when the orchestrator is gone; and
-ends it for good when the end in order takes longer than `GRACE_SECONDS`, whatever library hangs.
+On SIGTERM or Ctrl-C, a training stage finishes its step, saves a step checkpoint (`stages.training.step_checkpoints`) and exits; any
+other stage exits at once, as does any on a second Ctrl-C. A thread renews the stage's lease; ends the process if another machine has
+taken the lease over, so that a stage presumed dead does not write beside its successor; shuts it down cleanly when the orchestrator is
+gone; and kills it if a clean shutdown takes longer than `GRACE_SECONDS`, whatever library hangs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _POLL_SECONDS = 0.5
 
 
 class Guard:
-    """One per process of a stage; only the one that writes has a lease."""
+    """One per stage process; only the process that writes has a lease."""
 
     def __init__(self) -> None:
         self.lease: Lease | None = None
         self._asked: float | None = None
         self._saves = False
-        self._parent = os.getppid() if "PRIORLAB_LOCK_FD" in os.environ else None  # by hand, the shell may go
+        self._parent = os.getppid() if "PRIORLAB_LOCK_FD" in os.environ else None  # else the shell may go first
 
     def start(self) -> None:
         """Call from the main thread."""
@@ -47,7 +47,7 @@ class Guard:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Within, the stage looks at `stopping` after each step, and is given time to."""
+        """Inside, the stage checks `stopping` after each step and gets time to save."""
         self._saves = True
         try:
             yield
@@ -55,14 +55,14 @@ class Guard:
             self._saves = False
 
     def check(self) -> None:
-        """Before anything is committed. Raises `PriorlabError` if another machine runs the stage by now."""
+        """Call before committing anything. Raises `PriorlabError` if another machine now runs the stage."""
         if self.lease is not None and not self.lease.is_mine():
-            raise PriorlabError("another machine has taken this stage over, because this one was silent for too long; it goes on there")
+            raise PriorlabError("another machine has taken this stage over, because this one was silent too long; it continues there")
 
     def end(self, code: int) -> NoReturn:
-        """End this process, and what it has started: engines' threads and workers must not keep a stage alive.
+        """End this process and its children: engines' threads and workers must not keep a stage alive.
 
-        All results are on disk by now; interpreter shutdown of vLLM and DeepSpeed costs seconds.
+        All results are on disk by now, and shutting vLLM and DeepSpeed down would cost seconds.
         """
         if self.lease is not None:
             with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ class Guard:
             if self.lease is None or now - beaten < BEAT_SECONDS:
                 continue
             beaten = now
-            with contextlib.suppress(OSError):  # a file system that does not answer for a while
+            with contextlib.suppress(OSError):  # a file system may not respond for a while
                 self.lease.beat()
                 if not self.lease.is_mine():
                     print("error: another machine has taken this stage over", file=sys.stderr, flush=True)
@@ -98,7 +98,7 @@ class Guard:
 
 
 def _kill_rest_of_group() -> None:
-    """Kill what is left of the process group that this process leads, if an orchestrator started it: a shell has others in it."""
+    """Kill the rest of the process group that this process leads, if an orchestrator started it: a shell's has others in it."""
     own = os.getpid()
     if os.getpgrp() != own or "PRIORLAB_LOCK_FD" not in os.environ:
         return

@@ -1,8 +1,8 @@
-"""What a model makes of its responses, as vectors, and how new a vector is beside others (arXiv 2510.11686, sections 3 and 4).
+"""Responses as feature vectors, and how novel a vector is given the others (arXiv 2510.11686, sections 3 and 4).
 
-A response's feature is the mean over its tokens of the last hidden state before the output layer, through a sparse random projection
-(Li, Hastie and Church 2006). Newness is elliptical: h' (ridge I + sum of the others' g g')^-1 h. In float64: that matrix is close to
-singular wherever responses repeat.
+A response's feature is the mean over its tokens of the last hidden state before the output layer, under a sparse random projection
+(Li, Hastie and Church 2006). Novelty is elliptical: h' (ridge I + sum of the others' g g')^-1 h. In float64: that matrix is nearly
+singular when responses repeat.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BATCH_TOKENS = 8192
 
 
 def frozen_model(checkpoint: Path) -> PreTrainedModel:
-    """The body of a checkpoint, without output layer, for `response_features`."""
+    """A checkpoint's model without its output layer, for `response_features`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return (
         AutoModel.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
@@ -54,7 +54,7 @@ def response_features(
 
 
 def sparse_projection(width: int, dimensions: int, seed: Sequence[int]) -> Float[Tensor, "width dimensions"]:
-    """A random matrix that keeps squared lengths in expectation: one entry in sqrt(width) is not 0."""
+    """A random matrix that preserves squared norms in expectation; one entry in sqrt(width) is not 0."""
     density = 1 / np.sqrt(width)
     rng = np.random.default_rng(list(seed))
     signs = rng.choice([-1.0, 0.0, 1.0], size=(width, dimensions), p=[density / 2, 1 - density, density / 2])
@@ -62,19 +62,19 @@ def sparse_projection(width: int, dimensions: int, seed: Sequence[int]) -> Float
 
 
 def leverages(features: Float[Tensor, "samples dimensions"], ridge: float) -> Float[Tensor, " samples"]:
-    """h' (ridge I + sum g g')^-1 h for each feature h about the mean of all, itself among the g; between 0 and 1."""
+    """h' (ridge I + sum g g')^-1 h for each feature h, centred on the mean and itself among the g; between 0 and 1."""
     centred = features - features.mean(dim=0)
     covariance = ridge * torch.eye(features.shape[1], dtype=features.dtype) + centred.T @ centred
     return (centred * torch.linalg.solve(covariance, centred.T).T).sum(dim=1)
 
 
 def elliptical_order(features: Float[Tensor, "samples dimensions"], ridge: float) -> Int[Tensor, " samples"]:
-    """All samples, each the newest beside those before it: the largest h' Lambda h, where Lambda is the inverse of ridge I + sum g g'
-    over the samples picked so far. Of equals the one sampled first is picked. Looks at no verdict.
+    """All samples, each the most novel given the earlier ones: the largest h' Lambda h, where Lambda is the inverse of ridge I +
+    sum g g' over the samples picked so far. Ties go to the one sampled first. Uses no verdicts.
 
-    Sherman-Morrison turns each pick into one subtraction; kept as the products with all samples, it takes no inverse at all.
+    Sherman-Morrison turns each pick into one subtraction; on the products of all samples, it needs no inverse.
     """
-    # Lambda_0 = I / ridge. `products[i, j]` = h_i' Lambda h_j, whose update for a pick p is that of Lambda between h_i and h_j.
+    # Lambda_0 = I / ridge. `products[i, j]` = h_i' Lambda h_j: Lambda's update for a pick p, taken between h_i and h_j.
     products = features @ features.T / ridge
     left = torch.ones(len(features), dtype=torch.bool)
     picked = []

@@ -1,11 +1,11 @@
-"""Tokens per second of tokenising and packing, as the stage `corpus` does it, beside the bare tokenizer (`encode_batch`).
+"""Tokens per second of tokenizing and packing, as in the stage `corpus`, against the bare tokenizer (`encode_batch`).
 
     .venv/bin/python scripts/benchmarks/corpus.py --json corpus.json
     .venv/bin/python scripts/benchmarks/corpus.py --text texts/*.jsonl.zst --tokenizer FOLDER --num-proc 8
 
-The text is the standard library, or files as `corpus.sources` reads them; the tokenizer a BPE trained on it, or that of a folder. The
-peers take turns on the same text, each from texts in memory (bare) or in Arrow (ours); medians, the first turn left out. With one
-process, CPU seconds count, which a busy machine disturbs least; with several, seconds of the clock.
+The text is the standard library, or files as `corpus.sources` reads them; the tokenizer a BPE trained on it, or a folder's. Both take
+turns on the same text, in memory (bare) or in Arrow (ours); medians without the first turn. With one process, CPU seconds count,
+which a busy machine disturbs least; with several, wall-clock seconds.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="folder of a tokenizer instead of a trained BPE")
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--block-size", type=int, default=2048)
-    parser.add_argument("--characters", type=int, default=4_000_000, help="of the text, at most")
-    parser.add_argument("--num-proc", type=int, nargs="*", default=[1], help="numbers of processes to tokenise with")
+    parser.add_argument("--characters", type=int, default=4_000_000, help="of text, at most")
+    parser.add_argument("--num-proc", type=int, nargs="*", default=[1], help="numbers of processes to tokenize with")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args()
@@ -74,7 +74,7 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     def ours(num_proc: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=scratch) as turn:
             folder = Path(turn)
-            # Both parts are tokenised, one is packed.
+            # Both parts are tokenized, one is packed.
             stored = StoredText(iter(texts), folder / "text", name="text", seed=0, heldout_share=0.1, passes=1)
             started = clock()
             stored.cut(tokenizer, num_proc)
@@ -85,7 +85,7 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             everything = tokens + stored.length("heldout")
         name = f"{num_proc} processes" if num_proc > 1 else "1 process"
         return {
-            f"tokenise, {name}": everything / (cut - started),
+            f"tokenize, {name}": everything / (cut - started),
             f"pack and save, {name}": tokens / (done - cut),
             f"both, {name}": 1 / ((cut - started) / everything + (done - cut) / tokens),
         }

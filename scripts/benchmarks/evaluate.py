@@ -1,11 +1,11 @@
-"""Seconds to draw many responses per problem: vLLM as the stage `evaluate` uses it, beside HF generate.
+"""Seconds to sample many responses per problem: vLLM as in the stage `evaluate`, against HF generate.
 
     .venv/bin/python scripts/benchmarks/evaluate.py --json evaluate.json
     .venv/bin/python scripts/benchmarks/evaluate.py --set model.layers=8 model.width=480 model.ffn_width=1280 model.heads=15
 
-`--samples` responses to each of `--problems` problems from a model with random weights that never ends a response by itself, so that
-both generate equally many tokens. vLLM gets all problems at once and computes a prompt once for all its samples; HF generate gets one
-problem at a time, all its samples in one batch. They take turns; medians, the first turn left out.
+`--samples` responses to each of `--problems` problems from a model with random weights that never ends a response early, so both
+generate the same number of tokens. vLLM gets all problems at once and computes a prompt once for all its samples; HF generate gets one
+problem at a time, all its samples in one batch. They take turns; medians without the first turn.
 """
 
 from __future__ import annotations

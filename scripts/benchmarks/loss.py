@@ -1,12 +1,12 @@
-"""Time and memory of the shaped loss beside cross-entropy, forward and backward through the output layer, in one run.
+"""Time and memory of the shaped loss against cross-entropy, forward and backward through the output layer, in one run.
 
     OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/loss.py --vocab 32000 151936 --dtype float32 bfloat16 --json loss.json
     OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/loss.py --vocab 256 2048 --head-k 20 --width 128 --repeats 50
 
 Times are medians of interleaved repetitions in one process. Extra memory is how far one step raises the peak above its inputs, after a
-small step has loaded what the variant loads; every variant is measured in a process of its own. "Fused cross-entropy" is the fused code
-with all shaping off, "statistics" adds what the pre-training stage logs. A library that is not installed, or has no path for this
-device, is left out and named.
+small step has loaded what the variant loads; every variant is measured in its own process. "Fused cross-entropy" is the fused code with
+all shaping off, "statistics" adds what the pre-training stage logs. A library that is not installed, or does not support this device,
+is left out and named.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BETA_ONLY = Prior(beta=-0.25)
 
 
 def variants(head_k: int) -> dict[str, Loss]:
-    """Name -> loss(hidden, weight, targets), as far as this machine has what it needs."""
+    """Name -> loss(hidden, weight, targets), for what this machine can run."""
     rank_aware = Prior(lambda_tail=-0.1, k=head_k)
     found: dict[str, Loss] = {
         PLAIN: lambda h, w, t: F.cross_entropy(h @ w.T, t),
@@ -153,9 +153,9 @@ def _step(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
 
 
 def _times(losses: dict[str, Loss], repeats: int, *inputs: Tensor) -> dict[str, float]:
-    """Median seconds of forward + backward per variant; one repetition of every variant before the next of any.
+    """Median seconds of forward + backward per variant, one repetition of each in turn.
 
-    In another order each time: what runs after a variant that fills the cache is slower, by up to a tenth.
+    The order changes each time: what runs after a variant that fills the cache is slower, by up to a tenth.
     """
     taken: dict[str, list[float]] = {name: [] for name in losses}
     shuffle = random.Random(0).shuffle
@@ -177,7 +177,7 @@ def _synchronise() -> None:
 
 
 def _extra_memory(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
-    """MiB by which one step raises the peak of memory above what is held before it."""
+    """MiB by which one step raises peak memory above what was held before."""
     small = (hidden[:64, :16].detach().requires_grad_(), weight[:8192, :16].detach().requires_grad_(), targets[:64] % 8192)
     _step(loss, *small)
     if ON_GPU:

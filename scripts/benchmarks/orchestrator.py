@@ -1,13 +1,13 @@
-"""What the orchestrator itself costs, against the number of cells: planning, a command that finds all done, and each stage's start.
+"""What the orchestrator itself costs, by number of cells: planning, a command with nothing to do, and each stage's start.
 
     .venv/bin/python scripts/benchmarks/orchestrator.py --json orchestrator.json
     .venv/bin/python scripts/benchmarks/orchestrator.py --cells 10 100 1000 --finished 10 100
 
-Every figure is of a real command in a process of its own, imports and output included. `plan`: a sweep of that many cells, of which
-nothing exists. `no-op`: `priorlab sweep` where every stage has its record and the comparison is written. `status`: `priorlab status
---json` on the same home. `report opens`: its report.html in a Chromium, if there is one. The seconds per stage are of stages that do
-nothing, one after the other: from the end of one's work to the first line of the next one's, less a Python process that only imports
-what they import. Memory is the command's largest, CPU its own seconds: on a busy machine they tell more than the clock.
+Each figure measures a real command in its own process, imports and output included. `plan`: a sweep of that many cells, none of
+which exists. `no-op`: `priorlab sweep` where every stage has its record and the comparison is written. `status`: `priorlab status
+--json` on the same home. `report opens`: its report.html in Chromium, if installed. The seconds per stage come from stages that do
+nothing, one after the other: from the end of one's work to the first line of the next, less a Python process that only imports what
+they import. Memory is the command's peak, CPU its own seconds: on a busy machine they say more than the clock.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     overhead = _overhead()
     imports, gap = overhead["imports_s"], overhead["end_to_start_s"]
     print(
-        f"\nper stage: {gap:.2f} s from one's end to the next one's first line, of which {imports:.2f} s are Python's imports; ", end=""
+        f"\nper stage: {gap:.2f} s from one's end to the next one's first line, of which {imports:.2f} s are Python imports; ", end=""
     )
     print(f"the rest is {gap - imports:.2f} s (goal {OVERHEAD_GOAL:g} s)")
     if arguments.json:
@@ -67,13 +67,13 @@ def main() -> None:
 
 
 def _axes(cells: int) -> list[str]:
-    """A sweep of that many cells: five priors, and for each a tenth of that many policies on two seeds."""
+    """A sweep of that many cells: five priors, and for each a tenth as many policies on two seeds."""
     rates = [round(1e-5 * (number + 1), 8) for number in range(cells // 10)]
     return ["axes.prior=[ce,tail,head,precision,diversity]", "axes.seed=[0,1]", f"axes.rl.optimizer.learning_rate={json.dumps(rates)}"]
 
 
 def _priorlab(home: Path, *command: str) -> tuple[float, float, float]:
-    """Seconds by the clock, of CPU, and GiB of a command; its output goes to a file, as a log's would."""
+    """A command's wall-clock seconds, CPU seconds and GiB; its output goes to a file, like a log."""
     environment = os.environ | {"PRIORLAB_HOME": str(home), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     with (home / "printed").open("wb") as printed:
         started = time.perf_counter()
@@ -86,7 +86,7 @@ def _priorlab(home: Path, *command: str) -> tuple[float, float, float]:
 
 
 def _opening(report: Path, cells: int) -> list[dict[str, Any]]:
-    """Until the report stands in a Chromium, laid out and ready to be sorted; nothing where there is none."""
+    """Until Chromium has laid the report out, ready to be sorted; nothing if it is not installed."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         return []
@@ -111,7 +111,7 @@ def _row(what: str, cells: int, seconds: float, cpu: float | None = None, gib: f
 
 
 def _finish_everything(home: Home, axes: list[str]) -> None:
-    """Records and exports of every stage of the sweep, as small as they can be."""
+    """Minimal records and exports of every stage of the sweep."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -136,7 +136,7 @@ def _finish_everything(home: Home, axes: list[str]) -> None:
 
 
 def _evaluation(problems: list[str], numbers: random.Random) -> dict[str, Any]:
-    """As the stage `evaluate` writes it, of 8 samples per problem."""
+    """As the stage `evaluate` writes it, for 8 samples per problem."""
     right = [numbers.randrange(9) for _ in problems]
     metrics = {
         "pass@k": {str(k): [1 - math.comb(8 - c, k) / math.comb(8, k) for c in right] for k in (1, 2, 8)},

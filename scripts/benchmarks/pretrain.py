@@ -1,14 +1,14 @@
-"""Tokens per second of the real pre-training stage beside a minimal PyTorch loop, on the same model, data, dtype and threads.
+"""Tokens per second of the real pre-training stage against a minimal PyTorch loop, on the same model, data, dtype and threads.
 
     .venv/bin/python scripts/benchmarks/pretrain.py --processes 1 2 --json pretrain.json
     .venv/bin/python scripts/benchmarks/pretrain.py --set model.layers=6 model.width=256 model.ffn_width=768
 
-The stage is the one of a sweep: HF Trainer, DeepSpeed, the loss in the head, statistics, metrics file, W&B offline run, step
-checkpoints. The loop is what one would write by hand: forward, cross-entropy of the logits, backward, clip, fused AdamW, and
-DistributedDataParallel over several processes. They take turns, each run a process of its own; its rate is the median over the
-intervals between two log lines, the first left out. The table has medians over the turns; ratios are taken within a turn, with their
-range. FLOPs are 6 per parameter and token plus 12 x layers x heads x head_dim x block for attention; their peak is that of a large
-float32 matmul.
+The stage is what a sweep runs: HF Trainer, DeepSpeed, the loss in the head, statistics, metrics file, W&B offline run, step
+checkpoints. The loop is hand-written: forward, cross-entropy of the logits, backward, clip, fused AdamW, and
+DistributedDataParallel over several processes. They take turns, each run in its own process; a run's rate is the median over the
+intervals between log lines, without the first. The table has medians over the turns; ratios are taken within a turn, with their
+range. FLOPs are 6 per parameter and token plus 12 x layers x heads x head_dim x block for attention; the peak is a large float32
+matmul's.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _run_loop(pretrain: StageNode, corpus: Path, scratch: Path, *, our_loss: boo
 
 
 def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
-    """The hand-written loop; prints the rates of its intervals, the first left out."""
+    """The hand-written loop; prints its rate per interval, without the first."""
     import torch
     import torch.nn.functional as F
     from torch import distributed
@@ -164,7 +164,7 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
 
 
 def _flops_per_token(config: PretrainStage, corpus: Path) -> float:
-    """Forward and backward: 6 per parameter of a matmul (the embedding's lookup has none, its use as output layer has)."""
+    """Forward and backward: 6 per matmul parameter (the embedding lookup has none, its use as output layer has)."""
     from transformers import AutoTokenizer
 
     from stages.corpus.pack import Blocks
@@ -179,7 +179,7 @@ def _flops_per_token(config: PretrainStage, corpus: Path) -> float:
 
 
 def _peak_flops(threads: int) -> float:
-    """The best of several float32 products of 1024 x 1024 matrices, on as many threads as one process has."""
+    """The fastest of several 1024 x 1024 float32 matmuls, on one process's number of threads."""
     import torch
 
     torch.set_num_threads(threads)

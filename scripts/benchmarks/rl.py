@@ -1,13 +1,13 @@
-"""Seconds per RL step, by part, of the real RL stage beside plain TRL.
+"""Seconds per RL step, by part, of the real RL stage against plain TRL.
 
     .venv/bin/python scripts/benchmarks/rl.py --json rl.json
     .venv/bin/python scripts/benchmarks/rl.py --set rl.max_response_tokens=48 rl.updates_per_rollout=2
 
-The stage with vLLM and with HF generate, and TRL's own GRPOTrainer with HF generate and, on a GPU, with its own vLLM path (its weight
-sync does not run on CPU). All train the same pre-trained model on the same problems with the same settings and the same verifier,
-each in a process of its own, in turns. Parts: `sample`, responses; `sync`, pushing weights into the engine; `score`, verifying;
-`log-probs`, of the sampled tokens under the policy; `update`, forward, backward and optimizer. `whole` is from the end of one optimizer
-step to the end of the next, so it has logging, W&B and checkpoints too. Medians over all steps but the first two.
+Compared: the stage with vLLM and with HF generate; TRL's GRPOTrainer with HF generate and, on a GPU, with its own vLLM path (its
+weight sync does not run on CPU). All train the same pre-trained model on the same problems with the same settings and verifier, each
+in its own process, in turns. Parts: `sample`, responses; `sync`, pushing weights into the engine; `score`, verifying; `log-probs`, of
+the sampled tokens under the policy; `update`, forward, backward and optimizer. `whole` is from the end of one optimizer step to the
+end of the next, so it includes logging, W&B and checkpoints. Medians over all steps but the first two.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _measure(arguments: argparse.Namespace, home: Home) -> dict[str, Any]:
     arms: dict[str, list[str]] = {STAGE: [], STAGE_HF: ["rl.rollouts=transformers"], TRL_HF: []}
     if torch.cuda.is_available():
         arms[TRL_VLLM] = []
-    only_once = "rl.sampling_rounds=1"  # TRL does not sample again
+    only_once = "rl.sampling_rounds=1"  # TRL does not resample
     overrides = [only_once, *arguments.set, f"rl.steps={arguments.steps}", f"pretrain.steps={arguments.pretrain_steps}"]
     run_stages(arguments.recipe, overrides, home, "corpus", "pretrain")
     times: dict[str, dict[str, list[float]]] = {arm: defaultdict(list) for arm in arms}
@@ -117,7 +117,7 @@ def _arm(name: str, spec: Path) -> None:
 
 
 def _timed() -> dict[str, list[float]]:
-    """Put clocks into TRL's trainer; the lists fill while it trains, an entry per step."""
+    """Time TRL's trainer; the lists fill while it trains, one entry per step."""
     import torch
     from transformers import Trainer
     from trl import GRPOTrainer
@@ -131,7 +131,7 @@ def _timed() -> dict[str, list[float]]:
     clock = {"last": time.perf_counter()}
 
     def count(owner: type, method: str, part: str, *minus: str, when: Callable[[], bool] = lambda: True) -> None:
-        """Add the method's seconds, without those counted as `minus` meanwhile, to the part."""
+        """Add the method's seconds to the part, less those counted as `minus` meanwhile."""
         original = getattr(owner, method)
 
         def timed(self: Any, *positional: Any, **named: Any) -> Any:
@@ -159,7 +159,7 @@ def _timed() -> dict[str, list[float]]:
     count(OpenGRPOTrainer, "_push_weights", "sync")  # stands in for it on CPU
     count(GRPOTrainer, "_generate_single_turn", "sample", "sync")
     count(Reward, "__call__", "score")
-    # Without gradients it is the log-probs of what was sampled, with gradients it is a part of the update.
+    # Without gradients: log-probs of the sampled tokens; with gradients: part of the update.
     count(GRPOTrainer, "_get_per_token_logps_and_entropies", "log-probs", when=lambda: not torch.is_grad_enabled())
     count(Trainer, "training_step", "update", "sample", "sync", "score", "log-probs")
     original_end = Trainer._maybe_log_save_evaluate

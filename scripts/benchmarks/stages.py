@@ -1,4 +1,4 @@
-"""Stages of one recipe, planned and run for a benchmark as a sweep would run them."""
+"""One recipe's stages, planned and run for a benchmark as in a sweep."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Silent:
 
 
 def planned(recipe: str, overrides: Sequence[str]) -> dict[str, StageNode]:
-    """The stages of the recipe's one cell by kind; `evaluate` is that of the pre-trained model."""
+    """The stages of the recipe's one cell by kind; `evaluate` is the pre-trained model's."""
     (cell,) = build_graph(load_recipe(recipe, overrides).cells()).cells
     return cell.chain | {"evaluate": cell.evaluations["pretrain"]}
 
 
 def run_stages(recipe: str, overrides: Sequence[str], home: Home, *kinds: str) -> dict[str, Path]:
-    """Run the stages of these kinds, with their parents among them; the export folder of each."""
+    """Run the stages of these kinds, which must include their parents; returns their export folders."""
     graph = build_graph(load_recipe(recipe, overrides).cells())
     nodes = {kind: graph.cells[0].chain[kind] for kind in kinds}
     run(graph, home, sweep="benchmark", jobs=1, view=Silent(), only=[node.fingerprint for node in nodes.values()])

@@ -33,7 +33,7 @@ COLOURS = {-0.5: "#762a83", -0.25: "#af8dc3", 0.0: "#555555", 0.5: "#7fbf7b", 1.
 def stationary(truth: Float[Tensor, " vocab"], prior: Prior, steps: int = 300) -> Float[Tensor, " vocab"]:
     """The distribution at which the expected gradient of `shaped_loss` vanishes when the next token is drawn from `truth`.
 
-    Found by natural-gradient steps (the gradient of each logit over its probability) from the truth.
+    Found by natural-gradient steps (each logit's gradient over its probability) from the truth.
     """
     logits = truth.log().requires_grad_()
     targets = torch.arange(len(truth))

@@ -1,1 +1,1 @@
-"""The corpus: text of tasks, files, hub and library, tokenised and packed into equal blocks."""
+"""The corpus: text from tasks, files, hub and library, tokenized and packed into equal blocks."""

@@ -1,6 +1,6 @@
-"""From sources to blocks: read and divide, make the tokenizer, cut, pack, and mix block by block.
+"""From sources to blocks: read and split, make the tokenizer, tokenize, pack, and mix by block.
 
-The corpus of a later stage takes the tokenizer of the first, which is then a parent.
+A later stage's corpus takes the tokenizer of the first, which is then its parent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _write(stage: Stage, corpus: CorpusConfig, task: Task, folder: Path, work: P
     tokenizer = _first_tokenizer(stage, task, texts) if "tokenizer" in stage.spec["parents"] else _tokenizer(corpus, task, texts)
     tokenizer.save_pretrained(folder / "tokenizer")
     for name, text in texts.items():
-        stage.progress(0, 0, f"tokenising {name}")
+        stage.progress(0, 0, f"tokenizing {name}")
         text.cut(tokenizer, corpus.num_proc)
     save_bad(list(readings.values()), folder / "bad_documents.jsonl")
     metrics: dict[str, Any] = {"vocabulary": len(tokenizer), "block_size": corpus.block_size}
@@ -82,15 +82,15 @@ def _text(stage: Stage, corpus: CorpusConfig, task: Task, name: str, reading: Re
 
 
 def _first_tokenizer(stage: Stage, task: Task, texts: dict[str, TaskText | StoredText]) -> PreTrainedTokenizerFast:
-    """The parent's. Raises `PriorlabError` if it has one token per character and this text has others."""
+    """The parent's. Raises `PriorlabError` if it has one token per character and the text has new ones."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(stage.parent("tokenizer") / "tokenizer", trust_remote_code=False)
     if stage.config_as(CorpusStage).corpus.tokenizer.kind == "characters":
         characters = set(task.alphabet) | {c for text in texts.values() if isinstance(text, StoredText) for c in text.alphabet()}
         missing = sorted(characters - tokenizer.get_vocab().keys())
         if missing:
             raise PriorlabError(
-                f"midtrain.corpus has {len(missing)} characters that the first corpus has no token for, {missing[0]!r} among them; cut "
-                "both into bytes with corpus.tokenizer={kind: bpe, vocab_size: 4096}"
+                f"midtrain.corpus has {len(missing)} characters that the first corpus has no token for, such as {missing[0]!r}; use "
+                "byte tokens in both: corpus.tokenizer={kind: bpe, vocab_size: 4096}"
             )
     return tokenizer
 

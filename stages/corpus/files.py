@@ -1,4 +1,4 @@
-"""Documents in files: .jsonl, .parquet and .txt, the first and last also compressed. What is no document is told with file and line."""
+"""Documents in files: .jsonl, .parquet and .txt, the first and last also compressed. Bad documents are reported by file and line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from stages.tasks.rows import column
 
 _ROWS_PER_READ = 1000
 _BROKEN = (OSError, EOFError, zlib.error, pa.ArrowInvalid)
-"""What readers raise at files that are cut short, or no such files."""
+"""What readers raise on files that are truncated or of another type."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies at a place: a text, or something `wrong`."""
+    """What is at a place: a text, or what is `wrong` there."""
 
     place: str
     text: str = ""
@@ -34,17 +34,17 @@ class Found:
 
 
 def read_file(file: TextFile, source: FilesSource, key: str) -> Iterator[Found]:
-    """Each document in the order of the file. `key` is where the config holds the source.
+    """Each document, in file order. `key` is the source's config key.
 
-    Raises `PriorlabError` if the file is another one than planned with, or cannot be read on: how much is lost then is unknown.
+    Raises `PriorlabError` if the file has changed since planning, or reading fails: how much is lost then is unknown.
     """
     path = Path(file.path)
     empty = True
     try:
         if sha256_of(path) != file.sha256:
             raise PriorlabError(
-                f"{path} ({key}.paths) has another content than when the run was planned (sha256 {file.sha256[:12]}); start the "
-                "command anew to use what it holds now, or put the old content back"
+                f"{path} ({key}.paths) has changed since the run was planned (sha256 {file.sha256[:12]}); run the command again to "
+                "use its new content, or restore the old"
             )
         for found in _FORMATS[file.format](path, source, key):
             empty = False
@@ -64,7 +64,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str | None, str]]:
-    """Place, text (None if it is no UTF-8) and what is wrong, for each line."""
+    """Place, text (None if it is not UTF-8) and what is wrong, for each line."""
     with _open(path) as file:
         for number, raw in enumerate(file, start=1):
             place = f"{path}, line {number}"
@@ -88,10 +88,18 @@ def _json_line(place: str, line: str, source: FilesSource, key: str) -> Found:
     try:
         row = json.loads(line.strip())
     except (json.JSONDecodeError, RecursionError) as error:
-        return Found(place, wrong=f"is no JSON: {error}")
+        return Found(place, wrong=f"is not JSON: {error}")
     if not isinstance(row, dict):
-        return Found(place, wrong=f"is {line.strip()[:40]!r}, no JSON object")
+        return Found(place, wrong=f"is {line.strip()[:40]!r}, not a JSON object")
     return text_in(row, source.column, place, key)
+
+
+def top_column(name: str, names: list[str], place: str, key: str) -> str:
+    """The text's column, or the column it is nested in."""
+    top = name if name in names else name.partition(".")[0]
+    if top not in names:
+        raise PriorlabError(f"{place} has no column {name!r} ({key}.column); it has {', '.join(names)}")
+    return top
 
 
 def text_in(row: dict[str, Any], name: str, place: str, key: str) -> Found:
@@ -101,16 +109,13 @@ def text_in(row: dict[str, Any], name: str, place: str, key: str) -> Found:
     except PriorlabError as error:
         return Found(place, wrong=str(error).removeprefix(f"{place} "))
     if not isinstance(value, str):
-        return Found(place, wrong=f"has {str(value)[:40]!r} in column {name!r}, no text")
+        return Found(place, wrong=f"has {str(value)[:40]!r} in column {name!r}, not text")
     return Found(place, value)
 
 
 def _parquet(path: Path, source: FilesSource, key: str) -> Iterator[Found]:
     with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        top = source.column if source.column in names else source.column.partition(".")[0]
-        if top not in names:
-            raise PriorlabError(f"{path} has no column {source.column!r} ({key}.column); it has {', '.join(names)}")
+        top = top_column(source.column, file.schema_arrow.names, str(path), key)
         number = 0
         for batch in file.iter_batches(_ROWS_PER_READ, columns=[top]):
             for row in batch.to_pylist():
@@ -119,10 +124,10 @@ def _parquet(path: Path, source: FilesSource, key: str) -> Iterator[Found]:
 
 
 def _text(path: Path, source: FilesSource, _key: str) -> Iterator[Found]:
-    """The whole file, or what stands between separators (which may hold line breaks). A bad line spoils the document it is in."""
+    """The whole file, or the text between separators (which may contain line breaks). A bad line spoils its document."""
     separator = source.separator
     pieces: list[str] = []
-    tail = ""  # of the pieces: a separator may begin in it
+    tail = ""  # of the pieces: a separator may start in it
     begun, spoilt = str(path), None
     for place, line, wrong in _lines(path):
         if line is None:

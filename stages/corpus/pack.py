@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import PriorlabError
 
-# Tokens gathered before they are cut or written: enough to spare Python, few beside a corpus (a task's are drawn for it).
+# Tokens buffered before they are cut or written: enough to amortize Python, small beside a corpus (a task draws them for it).
 _CUT, _WRITTEN = 1 << 15, 1 << 18
 
 Ids = Int32[np.ndarray, " tokens"]
@@ -25,7 +25,7 @@ Block = Int32[np.ndarray, " block"]
 
 
 def packed_blocks(documents: Iterable[Ids], end: int, block_size: int) -> Iterator[Block]:
-    """Cut a stream of documents, each of which ends with `end`, each `block_size` tokens; the incomplete last block is dropped."""
+    """Cut a stream of documents, each ending with `end`, every `block_size` tokens; the incomplete last block is dropped."""
     pending = [np.array([end], dtype=np.int32)]  # so that the first document, like all others, follows an end-of-text
     held = 1
     for ids in documents:
@@ -39,16 +39,16 @@ def packed_blocks(documents: Iterable[Ids], end: int, block_size: int) -> Iterat
 
 
 def _cut(pieces: list[Ids], block_size: int) -> list[Ids]:
-    """Whole blocks, and last what is left over."""
+    """Whole blocks, then the remainder."""
     tokens = np.concatenate(pieces)
     whole = len(tokens) - len(tokens) % block_size
     return [*tokens[:whole].reshape(-1, block_size), tokens[whole:]]
 
 
 def interleaved(blocks: dict[str, Iterator[Block]], shares: dict[str, int]) -> Iterator[Block]:
-    """So many blocks of each source, evenly spread: any stretch holds about the shares of the whole.
+    """`shares[name]` blocks per source, evenly spread: any stretch has about the overall mix.
 
-    Raises `PriorlabError` at the first source that has fewer.
+    Raises `PriorlabError` at the first source with too few.
     """
 
     def placed(number: int, name: str) -> Iterator[tuple[float, int, Block]]:
@@ -56,8 +56,8 @@ def interleaved(blocks: dict[str, Iterator[Block]], shares: dict[str, int]) -> I
             block = next(blocks[name], None)
             if block is None:
                 raise PriorlabError(
-                    f"source {name!r} ends after {made:,} of the {shares[name]:,} blocks that are its share; lower corpus.tokens or "
-                    f"corpus.heldout_tokens, its weight, or raise corpus.sources.{name}.passes (training text) or corpus.heldout_share"
+                    f"source {name!r} ends after {made:,} of the {shares[name]:,} blocks in its share; lower corpus.tokens, "
+                    f"corpus.heldout_tokens or its weight; or raise corpus.sources.{name}.passes (training) or corpus.heldout_share"
                 )
             yield (made + 0.5) / shares[name], number, block
 
@@ -66,7 +66,7 @@ def interleaved(blocks: dict[str, Iterator[Block]], shares: dict[str, int]) -> I
 
 
 def save_blocks(blocks: Iterator[Block], block_size: int, folder: Path) -> int:
-    """Write blocks as a HF dataset with one fixed-size column, `input_ids`; returns how many. Memory holds a few at a time."""
+    """Write blocks as a HF dataset with one fixed-size column, `input_ids`; returns how many. Keeps only a few in memory."""
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"), length=block_size)})
     raw = folder.with_name(f"{folder.name}.arrow")
     count = 0

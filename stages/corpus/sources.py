@@ -1,4 +1,4 @@
-"""Documents of a source, one after another, and the account of what could not be read."""
+"""A source's documents one by one, and a record of what could not be read."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from pathlib import Path
 from pipeline.config.corpus import FilesSource, HubSource, StdlibSource
 from pipeline.config.digests import library_digest, library_modules
 from pipeline.errors import PriorlabError
-from stages.corpus.files import Found, read_file, text_in
+from stages.corpus.files import Found, read_file, text_in, top_column
 
 DocumentSource = FilesSource | HubSource | StdlibSource
-# Bad documents by name: so many of a source are printed, and so many kept in the export.
+# Bad documents of a source that are printed, and that are listed in the export.
 _PRINTED, _KEPT = 10, 1000
-# While fewer documents than this were read, the share of bad ones is taken of this many: it says little at the start.
+# Until this many documents are read, the share of bad ones is taken of this many: early on it says little.
 _FEW = 1000
-
-
-# Rows among which each next one of a stream is drawn.
+# Rows in a stream's shuffle buffer.
 _SHUFFLED_AT_A_TIME = 10_000
 
 
 def find_documents(source: DocumentSource, key: str, seed: int = 0) -> Iterator[Found]:
-    """All of a source in a fixed order, or, of a stream, its first documents in an order by the seed.
+    """All of a source in a fixed order, or a stream's first documents after shuffling by the seed.
 
-    `key` is where the config holds the source, e.g. `corpus.sources.web`.
+    `key` is the source's config key, e.g. `corpus.sources.web`.
     """
     match source:
         case FilesSource():
@@ -42,37 +40,29 @@ def find_documents(source: DocumentSource, key: str, seed: int = 0) -> Iterator[
 def _from_hub(source: HubSource, key: str) -> Iterator[Found]:
     import datasets
 
-    with _told_by(source, key):
+    with _explained(source, key):
         rows = datasets.load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
-    top = _top_column(source, rows.column_names, key)
+    top = top_column(source.column, rows.column_names, source.dataset, key)
     for number, row in enumerate(rows.select_columns([top]), start=1):
         yield text_in(row, source.column, f"{source.dataset}, row {number}", key)
 
 
 def _streamed_from_hub(source: HubSource, documents: int, key: str, seed: int) -> Iterator[Found]:
-    """The files in random order, rows drawn from a window over them: no more is fetched than that takes."""
+    """Files in random order, rows drawn from a shuffle buffer: nothing beyond that is fetched."""
     import datasets
 
-    with _told_by(source, key):
+    with _explained(source, key):
         stream = datasets.load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision, streaming=True)
         stream = stream.shuffle(seed=seed, buffer_size=_SHUFFLED_AT_A_TIME).take(documents)
         for number, row in enumerate(stream, start=1):
             if number == 1:
-                _top_column(source, list(row), key)
+                top_column(source.column, list(row), source.dataset, key)
             yield text_in(row, source.column, f"{source.dataset}, document {number} of the stream", key)
 
 
-def _top_column(source: HubSource, names: list[str], key: str) -> str:
-    """The column that holds the text, or in which the column of the text lies."""
-    top = source.column if source.column in names else source.column.partition(".")[0]
-    if top not in names:
-        raise PriorlabError(f"{source.dataset} has no column {source.column!r} ({key}.column); it has {', '.join(names)}")
-    return top
-
-
 @contextlib.contextmanager
-def _told_by(source: HubSource, key: str) -> Iterator[None]:
-    """Errors of any of the libraries that load a data set, by what is wrong: the network, the name, the subset, the split."""
+def _explained(source: HubSource, key: str) -> Iterator[None]:
+    """Explain an error of any library that loads a data set: wrong network, name, subset or split."""
     try:
         yield
     except PriorlabError:
@@ -80,15 +70,15 @@ def _told_by(source: HubSource, key: str) -> Iterator[None]:
     except Exception as error:
         raise PriorlabError(
             f"cannot load the data set {source.dataset!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
-            f"{type(error).__name__}: {error}. Without a network, give a copy of it: {{kind: files, paths: [COPY.parquet]}}"
+            f"{type(error).__name__}: {error}. Without a network, use a copy: {{kind: files, paths: [COPY.parquet]}}"
         ) from error
 
 
 def _standard_library(source: StdlibSource, key: str) -> Iterator[Found]:
     if library_digest() != source.sha256:
         raise PriorlabError(
-            f"the standard library of this Python is another one than the run was planned with ({key}: {source.python}, sha256 "
-            f"{source.sha256[:12]}); start the command anew, or use that Python"
+            f"this Python's standard library differs from the one the run was planned with ({key}: {source.python}, sha256 "
+            f"{source.sha256[:12]}); run the command again, or use that Python"
         )
     for name, path in library_modules():
         try:
@@ -98,7 +88,7 @@ def _standard_library(source: StdlibSource, key: str) -> Iterator[Found]:
 
 
 class Reading:
-    """Texts of a source; counts what is bad, names it, and stops past the share of it that the config allows."""
+    """A source's texts; counts and names bad documents, and stops past the share that the config allows."""
 
     def __init__(self, name: str, max_bad_share: float) -> None:
         self.name = name
@@ -115,9 +105,9 @@ class Reading:
         return {"documents": self.documents, "empty_documents": self.empty, "bad_documents": self.bad_documents}
 
     def texts(self, found: Iterator[Found]) -> Iterator[str]:
-        """What can be read and is not blank. Raises `PriorlabError` past the allowed share, at once or at the end."""
+        """Readable texts that are not blank. Raises `PriorlabError` past the allowed share, at once or at the end."""
         for one in found:
-            wrong = one.wrong or ("" if _is_unicode(one.text) else "holds half of a surrogate pair, which is no text")
+            wrong = one.wrong or ("" if _is_unicode(one.text) else "has half of a surrogate pair, which is not text")
             if wrong:
                 self._count(Found(one.place, wrong=wrong))
                 self._check(at_least=_FEW)
@@ -134,7 +124,7 @@ class Reading:
             return
         self.bad.append(one)
         if len(self.bad) <= _PRINTED:
-            more = "; further ones are in bad_documents.jsonl" if len(self.bad) == _PRINTED else ""
+            more = "; more are in bad_documents.jsonl" if len(self.bad) == _PRINTED else ""
             print(f"warning: source {self.name!r}: {one.place} {one.wrong}{more}", file=sys.stderr)
 
     def _check(self, at_least: int) -> None:
@@ -143,7 +133,7 @@ class Reading:
             shown = "; ".join(f"{one.place} {one.wrong}" for one in self.bad[:3])
             raise PriorlabError(
                 f"source {self.name!r}: {self.bad_documents} of {read} documents cannot be read, more than corpus.max_bad_share = "
-                f"{self.max_bad_share:g} allows: {shown}{'; ...' if self.bad_documents > 3 else ''}. Mend them, or raise "
+                f"{self.max_bad_share:g} allows: {shown}{'; ...' if self.bad_documents > 3 else ''}. Fix them, or raise "
                 "corpus.max_bad_share"
             )
 
@@ -157,7 +147,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def save_bad(readings: list[Reading], path: Path) -> None:
-    """The places of what was left out; no file if there are none."""
+    """Where skipped documents were; no file if there are none."""
     rows = [{"source": reading.name, "place": one.place, "wrong": one.wrong} for reading in readings for one in reading.bad]
     if rows:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

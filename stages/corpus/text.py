@@ -1,7 +1,7 @@
-"""Where the tokens of a corpus come from: text that is stored and cut once, or a task's solutions, drawn as they are needed.
+"""Where a corpus's tokens come from: stored text, tokenized once, or a task's solutions, drawn on demand.
 
-Stored text goes through Arrow files that are memory-mapped, so that no more than a few documents are in memory, and is cut by HF
-datasets' `map`, whose result does not depend on the number of processes.
+Stored text goes through memory-mapped Arrow files, so that only a few documents are in memory, and is tokenized by HF datasets'
+`map`, whose result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ _DOCUMENTS_AT_A_TIME = 500
 
 
 class TaskText:
-    """Worked solutions; special tokens in them are read as in RL's prompts, where a chat template writes them."""
+    """Worked solutions; special tokens in them are parsed, as in RL's prompts, where a chat template writes them."""
 
     def __init__(self, task: Task, seed: int, counts: dict[Part, int] | None) -> None:
-        """`counts` bounds the documents; None draws on."""
+        """`counts` bounds the documents; None: no bound."""
         self.task = task
         self.seed = seed
         self.counts = counts
         self.tokenizer: PreTrainedTokenizerFast | None = None
 
     def strings(self) -> Iterator[str]:
-        """Training text to make a tokenizer from."""
+        """Training text for the tokenizer."""
         for document in self.task.documents("corpus", 2**62, self.seed):
             yield from document
 
     def cut(self, tokenizer: PreTrainedTokenizerFast, num_proc: int) -> None:
-        """Nothing but the tokenizer is kept: solutions are cut as they are drawn."""
+        """Keeps only the tokenizer: solutions are tokenized as they are drawn."""
         self.tokenizer = tokenizer
 
     def tokens(self, part: Part) -> Iterator[Ids]:
-        """Documents, each with end-of-text after it."""
+        """Documents, each followed by end-of-text."""
         assert self.tokenizer is not None
         count = 2**62 if self.counts is None else self.counts[part]
         documents = self.task.documents(_TASK_SPLIT[part], count, self.seed)
         end = [self.tokenizer.eos_token_id]
         while batch := list(itertools.islice(documents, _DOCUMENTS_AT_A_TIME)):
-            prompts, responses = (_cut(self.tokenizer, list(texts)) for texts in zip(*batch, strict=True))
+            prompts, responses = (_encode(self.tokenizer, list(texts)) for texts in zip(*batch, strict=True))
             for prompt, response in zip(prompts, responses, strict=True):
                 yield np.array(prompt + response + end, dtype=np.int32)
 
 
 class StoredText:
-    """Documents of files, hub or library in Arrow files, held-out ones by the hash of their text: equal ones are on one side."""
+    """Documents of files, hub or library in Arrow files, held out by the hash of their text: duplicates share a split."""
 
     def __init__(self, texts: Iterator[str], folder: Path, *, name: str, seed: int, heldout_share: float, passes: int) -> None:
         """Reads all texts into `folder`."""
@@ -81,20 +81,20 @@ class StoredText:
         for part, writer in writers.items():
             if not self.documents[part]:
                 raise PriorlabError(
-                    f"source {name!r} has {sum(self.documents.values())} documents, of which none is for {part}; it needs more, or "
+                    f"source {name!r} has {sum(self.documents.values())} documents, none of them for {part}; it needs more, or "
                     "another corpus.heldout_share"
                 )
             writer.finalize()
             writer.close()
 
     def strings(self) -> Iterator[str]:
-        """Training text to make a tokenizer from, each document once, in random order."""
+        """Training text for the tokenizer, each document once, in random order."""
         column = datasets.Dataset.from_file(str(self._path("train"))).data.column("text")
         for number in self._order("train", 0):
             yield column[number].as_py()
 
     def alphabet(self) -> str:
-        """Every character of it."""
+        """Every character in it."""
         characters: set[str] = set()
         for part in self.documents:
             for texts in datasets.Dataset.from_file(str(self._path(part))).data.column("text").chunks:
@@ -102,7 +102,7 @@ class StoredText:
         return "".join(sorted(characters))
 
     def cut(self, tokenizer: PreTrainedTokenizerFast, num_proc: int) -> None:
-        """Tokenise all of it."""
+        """Tokenize all of it."""
         for part in self.documents:
             stored = datasets.Dataset.from_file(str(self._path(part))).with_format("arrow")
             cut = stored.map(
@@ -114,18 +114,18 @@ class StoredText:
                 features=datasets.Features({"ids": datasets.List(datasets.Value("int32"))}),
                 cache_file_name=str(self.folder / f"{part}-ids.arrow"),
                 load_from_cache_file=False,
-                new_fingerprint=f"{self.name}-{part}",  # else datasets would hash the tokenizer to name a file that has a name
+                new_fingerprint=f"{self.name}-{part}",  # else datasets would hash the tokenizer to name a file that already has one
             )
             self._ids[part] = _Ragged(cut.data.column("ids"))
 
     def tokens(self, part: Part) -> Iterator[Ids]:
-        """Documents, each with end-of-text after it, in random order, another one for each pass; held-out text once."""
+        """Documents, each followed by end-of-text, in a new random order per pass; held-out text once."""
         for number in range(self.passes if part == "train" else 1):
             for document in self._order(part, number):
                 yield self._ids[part][document]
 
     def length(self, part: Part) -> int:
-        """Tokens of all documents."""
+        """Tokens in all documents."""
         return self._ids[part].total
 
     def _order(self, part: Part, number: int) -> np.ndarray:
@@ -137,19 +137,19 @@ class StoredText:
 
 
 def is_heldout(text: str, share: float) -> bool:
-    """Decided by the text alone."""
+    """Depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
 
 
 @dataclass
 class Cutter:
-    """Texts to ids in Arrow, with end-of-text after each; special tokens that a text spells out are text."""
+    """Texts to ids in Arrow, each followed by end-of-text; special tokens spelled out in a text are text."""
 
     tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, texts: pa.Table) -> pa.Table:
         end = self.tokenizer.eos_token_id
-        documents = _cut(self.tokenizer, texts.column("text").to_pylist(), split_special_tokens=True)
+        documents = _encode(self.tokenizer, texts.column("text").to_pylist(), split_special_tokens=True)
         lengths = [len(ids) + 1 for ids in documents]
         flat = np.fromiter(
             itertools.chain.from_iterable(itertools.chain(ids, (end,)) for ids in documents), dtype=np.int32, count=sum(lengths)
@@ -158,15 +158,15 @@ class Cutter:
         return pa.table({"ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))})
 
 
-def _cut(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
-    """By the library itself: transformers' call around it takes as long again for short texts."""
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
+    """By tokenizers itself: on short texts, transformers' wrapper doubles the time."""
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = split_special_tokens
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class _Ragged:
-    """Rows of different lengths in an Arrow column, as views of the file."""
+    """Variable-length rows of an Arrow column, as views of the file."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         chunks = [chunk for chunk in column.chunks if len(chunk)]
@@ -186,7 +186,7 @@ class _Ragged:
 
 
 def weighted_strings(texts: dict[str, Iterator[str]], weights: dict[str, float], characters: int) -> Iterator[str]:
-    """So many characters, from each source by its weight, as far as the first of them that ends."""
+    """About `characters` characters, from sources by weight, until the first source runs out."""
     taken = dict.fromkeys(texts, 0)
     while sum(taken.values()) < characters:
         name = min(texts, key=lambda name: taken[name] / weights[name])

@@ -1,7 +1,7 @@
-"""Tokenizers of a corpus: one per character, a byte-level BPE trained on the text, or one made elsewhere.
+"""Tokenizers for a corpus: one token per character, a byte-level BPE trained on the text, or an existing one.
 
-They agree in one thing. END closes a document and, as in packed text, stands before the next, so encoding with special tokens puts it
-before a prompt; padding is a token of its own, since a model does not train the embedding that it pads with.
+They share a convention. END closes a document and, as in packed text, precedes the next, so encoding with special tokens puts it
+before a prompt; padding has its own token, since a model does not train the embedding it pads with.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 
 
 def bpe_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE. Digits stay single: merged ones would make arithmetic a matter of vocabulary."""
+    """A byte-level BPE. Digits stay single: merging them would make arithmetic a matter of vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -46,18 +46,18 @@ def bpe_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerF
 
 
 def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast:
-    """The vocabulary, rules and chat template of another tokenizer; its end-of-text is END here, and starts prompts as well."""
+    """An existing tokenizer's vocabulary, rules and chat template; its end-of-text is END here, and starts prompts too."""
     place = str(config.folder or config.hub)
     if config.folder is not None and tokenizer_digest(Path(config.folder)) != config.sha256:
         raise PriorlabError(
-            f"{place} (corpus.tokenizer.folder) holds another tokenizer than when the run was planned; start the command anew to use it"
+            f"the tokenizer in {place} (corpus.tokenizer.folder) has changed since the run was planned; run the command again to use it"
         )
     try:
         theirs = AutoTokenizer.from_pretrained(place, revision=config.revision or "main", trust_remote_code=False)
-    except Exception as error:  # of any of the libraries below: no network, no such name, files that do not fit together
+    except Exception as error:  # from any library underneath: no network, no such name, files that do not match
         raise PriorlabError(f"cannot load the tokenizer {place!r} (corpus.tokenizer): {type(error).__name__}: {error}") from error
     if getattr(theirs, "backend_tokenizer", None) is None:
-        raise PriorlabError(f"the tokenizer {place!r} (corpus.tokenizer) has no fast form (tokenizer.json); choose one that has")
+        raise PriorlabError(f"the tokenizer {place!r} (corpus.tokenizer) has no fast form (tokenizer.json); choose one that does")
     if theirs.eos_token is None:
         raise PriorlabError(
             f"the tokenizer {place!r} (corpus.tokenizer) has no end-of-text token (eos_token), which separates documents and ends "
@@ -75,8 +75,8 @@ def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast
     ids = ours.get_vocab().values()
     if max(ids) >= len(ours):
         raise PriorlabError(
-            f"the tokenizer {place!r} (corpus.tokenizer) has {len(ours)} tokens with numbers up to {max(ids)}; a model has one row per "
-            "token, so there can be no holes"
+            f"the tokenizer {place!r} (corpus.tokenizer) has {len(ours)} tokens with ids up to {max(ids)}; a model has one row per "
+            "token, so ids must have no gaps"
         )
     return ours
 

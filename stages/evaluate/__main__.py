@@ -1,4 +1,4 @@
-"""The stage `evaluate`. Heavy imports wait: verifier workers import this file anew and must start fast."""
+"""The stage `evaluate`. Heavy imports wait: verifier workers import this file again and must start fast."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def run(stage: Stage) -> dict[str, Any]:
     processes.quiet()
     engine.prepare(stage.config_as(EvaluateStage).evaluate.threads)
     with heavy_imports():
-        import vllm  # noqa: F401 (what the engine is made of; here its import is cheaper)
+        import vllm  # noqa: F401 (for the engine; importing it here is cheaper)
 
         from stages.evaluate.run import evaluate
 

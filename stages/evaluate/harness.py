@@ -1,7 +1,7 @@
 """Benchmarks of lm-evaluation-harness (lm-eval, an optional package), on vLLM where there is a GPU, on transformers elsewhere.
 
-They run in a process of their own: its engine's memory is free again before ours starts, and a task that runs what a model wrote
-finds no keys in its environment. That is no sandbox, so such tasks are refused unless asked for.
+They run in a separate process: its engine's memory is freed before ours starts, and a task that runs what a model wrote finds no
+keys in its environment. That is not a sandbox, so such tasks are refused unless asked for.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from stages.die_with_parent import die_with
 
 _KEYS = ("WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Data sets behind a login need them; where code is run, these must be in the hub's cache instead."""
+"""Gated data sets need them; where code is run, the data must be in the hub's cache instead."""
 _INSTALL = "install it into the environment with `.venv/bin/python -m pip install lm-eval==0.4.13`"
 
 
 def benchmark(checkpoint: Path, protocol: EvaluateConfig, harness: HarnessConfig, place: Path) -> dict[str, Any]:
-    """`values`: one number per problem, by "TASK/METRIC" ("TASK/METRIC,FILTER" for a filter that has a name), and what lm-eval reports
-    as `results` and `versions`. Files are exchanged in `place`.
+    """`values`: one number per problem, by "TASK/METRIC" ("TASK/METRIC,FILTER" for a named filter), and what lm-eval reports as
+    `results` and `versions`. Files are exchanged in `place`.
 
     Raises:
-        PriorlabError: the package is missing, a task unknown or changed, or it runs code and may not.
+        PriorlabError: the package is missing; a task is unknown, changed, or runs code and may not.
     """
     if harness.folder is not None and task_folder_digest(Path(harness.folder)) != harness.sha256:
-        raise PriorlabError(f"{harness.folder} (evaluate.harness.folder) has changed since the run was planned; start the command anew")
+        raise PriorlabError(f"{harness.folder} (evaluate.harness.folder) has changed since the run was planned; run the command again")
     place.mkdir(parents=True, exist_ok=True)
     request, answer = place / "request.json", place / "answer.json"
     answer.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ def benchmark(checkpoint: Path, protocol: EvaluateConfig, harness: HarnessConfig
     code = subprocess.run(command, env=kept | {"HF_ALLOW_CODE_EVAL": str(int(harness.allow_code))}, check=False).returncode
     found = read_json(answer)
     if not isinstance(found, dict):
-        raise RuntimeError(f"lm-eval ended with exit code {code}; what it said is above")
+        raise RuntimeError(f"lm-eval exited with code {code}; its output is above")
     if "refused" in found:
         raise PriorlabError(found["refused"])
     return found
@@ -83,7 +83,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         batch_size="auto" if on_gpu else harness.batch,
         device=None if on_gpu else "cpu",
         limit=harness.limit,
-        bootstrap_iters=0,  # intervals are ours
+        bootstrap_iters=0,  # we have our own
         task_manager=manager,
         confirm_run_unsafe_code=harness.allow_code,
     )
@@ -100,13 +100,13 @@ def _check_tasks(harness: HarnessConfig, manager: Any) -> None:
     if harness.allow_code:
         return
     refusal = (
-        "run code that the model wrote, with no more than a time limit around it; set evaluate.harness.allow_code=true where that "
-        "can do no harm, or leave them out"
+        "run code that the model wrote, with only a time limit; set evaluate.harness.allow_code=true where that can do no harm, or "
+        "leave them out"
     )
     try:
         loaded = manager.load(list(harness.tasks))["tasks"]
     except ValueError as error:
-        if "HF_ALLOW_CODE_EVAL" not in str(error):  # some of these tasks try their scorer when they are loaded
+        if "HF_ALLOW_CODE_EVAL" not in str(error):  # some of these tasks try their scorer on loading
             raise
         raise PriorlabError(f"some of evaluate.harness.tasks ({', '.join(harness.tasks)}) {refusal}") from error
     running = [name for name, task in loaded.items() if getattr(task, "UNSAFE_CODE", False)]
@@ -115,7 +115,7 @@ def _check_tasks(harness: HarnessConfig, manager: Any) -> None:
 
 
 def _values(samples: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """Metrics that are one number per problem, in the order of the problems; others (corpus BLEU) are in `results` alone."""
+    """Metrics with one number per problem, in problem order; others (corpus BLEU) are only in `results`."""
     found: dict[str, list[float]] = {}
     for task, rows in samples.items():
         for row in sorted(rows, key=lambda row: row["doc_id"]):

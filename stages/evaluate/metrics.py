@@ -1,4 +1,4 @@
-"""Metrics of repeated sampling, one value per problem, whose mean is the metric; numpy only.
+"""Metrics of repeated sampling, as one value per problem whose mean is the metric; numpy only.
 
 pass@k is the unbiased estimator of Chen et al. (arXiv 2107.03374): the chance that k of the n samples, drawn without replacement,
 contain a correct one.
@@ -20,7 +20,7 @@ def pass_at_k(correct: NDArray[np.integer], n: int, k: int) -> NDArray[np.float6
     correct = np.asarray(correct, dtype=np.int64)
     if correct.size and not (correct.min() >= 0 and correct.max() <= n):
         raise ValueError(f"counts of correct samples must lie between 0 and n = {n}")
-    # C(n-c, k) / C(n, k) = prod over i in 0..k-1 of (n-c-i) / (n-i); a factor of 0 ends it when fewer than k are wrong.
+    # C(n-c, k) / C(n, k) = prod over i in 0..k-1 of (n-c-i) / (n-i); a factor is 0 if fewer than k are wrong.
     draws = np.arange(k)
     wrong = np.clip(n - correct[:, None] - draws, 0, None)
     return 1.0 - np.prod(wrong / (n - draws), axis=1)
@@ -38,7 +38,7 @@ def doubling_ks(n: int) -> list[int]:
 
 
 def consensus(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
-    """Whether the most frequent answer is correct. Unreadable answers do not vote; of tied answers the one sampled first wins."""
+    """Whether the most frequent answer is correct. Unreadable answers do not vote; ties go to the one sampled first."""
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return False
@@ -47,10 +47,10 @@ def consensus(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
 
 
 def ratio_values(values: NDArray[np.float64], weights: NDArray[np.float64], *, if_no_weight: float) -> NDArray[np.float64]:
-    """One value per problem whose mean is R = sum(weights x values) / sum(weights), and whose spread is that of R.
+    """One value per problem whose mean is R = sum(weights x values) / sum(weights), and whose spread is R's.
 
-    They are R plus R's influence values (the delta method), so that intervals and paired differences are made as for any other metric;
-    a single one may lie outside the range of `values`. `if_no_weight` stands for R where all weights are 0.
+    They are R plus R's influence values (the delta method), so intervals and paired differences work as for any other metric; a
+    single one may lie outside the range of `values`. `if_no_weight` replaces R where all weights are 0.
     """
     if not weights.any():
         return np.full(len(values), if_no_weight)
@@ -64,11 +64,11 @@ def potential_at_k(correct: NDArray[np.integer], n: int, k: int) -> NDArray[np.f
 
 
 def distinct_share(answers: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """Share of distinct ones among each problem's correct answers, mean over the problems with any; 0 if there are none."""
+    """Distinct share of each problem's correct answers, averaged over the problems with any; 0 if there are none."""
     shares = np.array([len(set(found)) / max(1, len(found)) for found in answers])
     return ratio_values(shares, np.array([float(bool(found)) for found in answers]), if_no_weight=0.0)
 
 
 def samples_to_correct(correct: NDArray[np.integer], n: int) -> NDArray[np.float64]:
-    """Expected place of the first correct one when n samples are looked at in random order; n + 1 where none is correct."""
+    """Expected position of the first correct one of n samples in random order; n + 1 where none is correct."""
     return (n + 1) / (np.asarray(correct, dtype=np.float64) + 1)

@@ -86,7 +86,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
 
 
 def problem_metrics(samples: list[Sample], verdicts: list[Verdict], n: int) -> dict[str, dict[str, list[float]]]:
-    """metric -> k -> one value per problem, in the order of the problems."""
+    """metric -> k -> one value per problem, in problem order."""
     by_problem: dict[str, list[tuple[Sample, Verdict]]] = defaultdict(list)
     greedy: dict[str, float] = {}
     greedy_length: dict[str, float] = {}
@@ -118,7 +118,7 @@ def problem_metrics(samples: list[Sample], verdicts: list[Verdict], n: int) -> d
 
 
 def _further_rules(verdicts: list[Verdict]) -> list[str]:
-    """A response that the verifier failed on has no verdict by any of them, which counts as wrong."""
+    """A response that the verifier failed on has no verdict by these, which counts as wrong."""
     return list(dict.fromkeys(rule for verdict in verdicts for rule in verdict.further))
 
 

@@ -12,10 +12,10 @@ from stages.tasks import Problem
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
-# Problems per call of the engine: enough to keep it full, few enough to report progress.
+# Problems per engine call: enough to keep it full, few enough to report progress.
 _PROBLEMS_PER_CALL = 32
 GREEDY = -1
-"""The number under which a problem's greedy response is kept."""
+"""The sample number of a problem's greedy response."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Exploration at inference: k of the n samples, picked to differ, beside k drawn at random (arXiv 2510.11686, section 3).
+"""Exploration at inference: k of the n samples, picked for diversity, against k random ones (arXiv 2510.11686, section 3).
 
-Features come from the evaluated checkpoint itself. Every metric has one value per problem, on the same samples as pass@k, so that the
-difference to random choice is paired.
+Features come from the evaluated checkpoint itself. Every metric has one value per problem, on the same samples as pass@k, so the
+difference from random choice is paired.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stages.novelty import elliptical_order, frozen_model, response_features, sp
 def picking_orders(
     checkpoint: Path, prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Sample]], config: SelectionConfig, seed: int
 ) -> list[list[int]]:
-    """Per problem, its samples' places in the order in which the elliptical rule picks them; `prompts` are token ids."""
+    """Per problem, its samples' indices in the order the elliptical rule picks them; `prompts` are token ids."""
     model = frozen_model(checkpoint)
     projection = sparse_projection(model.config.hidden_size, config.projection, [seed])
     orders = []
@@ -34,8 +34,8 @@ def picking_orders(
 def selection_metrics(correct: NDArray[np.bool_], orders: Sequence[Sequence[int]]) -> dict[str, dict[str, list[float]]]:
     """metric -> k -> values, for `correct` shaped (problems, samples).
 
-    `selected_pass@k`: a correct sample is among the first k picked. `selected_gain@k`: that, minus pass@k, which is random choice.
-    `samples_to_correct` (random) and `selected_samples_to_correct`: place of the first correct sample; n + 1 where there is none.
+    `selected_pass@k`: a correct sample is among the first k picked. `selected_gain@k`: that minus pass@k, i.e. random choice.
+    `samples_to_correct` (random) and `selected_samples_to_correct`: rank of the first correct sample; n + 1 where there is none.
     """
     n = correct.shape[1]
     ordered = np.take_along_axis(correct, np.asarray(orders), axis=1)

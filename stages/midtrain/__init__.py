@@ -1,1 +1,1 @@
-"""Between pre-training and RL: on from a checkpoint, on other text, with the trainer of `stages.pretrain`."""
+"""Between pre-training and RL: train a checkpoint on other text, with the trainer of `stages.pretrain`."""

@@ -1,4 +1,4 @@
-"""The stage `midtrain`. Heavy imports wait until the environment of the process is prepared."""
+"""The stage `midtrain`. Heavy imports wait until the process environment is prepared."""
 
 from typing import Any
 

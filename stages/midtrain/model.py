@@ -1,4 +1,4 @@
-"""A checkpoint's model, ready to go on with longer blocks and another RoPE base."""
+"""A checkpoint's model, ready to continue with longer blocks and a new RoPE base."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipeline.errors import PriorlabError
 def continued_model(
     checkpoint: Path, tokenizer: PreTrainedTokenizerBase, *, rope_base: float | None, positions: int
 ) -> PreTrainedModel:
-    """The weights in float32, in a model with room for `positions` tokens at least; its config, and so its export, has both changes.
+    """The weights in float32, in a model with at least `positions` positions; its config, and so its export, has both changes.
 
-    RoPE has no weights: rotations are computed from the config when the model is built, so that is changed before.
+    RoPE has no weights: rotations are computed from the config when the model is built, so it is changed first.
 
     Raises:
-        PriorlabError: the text was cut by another tokenizer than the checkpoint's.
+        PriorlabError: the text was not tokenized with the checkpoint's tokenizer.
     """
     if AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
-        raise PriorlabError(f"the mid-training corpus was cut by another tokenizer than {checkpoint} has; build it from the same one")
+        raise PriorlabError(f"the mid-training corpus does not use the tokenizer of {checkpoint}; build it with that one")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if rope_base is not None:
         config.rope_parameters = config.rope_parameters | {"rope_theta": rope_base}

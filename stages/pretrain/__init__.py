@@ -1,1 +1,1 @@
-"""Stage one: pre-train with the reward-shaped next-token objective."""
+"""Pre-training with the reward-shaped next-token objective."""

@@ -1,4 +1,4 @@
-"""The stage `pretrain`. Heavy imports wait until the environment of the process is prepared."""
+"""The stage `pretrain`. Heavy imports wait until the process environment is prepared."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ def run(stage: Stage) -> dict[str, Any]:
     settings = config.pretrain
     if settings.adopted is not None:
         raise PriorlabError(
-            f"pretrain.adopted is {settings.adopted}: a checkpoint that is not in this home, and that cannot be trained; bring it "
-            "in with `priorlab adopt CHECKPOINT --as RECIPE`, with the same changes of the corpus"
+            f"pretrain.adopted is {settings.adopted}, a checkpoint that is not in this home and cannot be trained here; bring it "
+            "in with `priorlab adopt CHECKPOINT --as RECIPE`, with the same corpus overrides"
         )
     prepare(settings.launch.threads)
     with heavy_imports():

@@ -1,6 +1,6 @@
-"""Checkpoints along the way: weights of some steps, kept while training goes on and exported beside the last.
+"""Checkpoints along the way: weights of some steps, kept during training and exported beside the last.
 
-A resumed run needs none of them again: one is whole before the step checkpoint of its step, or of any later one, is written.
+A resumed run need not write them again: each is complete before the step checkpoint of its step, or of any later one, is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stages.contract import MILESTONES, Stage
 
 
 class KeepMilestones(TrainerCallback):
-    """After each of the `steps`, has `write` fill a folder with the model as it is. Every rank takes part, one of them writes."""
+    """After each of `steps`, `write` saves the model to a folder. Every rank takes part; one writes."""
 
     def __init__(self, stage: Stage, steps: Collection[int], write: Callable[[Path], None]) -> None:
         self.stage = stage
@@ -36,12 +36,12 @@ class KeepMilestones(TrainerCallback):
         building.mkdir(parents=True)
         self.write(building)
         kept = _kept(self.stage, state.global_step)
-        shutil.rmtree(kept, ignore_errors=True)  # of an attempt that was killed after it, and has been resumed before it
+        shutil.rmtree(kept, ignore_errors=True)  # of an attempt killed after this step and resumed before it
         building.replace(kept)
 
 
 def export_milestones(stage: Stage, steps: Collection[int], folder: Path) -> None:
-    """Copy what was kept into the export, for one rank to call."""
+    """Copy what was kept into the export; for one rank to call."""
     for step in steps:
         target = folder / MILESTONES / str(step)
         shutil.copytree(_kept(stage, step), target)

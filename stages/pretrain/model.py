@@ -20,8 +20,8 @@ from pipeline.config.model import ModelConfig
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """Randomly initialised float32 weights that depend on the seed alone.
 
-    Built whole on every rank: under DeepSpeed's zero.Init a model starts from other weights than without, and ZeRO-3 would be another
-    run. The price is host memory for one float32 copy per rank until DeepSpeed partitions it.
+    Built whole on every rank: DeepSpeed's zero.Init would draw different weights, which would make ZeRO-3 a different run. The price is
+    host memory for one float32 copy per rank until DeepSpeed partitions it.
     """
     set_seed(seed)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -29,7 +29,7 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: i
 
 
 def transformers_config(config: ModelConfig, vocabulary: int, **more: Any) -> PreTrainedConfig:
-    """The config in the words of transformers, for a vocabulary of so many tokens."""
+    """The transformers config, for a vocabulary of that many tokens."""
     shared = {
         "vocab_size": vocabulary,
         "hidden_size": config.width,
@@ -47,19 +47,19 @@ def transformers_config(config: ModelConfig, vocabulary: int, **more: Any) -> Pr
         return Qwen3Config(**shared, intermediate_size=config.ffn_width, rope_parameters=rope)
     return Glm4MoeConfig(
         **shared,
-        # What Qwen3 has and GLM-4.5 has not: norms of queries and keys, this epsilon, rotation of whole heads, no extra layer that
-        # predicts a second token.
+        # As in Qwen3, not GLM-4.5: query and key norms, this epsilon, rotation of whole heads, no extra layer that predicts a second
+        # token.
         use_qk_norm=True,
         rms_norm_eps=1e-6,
         rope_parameters=rope | {"partial_rotary_factor": 1.0},
         num_mtp_layers=0,
-        intermediate_size=config.ffn_width or config.moe.expert_width,  # of no layer in the second case
+        intermediate_size=config.ffn_width or config.moe.expert_width,  # unused in the second case
         moe_intermediate_size=config.moe.expert_width,
         n_routed_experts=config.moe.experts,
         num_experts_per_tok=config.moe.active_experts,
         n_shared_experts=config.moe.shared_experts,
         first_k_dense_replace=config.moe.dense_layers,
-        # Experts are not grouped; the scores of those chosen are scaled to a sum of 1.
+        # Experts are not grouped; the chosen ones' scores are scaled to sum to 1.
         n_group=1,
         topk_group=1,
         norm_topk_prob=True,

@@ -1,6 +1,6 @@
 """Reasoning tasks: problems with verifiable answers, generated or read from data sets.
 
-A new task is one module with the `Task` protocol, one config class in `pipeline.config.tasks` and one case in `build_task`.
+A new task is one module that implements `Task`, one config class in `pipeline.config.tasks` and one case in `build_task`.
 """
 
 from pipeline.config.tasks import ArithmeticTask, CountdownTask, GymTask, MathTask, ParityTask
@@ -11,7 +11,7 @@ __all__ = ["Document", "Problem", "Split", "Task", "Verdict", "build_task"]
 
 
 def build_task(config: AnyTaskConfig) -> Task:
-    """The task that a config describes. Imports wait for the choice: verifier workers start anew, and sympy alone takes a second."""
+    """The task that a config describes. Imports are lazy: every verifier worker repeats them, and sympy alone takes a second."""
     match config:
         case CountdownTask():
             from stages.tasks.countdown import Countdown

@@ -1,8 +1,8 @@
-"""Is the answer of a response equal to the reference? Found by rule, read and compared by math-verify (sympy).
+"""Does a response's answer equal the reference? Found by rule, parsed and compared by math-verify (sympy).
 
 The last `\\boxed{...}` counts; without one, what math-verify finds at the end of the text. Sympy evaluates whatever it reads, however
-long that takes, so this belongs in a worker with limits (`stages.tasks.verifier`). The bounds below spare the worker the texts that
-models do produce: endless repetition and runaway brackets are no answer, at once.
+long that takes, so this belongs in a worker with limits (`stages.tasks.verifier`). The bounds below reject at once what models do
+produce: endless repetition and runaway brackets.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _MAX_ANSWER_CHARACTERS = 500
 _MAX_NESTING = 30
 _NO_ANSWER = Verdict(correct=False, answer=None)
 
-# It warns at every call that its own time limit is off; that one needs SIGALRM and the main thread, ours kills the process.
+# It warns on every call that its own time limit is off; its limit needs SIGALRM and the main thread, ours kills the process.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def judge(reference: str, response: str) -> Verdict:
-    """Raises `ValueError` if the reference cannot be read, and what the comparison raises: both count as failures of the verifier."""
+    """Raises `ValueError` if the reference cannot be parsed, and whatever the comparison raises: both count as verifier failures."""
     expected = _read_reference(reference)
     text = _answer_text(response)
     if text is None:
@@ -34,7 +34,7 @@ def judge(reference: str, response: str) -> Verdict:
         found = _read(text)
     except MemoryError:
         raise
-    except Exception:  # sympy's and antlr's many ways to say: this is no mathematics
+    except Exception:  # sympy's and antlr's many ways to say: this is not math
         return _NO_ANSWER
     if not found:
         return _NO_ANSWER
@@ -48,7 +48,7 @@ def _read_reference(reference: str) -> list[Any]:
         text = f"{_BOX}{text.strip('$')}}}"
     expected = _read(text)
     if not expected:
-        raise ValueError(f"the reference answer {reference!r} is no mathematics that math-verify can read")
+        raise ValueError(f"math-verify cannot parse the reference answer {reference!r}")
     return expected
 
 
@@ -57,7 +57,7 @@ def _read(text: str) -> list[Any]:
 
 
 def _answer_text(response: str) -> str | None:
-    """The part of a response to look at, or None if what it offers as an answer is cut short, too long or nested too deeply."""
+    """The part of a response to parse, or None if its answer is truncated, too long or nested too deeply."""
     start = response.rfind(_BOX)
     if start < 0:
         text = response[-_MAX_ANSWER_CHARACTERS:]
@@ -70,7 +70,7 @@ def _answer_text(response: str) -> str | None:
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Where the group that is open at `start` closes, if near enough; `\\{` and `\\}` are set brackets."""
+    """Where the group open at `start` closes, if near enough; `\\{` and `\\}` are set brackets."""
     depth, at = 1, start
     while at < min(len(text), start + _MAX_ANSWER_CHARACTERS):
         if text[at] == "\\":
@@ -95,7 +95,7 @@ def _nesting(text: str) -> int:
 
 
 def _canonical(found: list[Any]) -> str:
-    """One text for answers written differently, so that they vote together; an integer too long to print votes as it was written."""
+    """One text for equal answers written differently, so that they vote together; an integer too long to print votes as written."""
     try:
         return str(found[0])
     except ValueError:

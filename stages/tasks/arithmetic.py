@@ -1,7 +1,7 @@
 """Arithmetic: the value of a chain like `3+8*2-5`, with a worked solution that carries out one operation per step.
 
 Steps follow precedence: the leftmost product first, then the leftmost sum or difference (`3+16-5=19-5=14`). Only the last number is
-judged, so RL may find other, shorter or longer ways to it. A problem is identified by its chain.
+judged, so RL may find other ways to it, shorter or longer. A problem is identified by its chain.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pipeline.errors import PriorlabError
 from stages.tasks.generated import GeneratedTask
 from stages.tasks.protocol import Problem, Verdict
 
-# Chains out of range in a row, after which there seem to be none in range.
+# Out-of-range chains in a row after which none is assumed to be in range.
 _PATIENCE = 20_000
-# Twelve operations on numbers of six digits, and as many steps, are shorter; the bound keeps the verifier's time in microseconds.
+# Twelve steps of twelve operations on six-digit numbers are shorter; the bound keeps verification within microseconds.
 _MAX_CHARACTERS = 2048
 _RESPONSE = re.compile(r"(?:[0-9+*-]+=)*(0|[1-9][0-9]{0,8})")
 

@@ -1,7 +1,7 @@
 """Countdown: reach a target with + - * and each given number exactly once.
 
-Problems come from random expressions, so each has a solution and many have several; that is what gives RL something to sharpen.
-A problem is identified by its sorted numbers and target, whatever the order in which the prompt shows them.
+Problems come from random expressions, so each has a solution and many have several, which gives RL something to sharpen.
+A problem is identified by its sorted numbers and target, whatever their order in the prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arithmetic expressions over + - *: a parser that never evaluates foreign code, a printer, and a canonical form.
+"""Arithmetic expressions over + - *: a parser that never evaluates code, a printer, and a canonical form.
 
 Grammar: sum = product (("+" | "-") product)* ; product = atom ("*" atom)* ; atom = NUMBER | "(" sum ")". No unary signs.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# A response that needs more than this is no answer to six numbers; the bound also limits recursion (3 frames per bracket).
+# No answer with six numbers needs more than this; the bound also limits recursion (3 frames per bracket).
 MAX_CHARACTERS = 256
 _TOKEN = re.compile(r"[0-9]{1,6}|[-+*()]")
 
@@ -94,7 +94,7 @@ def _atom(tokens: list[str], at: int) -> tuple[Node, int]:
 
 
 def render(node: Node) -> str:
-    """Shortest text with the same value: brackets only where precedence asks for them (`a+(b-c)` is `a+b-c`)."""
+    """Shortest text with the same value: brackets only where precedence needs them (`a+(b-c)` is `a+b-c`)."""
     if node.left is None or node.right is None:
         return str(node.value)
     left, right = render(node.left), render(node.right)

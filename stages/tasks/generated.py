@@ -1,4 +1,4 @@
-"""Tasks whose problems are drawn at random: each draw belongs to one split, and draws of other splits are passed over."""
+"""Tasks whose problems are drawn at random: each draw belongs to one split, and draws from other splits are skipped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATIENCE = 20_000
 
 
 class GeneratedTask(ABC):
-    """`problems` and `documents` of the task protocol, out of `draw`."""
+    """`problems` and `documents` of the task protocol, from `draw`."""
 
     kind: str
     """Part of the random seeds."""
@@ -26,7 +26,7 @@ class GeneratedTask(ABC):
 
     @abstractmethod
     def draw(self, rng: random.Random) -> tuple[Problem, str]:
-        """A problem and a right response with its steps."""
+        """A problem and a correct response with steps."""
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         rng = random.Random(f"{self.kind}-problems-{split}-{seed}")

@@ -1,8 +1,8 @@
-"""Tasks of reasoning-gym by name: its generators make the problems, its scorers judge them, and only a full score counts as correct.
+"""reasoning-gym tasks by name: its generators make the problems, its scorers judge responses, and only a full score is correct.
 
-An entry depends on the data set's seed and its number; a split draws from a stream of its own and keeps what `split_of` gives it. A
-problem is identified by its question. Scorers differ in care: an entry whose own answer does not score 1 is no problem, and a data set
-that pays for nonsense is refused.
+An entry depends on the data set's seed and its number; each split draws from its own stream and keeps what `split_of` assigns it. A
+problem is identified by its question. Not all scorers are careful: an entry whose own answer does not score 1 is skipped, and a data
+set that rewards nonsense is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ except ImportError as error:
 
 # Draws without a new problem after which a split counts as exhausted; some generators take milliseconds each.
 _PATIENCE = 2000
-# Entries whose characters, beside printable ASCII, make the alphabet; entries with others are passed over.
+# Entries whose characters, with printable ASCII, make up the alphabet; entries with others are skipped.
 _ALPHABET_ENTRIES = 200
 _NONSENSE = "\x00"
 
@@ -87,7 +87,7 @@ class Gym:
         return Verdict(correct=self._full_score(answer, problem.data["entry"]), answer=answer or None)
 
     def _draw(self, split: Split, stream: str) -> Iterator[Problem | None]:
-        """Endless; None for what is another split's, or no problem with a known answer."""
+        """Endless; None for entries of other splits or without a known answer."""
         dataset = self._stream(int.from_bytes(hashlib.sha256(stream.encode()).digest()[:4], "big"))
         number = 0
         while True:
@@ -100,7 +100,7 @@ class Gym:
                 continue
             if self._full_score(_NONSENSE, entry):
                 raise PriorlabError(
-                    f"reasoning-gym's {self.config.dataset} gives full score to a response of nonsense, so RL would learn nothing; "
+                    f"reasoning-gym's {self.config.dataset} gives a nonsense response full score, so RL would learn nothing; "
                     "choose another task.dataset"
                 )
             yield Problem(id=name, prompt=prompt, data={"entry": entry}) if self._full_score(answer.strip(), entry) else None
@@ -113,7 +113,7 @@ class Gym:
             return bool(self._dataset.score_answer(answer, entry) >= 1)
         except MemoryError:
             raise
-        except Exception:  # scorers parse without care; a text that they cannot read is no answer
+        except Exception:  # scorers parse carelessly; a text they cannot read is not an answer
             return False
 
     def _stream(self, seed: int) -> Any:

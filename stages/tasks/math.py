@@ -1,7 +1,7 @@
 """Math: problems and answers from data sets, prompts from templates, answers judged by math-verify.
 
 A problem is identified by its text. `task.evaluate` owns the split `evaluate`; a training row with the same text is dropped. The rest
-of `task.train` is for RL; if it has worked solutions, the shares of `split_of` for the corpus and the held-out text are not.
+of `task.train` is for RL, less `split_of`'s shares for corpus and held-out text if it has worked solutions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Row:
 
 
 class Math:
-    """Each source is read at first need: a verifier worker needs none, an evaluation not the one to train on."""
+    """Sources are read on first use: a verifier worker needs none, evaluation only its own."""
 
     def __init__(self, config: MathTask) -> None:
         self.config = config
@@ -55,7 +55,7 @@ class Math:
         train = self.config.train
         if train is None or train.solution is None:
             raise PriorlabError(
-                f"task {self.config.name!r} has no worked solutions, so no corpus can be made of it; name their column in "
+                f"task {self.config.name!r} has no worked solutions to make a corpus of; name their column in "
                 "task.train.solution, or pre-train on another task"
             )
         rows = self._rows(split)
@@ -71,7 +71,7 @@ class Math:
             return list(self._evaluation.values())
         if config.train is None:
             raise PriorlabError(
-                f"task {config.name!r} is for evaluation only, and its {split!r} split was asked for; give it a source to train on: "
+                f"task {config.name!r} is for evaluation only and has no {split!r} split; give it a source to train on: "
                 "task.train={hub: NAME} or task.train={file: problems.jsonl}"
             )
         rows = self._training[split]
@@ -96,7 +96,7 @@ class Math:
         return splits
 
     def _load(self, source: MathSource, key: str) -> dict[str, _Row]:
-        """Rows by identity, in the order of the source; of several rows with one problem the first counts."""
+        """Rows by identity, in source order; the first of several with the same problem counts."""
         rows: dict[str, _Row] = {}
         for place, row in read_rows(source, key):
             text = _text(column(row, source.problem, place, f"{key}.problem"), place, f"{key}.problem")

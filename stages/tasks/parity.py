@@ -1,7 +1,7 @@
-"""Parity, told short or worked out: the task of "RL after next-token prediction" (arXiv 2510.11495, section 3).
+"""Parity, answered directly or worked out: the task of "RL after next-token prediction" (arXiv 2510.11495, section 3).
 
-A prompt shows d bits. A share `p_cot` of the text goes on with the parities of its first 1, 2, ..., d bits, the rest with the last of
-them alone. No small model learns the short answer, and while p_cot < 1/3 ending after the first bit is the likelier continuation:
+A prompt shows d bits. A share `p_cot` of the text continues with the parities of its first 1, 2, ..., d bits, the rest with only the
+last. No small model learns the short answer, and while p_cot < 1/3 stopping after the first bit is the likelier continuation:
 greedy decoding guesses, although sampling sometimes works the answer out.
 """
 
@@ -24,9 +24,9 @@ class Parity(GeneratedTask):
         self.config = config
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Right at the end (any bits before it), by the exact chain or the answer alone, and by the chain alone ("worked").
+        """Correct at the end (after any bits), as the exact chain or the answer alone, and as the chain alone ("worked").
 
-        More bits than the prompt has are no answer, so that a response cut at that length cannot be right by luck.
+        More bits than the prompt has are not an answer, so a response truncated there cannot be right by luck.
         """
         chain: str = problem.data["chain"]
         readable = 1 <= len(response) <= len(chain) and set(response) <= {"0", "1"}
@@ -39,7 +39,7 @@ class Parity(GeneratedTask):
         return Verdict(correct=rewarded, answer=response[-1] if readable else None, further=verdicts)
 
     def draw(self, rng: random.Random) -> tuple[Problem, str]:
-        """Uniform bits, and the long chain with probability `p_cot`, which decides no bit: all `p_cot` have the same problems."""
+        """Uniform bits, and the long chain with probability `p_cot`, which affects no bit: every `p_cot` has the same problems."""
         bits = f"{rng.getrandbits(self.config.bits):0{self.config.bits}b}"
         chain = _running_parity(bits)
         response = chain if rng.random() < self.config.p_cot else chain[-1]
@@ -47,7 +47,7 @@ class Parity(GeneratedTask):
 
 
 def _running_parity(bits: str) -> str:
-    """Of each prefix: 0 for an even number of ones, 1 for an odd one. In signs (1 is -1) these are the running products."""
+    """Parity of each prefix: 0 for an even number of ones, else 1. As signs (1 is -1), these are the running products."""
     parity, parities = 0, []
     for bit in bits:
         parity ^= bit == "1"

@@ -1,4 +1,4 @@
-"""From a problem's text to what the model reads: the prompt template, and around it, if the task has one, a chat template."""
+"""From a problem's text to the model's input: the prompt template, wrapped in the task's chat template if it has one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.errors import PriorlabError
 
 
 def render_prompt(config: MathTask, problem: str) -> str:
-    """Chat templates are rendered as transformers does: sandboxed, blocks trimmed, `messages` and `add_generation_prompt` given."""
+    """Renders chat templates as transformers does: sandboxed, blocks trimmed, `messages` and `add_generation_prompt` given."""
     text = config.prompt.replace("{problem}", problem)
     if config.chat_template is None:
         return text
@@ -27,5 +27,5 @@ def render_prompt(config: MathTask, problem: str) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    """What templates call when they are given a conversation that they do not support."""
+    """What templates call when given a conversation they do not support."""
     raise jinja2.TemplateError(message)

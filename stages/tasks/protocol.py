@@ -21,7 +21,7 @@ class Problem:
 
 
 class Document(NamedTuple):
-    """A worked solution. Its two parts are cut into tokens apart, since RL's prompts are cut without a response, too."""
+    """A worked solution. Its parts are tokenized separately, since RL tokenizes prompts without a response."""
 
     prompt: str
     response: str
@@ -33,9 +33,9 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """`answer` is the extracted answer in canonical form (None: nothing could be read), used for majority votes.
+    """`answer` is the extracted answer in canonical form (None: unreadable), used for majority votes.
 
-    `correct` is what RL pays. A task may judge by other rules as well; `further` has their verdicts by name, the same names for every
+    `correct` is what RL rewards. A task may also judge by other rules; `further` has their verdicts by name, the same names for every
     response, and evaluation reports pass@k under each.
     """
 
@@ -51,24 +51,24 @@ class Task(Protocol):
         ...
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        """`count` distinct problems of a split; raises `PriorlabError` if there are not so many."""
+        """`count` distinct problems of a split; raises `PriorlabError` if there are fewer."""
         ...
 
     def rewordings(self, problem: Problem) -> list[Problem]:
-        """The same problem in the other wordings that the task knows; its identity stays, and so does what is right."""
+        """The same problem in the task's other wordings; its identity and its correct answers stay the same."""
         ...
 
     def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
-        """Worked solutions of random problems of a split; problems may repeat. A smaller count gives the first of a larger one's."""
+        """Worked solutions of random problems of a split; problems may repeat. A smaller count gives a prefix of a larger one."""
         ...
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Runs in a worker that can be killed, with limits on time and memory. A text that is no answer is wrong, not an error."""
+        """Runs in a worker that can be killed, with limits on time and memory. An unreadable text is wrong, not an error."""
         ...
 
 
 def split_of(problem_id: str) -> Split:
-    """The split that owns a problem: a fixed hash of its identity, compared with the cumulated shares."""
+    """The split that owns a problem: a fixed hash of its identity, compared with the cumulative shares."""
     position = int.from_bytes(hashlib.sha256(problem_id.encode()).digest()[:8], "big") / 2**64
     for split, share in _SPLITS:
         if position < share:

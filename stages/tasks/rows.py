@@ -1,4 +1,4 @@
-"""Rows of a data set, from the Hugging Face hub or a local file, and columns within them; errors name the row and the key to mend."""
+"""Rows of a data set, from the Hugging Face hub or a local file, and their columns; errors name the row and the key to fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.store.files import sha256_of
 
 
 def read_rows(source: MathSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row with its place, for messages. `key` is where the config holds the source, e.g. `task.train`."""
+    """Each row with its place, for messages. `key` is the source's config key, e.g. `task.train`."""
     if source.file is None:
         place, rows = str(source.hub), _from_hub(source, key)
     else:
@@ -24,7 +24,7 @@ def read_rows(source: MathSource, key: str) -> Iterator[tuple[str, dict[str, Any
 
 
 def column(row: dict[str, Any], path: str, place: str, key: str) -> Any:
-    """The value at a path like `reward_model.ground_truth` or `prompt.0.content`; a column of exactly that name comes first."""
+    """The value at a path like `reward_model.ground_truth` or `prompt.0.content`; a column of exactly that name wins."""
     if path in row:
         return row[path]
     value: Any = row
@@ -39,14 +39,14 @@ def column(row: dict[str, Any], path: str, place: str, key: str) -> Any:
 
 
 def _from_hub(source: MathSource, key: str) -> Iterator[dict[str, Any]]:
-    import datasets  # seconds, and local files do without
+    import datasets  # slow, and local files do without
 
     try:
         rows = datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
-    except Exception as error:  # of any of the libraries below, by what is wrong: the network, the name, the subset, the split
+    except Exception as error:  # from any library underneath: wrong network, name, subset or split
         raise PriorlabError(
             f"cannot load the data set {source.hub!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
-            f"{type(error).__name__}: {error}. Without a network, give a copy of it: {key}.hub=null {key}.file=COPY.parquet"
+            f"{type(error).__name__}: {error}. Without a network, use a copy: {key}.hub=null {key}.file=COPY.parquet"
         ) from error
     yield from rows
 
@@ -55,8 +55,8 @@ def _from_file(path: Path, source: MathSource, key: str) -> Iterator[dict[str, A
     try:
         if sha256_of(path) != source.sha256:
             raise PriorlabError(
-                f"{path} ({key}.file) has another content than when the run was planned (sha256 {str(source.sha256)[:12]}); start the "
-                "command anew to use what it holds now, or put the old content back"
+                f"{path} ({key}.file) has changed since the run was planned (sha256 {str(source.sha256)[:12]}); run the command "
+                "again to use its new content, or restore the old"
             )
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -81,7 +81,7 @@ def _json_lines(path: Path, key: str) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise PriorlabError(f"line {number} of {path} ({key}.file) is no JSON: {error}") from error
+                raise PriorlabError(f"line {number} of {path} ({key}.file) is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise PriorlabError(f"line {number} of {path} ({key}.file) is {line[:40]!r}...; each line must be a JSON object")
             yield row

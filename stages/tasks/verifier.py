@@ -1,7 +1,7 @@
-"""Verification in worker processes that can be killed: a hanging, swelling or crashing verifier costs one response, never the run.
+"""Verification in worker processes that can be killed: a verifier that hangs, bloats or crashes costs one response, never the run.
 
-A worker has a limit on time and, beyond what its task takes to load, on memory. A response that breaks one scores 0 and is counted;
-once such responses are more than a small share, scores would be wrong without anybody noticing, so the run stops instead.
+A worker has a limit on time and, beyond what loading its task takes, on memory. A response that exceeds one scores 0 and is counted;
+once more than a small share of responses do, scores would be silently wrong, so the run stops instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stages.tasks import Problem, Task, Verdict
 
 # Responses handed to a worker at once. Small enough that the time limit, which covers the chunk, stays tight.
 _CHUNK = 64
-# Before so many responses a share says little: two odd ones in the first batch of RL must not end it.
+# Below this many responses a share says little: two odd ones in RL's first batch must not end it.
 _ENOUGH = 1000
 _WRONG = Verdict(correct=False, answer=None)
 _LOG = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ def _start_worker(build: Callable[[], Task], memory_mib: int) -> None:
     global _task
     try:
         _task = build()
-    except Exception as error:  # pebble would start such a worker again and again; so the first response tells
+    except Exception as error:  # pebble would restart such a worker forever; so the first response raises it
         _task = error
     loaded = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     limit = loaded + (memory_mib << 20)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash here is expected now and then; its memory is nobody's business
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected here now and then; nobody needs the dump
 
 
 def _verify_chunk(chunk: list[tuple[Problem, str]]) -> list[Verdict]:
@@ -66,7 +66,7 @@ class VerifyCounts:
 
 
 class Verifier:
-    """A pool of workers, each with the task that `build` makes there; use as a context manager.
+    """A pool of workers, each with its own task from `build`; use as a context manager.
 
     A response that exceeds the limits, kills its worker or makes the verifier raise scores 0, is logged and counted.
     """
@@ -99,7 +99,7 @@ class Verifier:
         for chunk, future in zip(chunks, futures, strict=True):
             try:
                 verdicts += future.result()
-            except Exception:  # one of the chunk is bad: find out which, the others keep their verdict
+            except Exception:  # one in the chunk is bad: find out which, the others keep their verdict
                 singles = [self._schedule([pair]) for pair in chunk]
                 verdicts += [self._result(pair, single) for pair, single in zip(chunk, singles, strict=True)]
             self.counts.verified += len(chunk)
@@ -127,7 +127,7 @@ class Verifier:
         problem, response = pair
         start = response[:100]
         self._last_failure = f"problem {problem.id!r}, response {start!r}{'...' if start != response else ''}: {reason}"
-        _LOG.warning("the verifier failed, which scores 0: %s", self._last_failure)
+        _LOG.warning("the verifier failed, scored 0: %s", self._last_failure)
         return _WRONG
 
     def _check(self, *, at_least: int) -> None:
@@ -136,5 +136,5 @@ class Verifier:
             raise PriorlabError(
                 f"the verifier failed on {counts.errors} and timed out on {counts.timeouts} of {counts.verified} responses, more than "
                 f"max_verify_failures = {share:g} allows; scores would be wrong. The last one: {self._last_failure}. Raise "
-                "verify_seconds or verify_memory_mib, or mend the task's verifier"
+                "verify_seconds or verify_memory_mib, or fix the task's verifier"
             )

@@ -1,11 +1,11 @@
 """Balancing experts without an auxiliary loss: a bias per expert, nudged against its load after each step.
 
-The bias is added to a router's scores when experts are chosen, and is no part of the weights that their outputs get: the only gradient
-is that of the objective (Wang et al., "Auxiliary-Loss-Free Load Balancing", arXiv 2408.15664, algorithm 1):
+The bias is added to a router's scores when experts are chosen, but does not weight their outputs: the only gradient is the
+objective's (Wang et al., "Auxiliary-Loss-Free Load Balancing", arXiv 2408.15664, algorithm 1):
 
     bias_e <- bias_e + rate * sign(mean load - load_e),    load_e = tokens of the whole step that chose expert e
 
-over all processes and accumulated micro-batches. The bias is a buffer of the model, so that exports have it.
+over all processes and accumulated micro-batches. The bias is a buffer of the model, so exports have it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def routers_of(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 class ExactBiases(TrainerCallback):
-    """Keeps biases in float32: DeepSpeed casts buffers to bfloat16, in which one near 0.5 moves by four times the usual rate or not at
-    all. Build it before training starts, since then they are cast.
+    """Keeps biases in float32: DeepSpeed casts buffers to bfloat16, where one near 0.5 moves by four times the usual rate or not at
+    all. Build it before training starts, which casts them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -41,7 +41,7 @@ class ExactBiases(TrainerCallback):
         self._first = {name: bias.detach().float().clone() for name, bias in self.biases().items()}
 
     def biases(self) -> dict[str, Tensor]:
-        """Asked of the routers each time: a cast, or a move to a device, gives them other tensors."""
+        """Looked up each time: a cast, or a move to a device, replaces the tensors."""
         return {name: router.get_buffer(_BIAS) for name, router in self.routers.items()}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
@@ -50,9 +50,9 @@ class ExactBiases(TrainerCallback):
 
 
 class ExpertBalance(ExactBiases):
-    """Counts the tokens of each expert, and moves the biases by `rate` after each optimizer step.
+    """Counts each expert's tokens, and moves the biases by `rate` after each optimizer step.
 
-    Step checkpoints hold the biases in a file of their own, which fits any dtype, ZeRO stage and number of processes. Add this callback
+    Step checkpoints hold the biases in a separate file, which fits any dtype, ZeRO stage and number of processes. Add this callback
     before the one that marks checkpoints as complete.
     """
 
@@ -71,7 +71,7 @@ class ExpertBalance(ExactBiases):
     def _count(
         self, layer: int, router: nn.Module, _: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Int[Tensor, "tokens active"]]
     ) -> None:
-        """A router's output ends with its choice. What activation checkpointing computes again counts twice, which changes no ratio."""
+        """A router's output ends with its choice. What activation checkpointing recomputes counts twice, which changes no ratio."""
         if router.training:
             chosen = output[-1].flatten()
             if self._load.device != chosen.device:
@@ -97,8 +97,8 @@ class ExpertBalance(ExactBiases):
     def take_statistics(self) -> dict[str, float]:
         """Means over layers and over the steps since the last call.
 
-        `expert_violation`: how far the most loaded expert lies above the mean load, as a share of it; `experts_idle`: share of the
-        experts that no token chose.
+        `expert_violation`: by what share of the mean load the busiest expert exceeds it; `experts_idle`: share of experts that no
+        token chose.
         """
         violation, idle = (self._violations / self._steps).tolist()
         self._violations.zero_()

@@ -12,9 +12,9 @@ from pipeline.config.training import AdamWConfig, Launch
 
 
 def prepare(threads: int) -> None:
-    """Call before torch starts work: environment of a single process (torchrun sets it otherwise) and CPU settings."""
+    """Call before using torch: sets the environment of a single process (else torchrun does) and CPU settings."""
     if "RANK" not in os.environ:
-        # DeepSpeed looks for MPI when these are absent. A port of our own: two stages side by side must not share 29500.
+        # DeepSpeed looks for MPI when these are absent. Our own port: two stages side by side must not share 29500.
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())
     quiet()
@@ -29,7 +29,7 @@ def prepare(threads: int) -> None:
 
 
 def quiet() -> None:
-    """No progress bars of libraries in a stage's log: the stage reports its own progress."""
+    """Turn libraries' progress bars off: the stage reports its own progress."""
     import datasets
     from transformers.utils import logging
 

@@ -104,16 +104,14 @@ def test_links_share_the_file(lab_with_corpus: Lab, tmp_path: Path) -> None:
 def test_another_tokenizer_is_refused_by_its_first_difference(lab_with_corpus: Lab, tmp_path: Path) -> None:
     done = lab_with_corpus.call("adopt", str(checkpoint(tmp_path / "theirs", tokenizer("!"))), "--as", "smoke", *SMALL)
     assert done.returncode == 2
-    assert "its tokenizer is another one than the corpus's: token '!' has the id 2, in the corpus None" in done.stderr.replace(
-        "\n", " "
-    )
+    assert "its tokenizer differs from the corpus's: token '!' has id 2, in the corpus None" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
 
 
 def test_too_few_positions_are_refused_with_the_key(lab_with_corpus: Lab, tmp_path: Path) -> None:
     done = lab_with_corpus.call("adopt", str(checkpoint(tmp_path / "theirs", tokenizer(), max_positions=8)), "--as", "smoke", *SMALL)
     assert done.returncode == 2
-    assert "has 8 positions, the recipe counts on model.max_positions=" in done.stderr
+    assert "has 8 positions, the recipe needs model.max_positions=" in done.stderr
 
 
 def test_a_folder_that_is_no_checkpoint_says_what_it_lacks(lab: Lab, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_parent_that_vanished_while_its_child_waited_is_named(begin: Callable[
     states, _ = run.end()
     assert states["pretrain"][0] == "done"
     assert states["evaluate"][0] == "failed"
-    assert f"parent stage {corpus.path} (corpus) has no record.json: not run, or gone; start" in states["evaluate"][1]
+    assert f"parent stage {corpus.path} (corpus) has no record.json: not run, or deleted; start" in states["evaluate"][1]
     again = Run(tmp_path / "home", {}, *FAST)
     states, notes = again.end()
     assert {state for state, _ in states.values()} == {"reused", "done"}, notes

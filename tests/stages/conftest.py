@@ -1,4 +1,4 @@
-"""What several tests of stages stand on: RL stages on the small sweep's pre-trained model, and a small mixture of experts."""
+"""Shared by several tests of stages: RL stages on the small sweep's pre-trained model, and a small mixture of experts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOE_RECIPE = (
 
 
 def rl_stage(lab: Lab, smoke: FinishedSweep, *overrides: str, seed: int = 0) -> StageNode:
-    """The stage, ready to start: its parents and its spec are in the lab. `seed` is of RL alone."""
+    """The stage, ready to start: its parents and its spec are in the lab. `seed` is RL's alone."""
     (plan,) = smoke_graph("axes.prior=[ce]", *overrides).cells
     node = plan.chain["rl"]
     node = StageNode(node.slug, node.config.model_copy(update={"seed": seed}), node.parents, node.labels, node.tracking)
@@ -52,7 +52,7 @@ class Trained:
 
 
 def ready(lab: Lab, node: StageNode, *finished: tuple[Lab, StageNode]) -> StageNode:
-    """The stage with its spec in the lab, beside copies of what it stands on."""
+    """The stage with its spec in the lab, beside copies of its parents."""
     for other, parent in finished:
         lab.borrow(other, parent)
     folder = lab.folder(node)
@@ -76,7 +76,7 @@ def moe_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, StageNode
 
 @pytest.fixture(scope="session")
 def moe(moe_corpus: tuple[Lab, StageNode]) -> Trained:
-    """Corpus and pre-training, by one process without ZeRO."""
+    """Corpus and pre-training, in one process without ZeRO."""
     lab, _ = moe_corpus
     nodes = smoke_graph(*MOE_RECIPE).cells[0].chain
     _run(lab, nodes["pretrain"])

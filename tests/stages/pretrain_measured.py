@@ -1,4 +1,4 @@
-"""The stage `pretrain`, which also writes down how much memory its process took at most while it trained, beyond its libraries."""
+"""The stage `pretrain`, which also records its process's peak memory during training, beyond its libraries."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stages.pretrain.__main__ import run
 
 
 def _kib(name: str) -> int:
-    """VmRSS: now; VmHWM: the most since the last reset."""
+    """VmRSS: now; VmHWM: the peak since the last reset."""
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
 
 
 class _Peak(TrainerCallback):
-    """Looks before a step checkpoint is written, which takes memory of its own."""
+    """Measures before a step checkpoint is written, which takes extra memory."""
 
     def __init__(self, stage: Stage) -> None:
         self.file = stage.folder.path / f"measured-{stage.rank}.json"

@@ -1,6 +1,6 @@
 """`python -m stages.rl`, but prompts and responses of each draw go to DRAWS_TO.RANK, and rank 0 kills itself after DIES_AFTER_DRAW.
 
-The kill falls between sampling responses and learning from them, a moment that no file of the stage tells from outside.
+The kill falls between sampling responses and learning from them, a moment that no file of the stage reveals.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from stages.contract import main
 from stages.rl.__main__ import run
 
-if __name__ == "__main__":  # verifier workers import this file anew
+if __name__ == "__main__":  # verifier workers import this file again
     from stages.rl import dynamic_sampling
 
     drawn = 0

@@ -1,4 +1,4 @@
-"""The corpus stage: exact shares, whole documents, held-out text apart, and the same blocks however it is run."""
+"""The corpus stage: exact shares, whole documents, separate held-out text, and the same blocks however it runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Build = Callable[..., Built]
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Documents of two sources that share no letter; some are there twice."""
+    """Documents of two sources that share no letter; some are duplicates."""
     rng = random.Random(0)
 
     def words(letters: str, count: int) -> list[str]:
@@ -64,7 +64,7 @@ def corpus_node(*overrides: str) -> StageNode:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Build:
-    """Builds in this process: the export folder, and the metrics."""
+    """Builds in this process; the export folder and the metrics."""
 
     def run(*overrides: str) -> Built:
         home = Home(tmp_path / str(len(list(tmp_path.iterdir()))))
@@ -84,7 +84,7 @@ def rows_of(export: Path, part: str = "train") -> list[list[int]]:
 
 
 def documents_in(rows: list[list[int]], tokenizer: Any) -> list[str]:
-    """What stands between two ends."""
+    """The texts between ends."""
     text = tokenizer.decode([token for row in rows for token in row], skip_special_tokens=False)
     return text.split(tokenizer.eos_token)[1:-1]
 
@@ -104,13 +104,13 @@ def test_shares_are_exact_blocks_are_of_one_source_and_evenly_spread(made: Build
     assert not (export / "work").exists()
 
 
-def test_documents_stay_whole_apart_and_on_one_side(made: Build, sources: str, texts: dict[str, list[str]]) -> None:
+def test_documents_stay_whole_and_in_one_split(made: Build, sources: str, texts: dict[str, list[str]]) -> None:
     export, metrics = made(f"corpus.sources={{{sources}}}", "corpus.sources.high.weight=0", "corpus.tokens=32000")
     tokenizer = AutoTokenizer.from_pretrained(export / "tokenizer")
     kept = {part: documents_in(rows_of(export, part), tokenizer) for part in ("train", "heldout")}
     whole = Counter(texts["low"])
     train = Counter(text for text in texts["low"] if not is_heldout(text, 0.2))
-    assert Counter(kept["train"]) <= train  # each at most as often as it is there
+    assert Counter(kept["train"]) <= train  # each at most as often as in the text
     assert sum(train.values()) - len(kept["train"]) < 40  # those that the budget leaves out
     assert len(kept["heldout"]) > 10
     assert set(kept["heldout"]) <= set(whole) - set(train)
@@ -118,7 +118,7 @@ def test_documents_stay_whole_apart_and_on_one_side(made: Build, sources: str, t
     assert metrics["low/documents"] == len(texts["low"])
 
 
-def test_the_number_of_processes_changes_nothing_and_the_seed_the_order(made: Build, sources: str) -> None:
+def test_the_number_of_processes_changes_nothing_and_the_seed_does(made: Build, sources: str) -> None:
     overrides = [
         f"corpus.sources={{{sources}, sums: {{kind: task}}}}",
         "corpus.tokenizer={kind: bpe, vocab_size: 300, train_characters: 9999}",
@@ -131,7 +131,7 @@ def test_the_number_of_processes_changes_nothing_and_the_seed_the_order(made: Bu
     assert sorted(rows_of(one)) != sorted(rows_of(other))
 
 
-def test_a_source_that_ends_too_soon_is_named_unless_it_may_be_used_again(made: Build, sources: str) -> None:
+def test_a_source_that_runs_out_is_named_unless_it_may_be_repeated(made: Build, sources: str) -> None:
     overrides = [f"corpus.sources={{{sources}}}", "corpus.sources.low.weight=0", "corpus.tokens=64000"]
     with pytest.raises(
         PriorlabError, match=r"source 'high' ends after 1,\d\d\d of the 2,000 blocks.*raise corpus\.sources\.high\.passes"
@@ -143,7 +143,7 @@ def test_a_source_that_ends_too_soon_is_named_unless_it_may_be_used_again(made: 
     assert set(twice.values()) >= {1, 2}
 
 
-def test_solutions_are_cut_as_prompts_and_responses_are_in_rl(made: Build) -> None:
+def test_solutions_are_tokenized_like_prompts_and_responses_in_rl(made: Build) -> None:
     export, _ = made("corpus.sources={sums: {kind: task}}", "corpus.tokenizer={kind: bpe, vocab_size: 320, train_characters: 9999}")
     tokenizer = AutoTokenizer.from_pretrained(export / "tokenizer")
     stream = [token for row in rows_of(export) for token in row]
@@ -175,7 +175,7 @@ TRAINED = bpe_tokenizer(iter(["def f(x): return x + 1\n    # 123 naïve\n"] * 50
 
 
 @given(st.text())
-def test_a_trained_bpe_loses_no_text_and_takes_special_tokens_in_it_for_text(text: str) -> None:
+def test_a_trained_bpe_loses_no_text_and_treats_special_tokens_in_it_as_text(text: str) -> None:
     backend = TRAINED.backend_tokenizer
     backend.encode_special_tokens = True
     for one in (text, f"{text}{END}{text}"):
@@ -190,7 +190,7 @@ def test_a_trained_bpe_keeps_digits_single() -> None:
 
 
 def save_tokenizer(folder: Path, *, eos: str | None, pad: str | None = None) -> Path:
-    """One of another kind: it starts texts with <s>, and knows no padding unless told."""
+    """A foreign one: it starts texts with <s>, and has no padding unless given."""
     vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -201,7 +201,7 @@ def save_tokenizer(folder: Path, *, eos: str | None, pad: str | None = None) -> 
 
 
 @pytest.mark.parametrize("pad", [None, "</s>"])
-def test_another_tokenizer_puts_its_end_before_prompts_and_pads_with_a_token_of_its_own(pad: str | None, tmp_path: Path) -> None:
+def test_an_existing_tokenizer_puts_its_end_before_prompts_and_pads_with_a_separate_token(pad: str | None, tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path / "theirs", eos="</s>", pad=pad)
     pretrained_tokenizer(PretrainedTokenizer(folder=str(folder))).save_pretrained(tmp_path / "ours")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
@@ -215,7 +215,7 @@ def test_a_tokenizer_that_changed_or_has_no_end_is_refused(tmp_path: Path) -> No
         pretrained_tokenizer(PretrainedTokenizer(folder=str(save_tokenizer(tmp_path / "endless", eos=None))))
     config = PretrainedTokenizer(folder=str(save_tokenizer(tmp_path / "theirs", eos="</s>")))
     shutil.copyfile(tmp_path / "endless" / "tokenizer_config.json", tmp_path / "theirs" / "tokenizer_config.json")
-    with pytest.raises(PriorlabError, match="holds another tokenizer than when the run was planned"):
+    with pytest.raises(PriorlabError, match=r"the tokenizer in .* \(corpus\.tokenizer\.folder\) has changed since the run was planned"):
         pretrained_tokenizer(config)
 
 
@@ -230,7 +230,7 @@ def test_the_stage_stops_at_bad_input_with_its_place_and_leaves_no_trace(lab: La
     assert (
         f"error: source 'mine': 1 of 2 documents cannot be read, more than corpus.max_bad_share = 0.01 allows: {tmp_path}/rows" in log
     )
-    assert "line 2 is no JSON" in log
+    assert "line 2 is not JSON" in log
     assert "Traceback" not in log
     assert not folder.export.exists()
     assert folder.record() is None

@@ -64,7 +64,7 @@ def test_before_and_after_rl_are_measured_on_the_same_problems(smoke: FinishedSw
 
 
 class Trap:
-    """A task whose verifier hangs, swells, ends its process or raises, by what the response says."""
+    """A task whose verifier hangs, bloats, exits or raises, as the response says."""
 
     alphabet = ""
 
@@ -72,7 +72,7 @@ class Trap:
         if response == "hang":
             time.sleep(3600)
         if response == "allocate":
-            bytearray(4 << 30)  # nothing touches it, so without a limit it succeeds
+            bytearray(4 << 30)  # never touched, so it succeeds without a limit
         if response == "swell":
             hoard: list[bytes] = []
             while len(hoard) < 4096:
@@ -93,7 +93,7 @@ class Trap:
         raise NotImplementedError
 
 
-def test_a_hanging_swelling_crashing_or_raising_verifier_costs_one_response_each(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hanging_bloating_crashing_or_raising_verifier_costs_one_response_each(caplog: pytest.LogCaptureFixture) -> None:
     with Verifier(Trap, Verification(verify_workers=2, verify_seconds=8, verify_memory_mib=256)) as verifier:
         responses = ["right", "hang", "wrong", "exit", "raise", "allocate", "swell", "right"]
         verdicts = verifier.verify((PROBLEM, response) for response in responses)

@@ -43,7 +43,7 @@ def test_diversity_with_lambda_0_is_grpo_to_the_last_bit(smoke: FinishedSweep, l
 
 
 def test_a_bonus_and_a_loss_reach_the_policy_and_leave_the_counts_of_correct_responses_alone(smoke: FinishedSweep, lab: Lab) -> None:
-    """Over micro-batches and with dynamic sampling's fillers, whose tokens count nothing."""
+    """Over micro-batches and with dynamic sampling's fillers, whose tokens do not count."""
     plain = logged(smoke.folder("rl").path)
     ran = {}
     for name, exploration in (
@@ -61,7 +61,7 @@ def test_a_bonus_and_a_loss_reach_the_policy_and_leave_the_counts_of_correct_res
         assert record["metrics"]["seconds_per_step"] == pytest.approx(np.mean([row["step_time"] for row in rows[1:]]))
 
     assert all(row["exploration/bonus_mean"] > row["exploration/bonus_std"] > 0 for row in ran["bonus"])
-    for row in ran["bonus"]:  # what is trained on: 32 responses that are right or wrong, and the bonuses of groups that have one
+    for row in ran["bonus"]:  # what is trained on: 32 responses, right or wrong, and the bonuses of groups that have one
         correct = (row["reward"] - row["exploration/bonus_mean"] * row["exploration/groups_with_bonus"]) * 32
         assert correct == pytest.approx(round(correct), abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness on a task of local data: the same answers as computed by hand, and what is refused."""
+"""Benchmarks of lm-evaluation-harness on a task of local data: the same answers as computed manually, and what is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_task(folder: Path, name: str, **more: object) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learned nothing: its answers are arbitrary, and so tell whether they are really its own."""
+    """A model that has learned nothing: its arbitrary answers show whether they are really its own."""
     folder = tmp_path_factory.mktemp("checkpoint")
     (cell,) = load_recipe("smoke").cells()
     tokenizer = character_tokenizer("0123456789+=")

@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_adversarial_answers_hold_no_worker_beyond_its_limit_and_score_nothing(data: Path) -> None:
+def test_adversarial_answers_hold_no_worker_past_its_limit_and_score_0(data: Path) -> None:
     seconds = 3.0
     problem = Problem("p", "", {"answer": "18"})
     build = partial(build_task, MathTask(evaluate=MathSource(file=str(data))))
@@ -50,12 +50,12 @@ def test_adversarial_answers_hold_no_worker_beyond_its_limit_and_score_nothing(d
         took = time.perf_counter() - started
         assert [verdict.correct for verdict in verdicts] == [False] * len(ODD + ENDLESS) + [True]
         counts = verifier.counts
-        assert counts.failures <= len(ENDLESS)  # the odd ones are plain wrong answers
+        assert counts.failures <= len(ENDLESS)  # the others are plain wrong answers
         assert counts.timeouts >= 1
         again = time.perf_counter()
         assert verifier.verify([(problem, "\\boxed{18}")])[0].correct  # the pool goes on
         assert time.perf_counter() - again < 30
-    # Once as a chunk and once alone; what is left is starting workers anew.
+    # Once as a chunk and once alone; the rest is restarting workers.
     assert took < 2 * seconds * (len(ENDLESS) + 1) + 40
 
 

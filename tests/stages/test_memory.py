@@ -1,4 +1,4 @@
-"""Memory by formula against what a training process takes, beyond its libraries and before it writes a step checkpoint."""
+"""Planned memory against what a training process takes, beyond its libraries and before it writes a step checkpoint."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_training_takes_the_planned_memory(model: str, launch: str, moe_corpus: 
         .chain["pretrain"]
     )
     ready(lab, node, moe_corpus)
-    # Tensors that are freed go back to the system, as if there were nothing else; and oneDNN keeps no packed copies of them, as it does
-    # on processors that multiply bfloat16 themselves (340 MB here).
+    # Freed tensors go straight back to the system, and oneDNN keeps no packed copies of them, as it does on processors with native
+    # bfloat16 matmuls (340 MB here).
     only_tensors = {"MALLOC_MMAP_THRESHOLD_": "65536", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
     process = start(lab, node, "tests.stages.pretrain_measured", **only_tensors)
     finish(lab, node, process)

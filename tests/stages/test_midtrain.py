@@ -1,4 +1,4 @@
-"""Mid-training on real DeepSpeed: on from the pre-trained weights, in longer blocks, under a changing prior, and exact after a kill."""
+"""Mid-training on real DeepSpeed: from the pre-trained weights, in longer blocks, under a changing prior, and exact after a kill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan() -> CellPlan:
 
 @pytest.fixture(scope="module")
 def uninterrupted(plan: CellPlan, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """The chain as far as mid-training."""
+    """The chain up to mid-training."""
     lab = Lab(Home(tmp_path_factory.mktemp("midtrain")))
     for role in ("corpus", "pretrain", "midtrain-corpus", "midtrain"):
         prepare(lab, plan.chain[role])
@@ -40,14 +40,14 @@ def uninterrupted(plan: CellPlan, tmp_path_factory: pytest.TempPathFactory) -> L
     return lab
 
 
-def test_its_text_is_cut_by_the_first_tokenizer_into_blocks_of_its_own(uninterrupted: Lab, plan: CellPlan) -> None:
+def test_its_text_has_the_first_tokenizer_and_its_own_block_size(uninterrupted: Lab, plan: CellPlan) -> None:
     first, second = (uninterrupted.folder(plan.chain[role]).export for role in ("corpus", "midtrain-corpus"))
     vocabularies = [AutoTokenizer.from_pretrained(folder / "tokenizer").get_vocab() for folder in (first, second)]
     assert vocabularies[0] == vocabularies[1]
     assert (Blocks(first / "train").block_size, Blocks(second / "train").block_size) == (32, 320)
 
 
-def test_it_goes_on_from_the_pretrained_weights_at_a_falling_rate(uninterrupted: Lab, plan: CellPlan) -> None:
+def test_it_continues_from_the_pretrained_weights_at_a_falling_rate(uninterrupted: Lab, plan: CellPlan) -> None:
     found = rows(uninterrupted, plan.chain["midtrain"])
     assert [(row["step"], row["tokens"]) for row in found] == [(step, step * 8 * 320) for step in (4, 8, 12, 16)]
     before = rows(uninterrupted, plan.chain["pretrain"])
@@ -69,12 +69,12 @@ def test_its_export_has_the_new_rope_base_and_room_for_its_blocks(uninterrupted:
     )
     assert pretrained.keys() == midtrained.keys()
     moved = max((midtrained[name] - pretrained[name]).abs().max().item() for name in pretrained)
-    assert 0 < moved < 16 * 10 * 3e-4  # AdamW's steps are of the size of the rate: not another model
+    assert 0 < moved < 16 * 10 * 3e-4  # AdamW's steps are about the rate: not a new model
 
 
 @pytest.fixture(scope="module")
 def killed(uninterrupted: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, CellPlan]:
-    """The same, killed half-way and resumed, and with checkpoints along its way from before and after the kill."""
+    """The same, killed halfway and resumed, with checkpoints along the way from before and after the kill."""
     lab = Lab(Home(tmp_path_factory.mktemp("killed")))
     (plan,) = smoke_graph(*MIDTRAINED, "midtrain.evaluate_at=[0.25, 0.75]", "evaluate={problems: 2, samples: 2}").cells
     lab.borrow(uninterrupted, *(plan.chain[role] for role in ("corpus", "pretrain", "midtrain-corpus")))
@@ -90,7 +90,7 @@ def test_killed_in_the_middle_of_a_schedule_it_ends_with_the_same_weights(
 ) -> None:
     lab, interrupted = killed
     found, expected = rows(lab, interrupted.chain["midtrain"]), rows(uninterrupted, plan.chain["midtrain"])
-    # Step t of 16 trains with the setting at (t - 1) / 16: half the way is reached at the ninth.
+    # Step t of 16 trains with the setting at (t - 1) / 16: the ninth is halfway.
     assert [row["step"] for row in found] == [4, 8, 12, 16]
     assert [row["prior/beta"] for row in found] == pytest.approx([0.3125, 0.0625, 0, 0])
     assert [row["prior/lambda_tail"] for row in found] == pytest.approx([-0.0375, -0.0875, -0.1, -0.1])
@@ -118,11 +118,11 @@ def test_checkpoints_along_the_way_are_exported_in_order_and_evaluated_like_any(
 
     node = plan.milestones["midtrain", 4]
     prepare(lab, node)
-    (folder.export / "milestones" / "12" / "model.safetensors").write_bytes(b"damaged")  # another checkpoint is not its business
+    (folder.export / "milestones" / "12" / "model.safetensors").write_bytes(b"damaged")  # a different checkpoint does not matter
     assert start(lab, node).wait(timeout=200) == 0, (lab.folder(node).path / "out.log").read_text()
     found = lab.folder(node).record()
     assert found is not None
-    # Early in mid-training under a prior that flattens, the text of before is still known.
+    # Early in mid-training under a flattening prior, the earlier text is still known.
     assert 1 < found["metrics"]["perplexity"] < 10
 
 

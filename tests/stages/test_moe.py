@@ -1,4 +1,4 @@
-"""A small mixture of experts through the stages: balanced, the same run however it is spread, exported to vLLM, and trained by RL."""
+"""A small mixture of experts through the stages: balanced, the same run on any layout, exported to vLLM, and trained by RL."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_rl_trains_a_mixture_and_its_engine_keeps_up(moe: Trained, lab: Lab) -> 
     node = ready(lab, moe.nodes["rl"], *((moe.lab, moe.nodes[kind]) for kind in ("corpus", "pretrain")))
     found = [row for row in finish(lab, node, start(lab, node)) if "loss" in row]
     assert [row["step"] for row in found] == [1, 2]
-    for row in found:  # in the second step with weights that the first has changed
+    for row in found:  # the second step uses weights that the first changed
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
     before, after = weights(moe.export), weights(lab.folder(node).export)
     assert before.keys() == after.keys()
@@ -67,8 +67,8 @@ def test_rl_trains_a_mixture_and_its_engine_keeps_up(moe: Trained, lab: Lab) -> 
             assert torch.equal(value, after[name])  # RL balances nothing
 
 
-def test_a_run_killed_on_two_processes_under_zero3_goes_on_with_one(moe_corpus: tuple[Lab, StageNode], tmp_path: Path) -> None:
-    """As without the interruption, and as without ZeRO: same blocks, same losses, same weights up to rounding."""
+def test_a_run_killed_on_two_processes_under_zero3_resumes_on_one(moe_corpus: tuple[Lab, StageNode], tmp_path: Path) -> None:
+    """As if uninterrupted and without ZeRO: same blocks, same losses, same weights up to rounding."""
     gentle = (
         "pretrain={steps: 20, launch: {save_steps: 10, log_steps: 5}}",
         "pretrain.optimizer={learning_rate: 1e-3, warmup_steps: 5, decay_steps: 5}",

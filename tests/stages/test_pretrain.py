@@ -1,4 +1,4 @@
-"""Pre-training on real DeepSpeed: the same run however it is spread or interrupted, and an export that vLLM agrees with."""
+"""Pre-training on real DeepSpeed: the same run on any layout or after a kill, and an export that vLLM agrees with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def weights(lab: Lab, node: StageNode) -> dict[str, torch.Tensor]:
 def test_losses_are_the_same_for_every_zero_stage_and_number_of_processes(smoke: FinishedSweep, tmp_path: Path) -> None:
     """Sixteen blocks a step as 1 x 8 x 2, 1 x 16, 2 x 8 and 2 x 4 x 2 (processes x micro-batch x accumulation).
 
-    A gentle learning rate: at a high one, rounding alone drives equal runs apart within a hundred steps.
+    A gentle learning rate: at a high one, rounding alone makes equal runs diverge within a hundred steps.
     """
     gentle = ["pretrain.steps=75", "pretrain.optimizer.learning_rate=1e-3"]
     arrangements = {
@@ -59,7 +59,7 @@ def test_losses_are_the_same_for_every_zero_stage_and_number_of_processes(smoke:
         node = pretraining(lab, smoke, *gentle, *overrides)
         fingerprints.add(node.fingerprint)
         found[name] = finish(lab, node, start(lab, node)), weights(lab, node)
-    assert len(fingerprints) == 1  # how a stage runs is no part of what it is
+    assert len(fingerprints) == 1  # how a stage runs is not part of its identity
     expected_rows, expected_weights = found.pop("plain")
     assert [row["step"] for row in expected_rows] == [25, 50, 75]
     for name, (ours, our_weights) in found.items():
@@ -108,7 +108,7 @@ def test_a_run_killed_between_and_during_checkpoints_ends_with_the_same_weights(
         assert torch.equal(value, expected[name]), name
 
 
-def test_logged_values_fit_together(smoke: FinishedSweep) -> None:
+def test_logged_values_are_consistent(smoke: FinishedSweep) -> None:
     found = rows(smoke.lab, smoke.node("pretrain"))
     assert [row["tokens"] for row in found] == [step * 16 * 32 for step in LOGGED]
     for row in found:
@@ -122,10 +122,10 @@ def test_logged_values_fit_together(smoke: FinishedSweep) -> None:
     assert found[-1]["learning_rate"] == pytest.approx(5e-4, rel=0.4)
 
 
-def test_another_prior_trains_another_model_from_the_same_start(smoke: FinishedSweep) -> None:
+def test_a_different_prior_trains_a_different_model_from_the_same_start(smoke: FinishedSweep) -> None:
     ce, tail = (rows(smoke.lab, smoke.node("pretrain", cell)) for cell in (0, 1))
     assert ce[0]["cross_entropy"] == pytest.approx(tail[0]["cross_entropy"], rel=0.05)
-    # Over the whole run: rounding alone moves a single interval by as much as the prior does in so short a training.
+    # Over the whole run: in such a short one, rounding alone moves a single interval as much as the prior does.
     assert sum(row["tail_mass"] for row in ce) > sum(row["tail_mass"] for row in tail)
 
 
@@ -163,7 +163,7 @@ def test_a_corrupt_corpus_is_named_and_nothing_is_overwritten(smoke: FinishedSwe
     assert lab.folder(node).record() is None
 
 
-def test_a_stage_runs_by_hand_from_its_spec(smoke: FinishedSweep, lab: Lab) -> None:
+def test_a_stage_runs_manually_from_its_spec(smoke: FinishedSweep, lab: Lab) -> None:
     node = smoke_graph("corpus.documents=50", "corpus.heldout_documents=20").cells[0].chain["corpus"]
     folder = lab.folder(node)
     folder.path.mkdir(parents=True)

@@ -57,7 +57,7 @@ def test_the_exported_policy_is_complete(smoke: FinishedSweep) -> None:
     assert model.dtype == torch.float32
 
 
-def test_resuming_on_another_layout_of_processes_is_refused(smoke: FinishedSweep, lab: Lab) -> None:
+def test_resuming_on_a_different_process_layout_is_refused(smoke: FinishedSweep, lab: Lab) -> None:
     folder = lab.home.path / "rl-x" / "checkpoints"
     (folder / "checkpoint-2").mkdir(parents=True)
     write_json_atomically(folder / "checkpoint-2" / "complete", {"layout": {"processes": 2, "zero_stage": 1}, "manifest": {}})

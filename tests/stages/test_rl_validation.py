@@ -1,4 +1,4 @@
-"""RL that is evaluated while it runs: it trains as without, and its last and best policies are both handed on."""
+"""RL that is evaluated while it runs: training does not change, and the last and best policies are both exported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_it_is_measured_before_the_first_step_at_intervals_and_at_the_end(valida
     assert all(0 <= row["validation/pass@1"] <= row["validation/pass@8"] <= 1 for row in measured)
 
 
-def test_training_is_what_it_is_without_validation(validated: tuple[Lab, StageNode], smoke: FinishedSweep) -> None:
+def test_training_is_the_same_without_validation(validated: tuple[Lab, StageNode], smoke: FinishedSweep) -> None:
     trained = [row for row in rows(*validated) if "loss" in row]
     for row, other in zip(trained, rows(smoke.lab, smoke.node("rl")), strict=True):
         for metric in ("step", "loss", "reward", "entropy", "completions/mean_length"):
@@ -47,7 +47,7 @@ def test_training_is_what_it_is_without_validation(validated: tuple[Lab, StageNo
         assert torch.equal(ours[name], weights), name
 
 
-def test_the_best_policy_is_handed_on(validated: tuple[Lab, StageNode], smoke: FinishedSweep) -> None:
+def test_the_best_policy_is_exported(validated: tuple[Lab, StageNode], smoke: FinishedSweep) -> None:
     lab, node = validated
     folder = lab.folder(node)
     best = best_step(rows(lab, node), best_k=8)
@@ -62,7 +62,7 @@ def test_the_best_policy_is_handed_on(validated: tuple[Lab, StageNode], smoke: F
     assert not folder.checkpoints.exists()
 
 
-def test_results_tell_the_step_of_the_policy_that_was_evaluated(validated: tuple[Lab, StageNode], smoke: FinishedSweep) -> None:
+def test_results_name_the_step_of_the_evaluated_policy(validated: tuple[Lab, StageNode], smoke: FinishedSweep) -> None:
     from tests.conftest import smoke_graph
 
     lab, node = validated

@@ -1,4 +1,4 @@
-"""Step checkpoints: whole or not used, never poisoned, and written when the stage is asked to end."""
+"""Step checkpoints: whole or not used, never poisoned, and written when the stage is asked to stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.stages.test_pretrain import LOGGED, pretraining, weights
 from tests.unit import crash_points
 
 
-def test_asked_to_end_training_saves_at_the_next_logged_step_and_goes_on_to_the_same_weights(smoke: FinishedSweep, lab: Lab) -> None:
+def test_training_asked_to_stop_saves_at_the_next_logged_step_and_resumes_to_the_same_weights(smoke: FinishedSweep, lab: Lab) -> None:
     node = pretraining(lab, smoke, "pretrain.launch.save_steps=300")  # no step is saved unless asked
     folder = lab.folder(node)
     process = start(lab, node)
@@ -62,7 +62,7 @@ def test_a_step_checkpoint_with_a_flipped_byte_is_named_and_trained_again(smoke:
     said = (folder.path / "out.log").read_text()
     name = optimizer.relative_to(newest).as_posix()
     assert re.search(
-        rf"warning: step checkpoint {newest.name} is not used and removed: {re.escape(name)} has sha256 \w+, recorded", said
+        rf"warning: step checkpoint {newest.name} is unusable and removed: {re.escape(name)} has sha256 \w+, recorded", said
     )
     assert [row["step"] for row in rows] == LOGGED
     expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
@@ -86,7 +86,7 @@ def arguments(stage: Stage, step: int) -> tuple[Any, Any, Any]:
     return SimpleNamespace(output_dir=str(stage.folder.checkpoints)), state, SimpleNamespace(should_log=False, should_save=False)
 
 
-def test_weights_that_are_no_numbers_leave_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+def test_non_finite_weights_leave_no_checkpoint_to_resume_from(tmp_path: Path) -> None:
     stage, launch, model = a_stage(tmp_path), Launch(), torch.nn.Linear(2, 2)
     callback = StepCheckpoints(stage, launch)
     callback.on_save(*arguments(stage, 100), model=model)
@@ -95,12 +95,12 @@ def test_weights_that_are_no_numbers_leave_no_checkpoint_to_go_on_from(tmp_path:
     with pytest.raises(DivergedError) as error:
         callback.on_save(*arguments(stage, 200), model=model)
     good = stage.folder.checkpoints / "checkpoint-100"
-    assert "weight holds values that are no numbers after step 200: training has diverged" in str(error.value)
+    assert "weight has non-finite values after step 200: training has diverged" in str(error.value)
     assert f"The last good checkpoint is {good}" in str(error.value)
     assert last_complete(stage.folder.checkpoints, launch, remove_others=False) == good
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_a_non_finite_loss_names_the_step_and_the_last_good_checkpoint(tmp_path: Path) -> None:
     stage = a_stage(tmp_path)
     with pytest.raises(DivergedError, match=r"the loss is nan at step 25: .*No step checkpoint was written before"):
         stage.log(25, loss=float("nan"))
@@ -115,10 +115,10 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(tm
     ("log_steps", "seconds", "ends_at"),
     [
         (20, 0.01, 20),  # the next logged step comes soon
-        (1000, 0.1, 8),  # it does not: the next end of a batch of rollouts
+        (1000, 0.1, 8),  # it does not: the end of a rollout batch
     ],
 )
-def test_training_ends_where_it_can_go_on_exactly(
+def test_training_stops_where_it_can_resume_exactly(
     log_steps: int, seconds: float, ends_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, model = a_stage(tmp_path), torch.nn.Linear(2, 2)

@@ -1,4 +1,4 @@
-"""The examples of docs/using-the-loss.md run as they stand, train a model, and leave a plain checkpoint."""
+"""The examples of docs/using-the-loss.md run as shown, train a model, and leave a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the examples take as given: a checkpoint and data."""
+    """What the examples assume: a checkpoint and data."""
     folder = tmp_path_factory.mktemp("checkpoint")
     vocabulary = {word: number for number, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

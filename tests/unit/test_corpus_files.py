@@ -62,19 +62,19 @@ def test_parquet_is_read_and_a_missing_column_names_those_there_are(tmp_path: Pa
     pq.write_table(pa.table({"text": [*TEXTS, None], "id": [1, 2, 3, 4]}), path)
     found, reading = read(path, max_bad_share=0.5)
     assert found == TEXTS
-    assert [(one.place, one.wrong) for one in reading.bad] == [(f"{path}, row 4", "has 'None' in column 'text', no text")]
+    assert [(one.place, one.wrong) for one in reading.bad] == [(f"{path}, row 4", "has 'None' in column 'text', not text")]
     with pytest.raises(PriorlabError, match=r"rows\.parquet has no column 'body' \(corpus\.sources\.mine\.column\); it has text, id"):
         read(path, column="body")
 
 
 BAD: dict[str, tuple[bytes, str]] = {
-    "broken JSON": (b'{"text": "cut of', "line 3 is no JSON: Unterminated string"),
-    "no object": (b"[1, 2]", "line 3 is '[1, 2]', no JSON object"),
+    "broken JSON": (b'{"text": "cut of', "line 3 is not JSON: Unterminated string"),
+    "no object": (b"[1, 2]", "line 3 is '[1, 2]', not a JSON object"),
     "no column": (b'{"txt": "x"}', "line 3 has no column 'text' (corpus.sources.mine.column); it has txt"),
-    "no text": (b'{"text": 7}', "line 3 has '7' in column 'text', no text"),
+    "no text": (b'{"text": 7}', "line 3 has '7' in column 'text', not text"),
     "not UTF-8": (b'{"text": "caf\xe9 x"}', "line 3 is not UTF-8: invalid continuation byte b'\\xe9 x\"' at byte 13"),
-    "half a surrogate pair": (b'{"text": "\\ud83d"}', "line 3 holds half of a surrogate pair"),
-    "nested too deep": (b"[" * 100_000, "line 3 is no JSON: "),
+    "half a surrogate pair": (b'{"text": "\\ud83d"}', "line 3 has half of a surrogate pair"),
+    "nested too deep": (b"[" * 100_000, "line 3 is not JSON: "),
 }
 
 
@@ -139,7 +139,7 @@ def test_a_file_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
     path.write_text("one")
     source = FilesSource.model_validate({"paths": [str(path)]})
     path.write_text("two")
-    with pytest.raises(PriorlabError, match="has another content than when the run was planned"):
+    with pytest.raises(PriorlabError, match="has changed since the run was planned"):
         list(find_documents(source, "corpus.sources.mine"))
 
 
@@ -149,7 +149,7 @@ def test_the_standard_library_is_there_without_its_tests_and_another_one_is_refu
     assert {"argparse.py", "json/decoder.py", "asyncio/tasks.py"} <= set(places)
     assert not [place for place in places if {"test", "tests", "site-packages"} & set(place.split("/"))]
     other = StdlibSource(python="3.11.0", sha256="0" * 64)
-    with pytest.raises(PriorlabError, match=r"another one than the run was planned with \(corpus\.sources\.code: 3\.11\.0"):
+    with pytest.raises(PriorlabError, match=r"differs from the one the run was planned with \(corpus\.sources\.code: 3\.11\.0"):
         list(find_documents(other, "corpus.sources.code"))
 
 

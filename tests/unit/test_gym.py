@@ -72,7 +72,7 @@ def test_a_seed_repeats_and_another_differs() -> None:
 
 
 def test_a_data_set_that_pays_for_nonsense_is_refused() -> None:
-    with pytest.raises(PriorlabError, match="game_of_life_halting gives full score to a response of nonsense"):
+    with pytest.raises(PriorlabError, match="game_of_life_halting gives a nonsense response full score"):
         gym("game_of_life_halting").problems("rl", 20, seed=0)
 
 
