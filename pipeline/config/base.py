@@ -1,7 +1,7 @@
 """What all configs share: unknown keys are errors, instances are immutable, and each field is identity or execution.
 
 *Identity* decides the numbers a stage produces, and so its fingerprint; *execution* is where and how it runs (declared with
-`execution(...)`). `Config.identity()` keeps the first kind and normalises away knobs that cannot matter.
+`execution(...)`). `Config.identity()` keeps the first kind and drops knobs that cannot matter.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def execution(default: Any, **constraints: Any) -> Any:
-    """A field that must not change results, hence not the fingerprint."""
+    """A field that never affects results: the fingerprint omits it."""
     return Field(default, json_schema_extra={"execution": True}, **constraints)
 
 
 def identity_since(default: Any, **constraints: Any) -> Any:
-    """An identity field that came after results had been made: at its default it is left out, so that they keep their fingerprints."""
+    """An identity field added after results existed: left out at its default, so that they keep their fingerprints."""
     return Field(default, json_schema_extra={"left_out_at_default": True}, **constraints)
 
 
@@ -34,7 +34,7 @@ class Config(BaseModel):
         kept: dict[str, Any] = {}
         for name, default in _identity_fields(type(self)):
             value = getattr(self, name)
-            # By identity, not by value: a default under another name is still the default.
+            # Compare identities, not values: a renamed default is still the default.
             if default is _ALWAYS or _plain(value) != _plain(default):
                 kept[name] = _plain(value)
         return kept
@@ -45,7 +45,7 @@ _ALWAYS = object()
 
 @functools.cache
 def _identity_fields(config: type[Config]) -> list[tuple[str, Any]]:
-    """Names of the identity fields, each with the value at which it is left out."""
+    """Each identity field with the value at which it is left out."""
     found = []
     for name, field in config.model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}

@@ -1,4 +1,4 @@
-"""Where stages run: as processes of this machine, or as Slurm jobs. Execution only."""
+"""Where stages run: as local processes or as Slurm jobs. Execution only."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pipeline.config.base import Config, execution
 
 
 class Retries(Config):
-    """How often one command starts a stage again after each cause of failure, and how long it waits before: the delay doubles."""
+    """How often one command retries a stage after each cause of failure, and how long it waits first: the delay doubles."""
 
-    out_of_memory: int = execution(1, ge=0, description="on this machine, the next attempt runs alone")
-    preempted: int = execution(5, ge=0, description="ended by somebody else's SIGTERM, or by Slurm for another job")
+    out_of_memory: int = execution(1, ge=0, description="locally, the next attempt runs alone")
+    preempted: int = execution(5, ge=0, description="stopped by someone else's SIGTERM, or by Slurm for another job")
     node_failure: int = execution(3, ge=0)
-    bug: int = execution(1, ge=0, description="any unexpected error; many are of the moment")
+    bug: int = execution(1, ge=0, description="any unexpected error; many are transient")
     no_space: int = execution(0, ge=0, description="a full disk")
-    diverged: int = execution(0, ge=0, description="a loss that is no number")
+    diverged: int = execution(0, ge=0, description="a non-finite loss")
     first_delay_seconds: float = execution(5.0, ge=0)
     longest_delay_seconds: float = execution(300.0, ge=0)
 
 
 def _one_line(value: str) -> str:
     if not value.isprintable():
-        raise ValueError(f"is {value!r}; it becomes a line of a job's script, so it must be one line of printable characters")
+        raise ValueError(f"is {value!r}; it becomes a line of the job script, so it must be one line of printable characters")
     return value
 
 
@@ -33,7 +33,7 @@ Option = Annotated[str, Field(pattern="^[a-z][a-z-]*$")]
 
 
 class Resources(Config):
-    """What one kind of stage needs. On this machine only `memory_gib` counts; the rest is what its Slurm job asks for.
+    """What one kind of stage needs. Locally only `memory_gib` counts; the rest is what its Slurm job requests.
 
     A stage's processes (`launch.processes`) are spread evenly over its nodes.
     """
@@ -41,28 +41,26 @@ class Resources(Config):
     nodes: int = execution(1, ge=1)
     gpus_per_process: int = execution(0, ge=0)
     cpus_per_process: int = execution(1, ge=1)
-    memory_gib: float | None = execution(None, gt=0, description="per node; none given is the partition's default, or here a guess")
-    minutes: int = execution(60, ge=1, description="time limit; a stage that has saved step checkpoints goes on in a requeued job")
+    memory_gib: float | None = execution(None, gt=0, description="per node; default: the partition's, or locally an estimate")
+    minutes: int = execution(60, ge=1, description="time limit; a stage that saves step checkpoints resumes in a requeued job")
     partition: Line | None = execution(None)
-    options: dict[Option, Line | int | bool] = execution({}, description="further options of sbatch, e.g. {constraint: a100}")
+    options: dict[Option, Line | int | bool] = execution({}, description="further sbatch options, e.g. {constraint: a100}")
 
 
 class ClusterConfig(Config):
-    """Where stages run: as processes of this machine, or as Slurm jobs. Execution only; a whole sweep has one."""
+    """Where stages run: as local processes or as Slurm jobs. Execution only; one per sweep."""
 
     name: str = execution("cluster")
     kind: Literal["local", "slurm"] = execution(...)
-    partition: Line | None = execution(None, description="of stages that name none themselves")
-    options: dict[Option, Line | int | bool] = execution(
-        {}, description="further options of sbatch for every job, e.g. {account: mine}"
-    )
-    max_jobs: int | None = execution(None, ge=1, description="how many jobs of a sweep may run at a time")
-    on_interrupt: Literal["leave", "cancel"] = execution("leave", description="what Ctrl-C does with the jobs")
-    wait: bool = execution(True, description="false: submit, and return at once")
-    poll_seconds: float = execution(10.0, gt=0, description="between two questions to Slurm's controller")
-    warning_seconds: int = execution(90, ge=1, description="before the time limit, to end the stage in order and requeue it")
+    partition: Line | None = execution(None, description="for stages that name none")
+    options: dict[Option, Line | int | bool] = execution({}, description="further sbatch options for all jobs, e.g. {account: mine}")
+    max_jobs: int | None = execution(None, ge=1, description="how many of a sweep's jobs may run at once")
+    on_interrupt: Literal["leave", "cancel"] = execution("leave", description="what Ctrl-C does to the jobs")
+    wait: bool = execution(True, description="false: submit and return at once")
+    poll_seconds: float = execution(10.0, gt=0, description="between queries to Slurm's controller")
+    warning_seconds: int = execution(90, ge=1, description="before the time limit, to stop the stage cleanly and requeue it")
     retries: Retries = execution(Retries())
-    max_timeouts: int = execution(100, ge=0, description="how often a job may reach its time limit and be requeued")
+    max_timeouts: int = execution(100, ge=0, description="how often a job may hit its time limit and be requeued")
     corpus: Resources = execution(Resources())
     pretrain: Resources = execution(Resources())
     midtrain: Resources = execution(Resources())
@@ -87,7 +85,7 @@ class ClusterConfig(Config):
         return self
 
     def resources(self, kind: str) -> Resources:
-        """Of a kind of stage."""
+        """For a stage kind."""
         found = getattr(self, kind)
         assert isinstance(found, Resources)
         return found

@@ -1,7 +1,7 @@
-"""The text to pre-train on: weighted sources, the tokenizer that cuts it, and how much of it there is.
+"""The text to pre-train on: weighted sources, the tokenizer, and how much of it to use.
 
-Self-contained, so that a recipe may hold several. What lies in files counts by its content: digests are filled in when the config is
-read, and the stage refuses content that has changed since.
+Self-contained, so that a recipe may hold several. Files are identified by content: digests are filled in when the config is read, and
+the stage refuses files that have changed since.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.config.digests import digest_of_digests, file_digest, library_dige
 
 FORMATS = ("jsonl", "parquet", "txt")
 COMPRESSIONS = (".gz", ".zst")
-# Whatever of these a folder holds makes its tokenizer.
+# A folder's tokenizer is whichever of these it holds.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "tokenizer.model", "spiece.model", "chat_template.jinja",
@@ -32,19 +32,19 @@ class Source(Config):
 
 
 class TaskSource(Source):
-    """Worked solutions of the recipe's task; drawn anew as long as text is needed."""
+    """Worked solutions of the recipe's task, sampled as long as text is needed."""
 
     kind: Literal["task"] = "task"
 
 
 class _Documents(Source):
-    """A source with so many documents and no more."""
+    """A source with a finite number of documents."""
 
-    passes: int = Field(1, ge=1, description="how often its training documents may be used; each time in another order")
+    passes: int = Field(1, ge=1, description="how often its training documents may be used, reshuffled each time")
 
 
 class TextFile(Config):
-    """A file, known by its content wherever it lies."""
+    """A file, identified by content, not by path."""
 
     path: str = execution(...)
     format: Literal["jsonl", "parquet", "txt"]
@@ -52,12 +52,12 @@ class TextFile(Config):
 
 
 class FilesSource(_Documents):
-    """Files of text: .jsonl and .parquet with a column, .txt with one document or, with a separator, several; .gz and .zst too."""
+    """Text files: .jsonl and .parquet with a text column, .txt with one document, or several if separator is set; .gz and .zst too."""
 
     kind: Literal["files"] = "files"
-    paths: tuple[str, ...] = execution((), description="paths and globs, ** for folders within folders")
-    column: str = Field("text", min_length=1, description="column of the text in .jsonl and .parquet; may lie in another: a.b")
-    separator: str | None = Field(None, min_length=1, description="what stands between two documents of a .txt file")
+    paths: tuple[str, ...] = execution((), description="paths and globs; ** matches nested folders")
+    column: str = Field("text", min_length=1, description="column with the text in .jsonl and .parquet; may be nested: a.b")
+    separator: str | None = Field(None, min_length=1, description="what separates the documents of a .txt file")
     files: tuple[TextFile, ...] = Field((), description="filled in from paths")
 
     @model_validator(mode="before")
@@ -77,7 +77,7 @@ class FilesSource(_Documents):
     @field_validator("files")
     @classmethod
     def _in_the_order_of_content(cls, files: tuple[TextFile, ...]) -> tuple[TextFile, ...]:
-        """So that the documents, too, come in an order that names do not decide."""
+        """So that file names do not decide the order of documents either."""
         return tuple(sorted(files, key=lambda file: (file.sha256, file.format)))
 
 
@@ -95,7 +95,7 @@ def _matches(pattern: str) -> list[Path]:
 def _text_file(path: Path) -> dict[str, str]:
     kind = Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
     if kind.removeprefix(".") not in FORMATS or (kind == ".parquet" and path.suffix in COMPRESSIONS):
-        raise ValueError(f"paths has {str(path)!r}; a file must end in .jsonl or .txt (then perhaps .gz or .zst), or in .parquet")
+        raise ValueError(f"paths has {str(path)!r}; a file must end in .jsonl or .txt (plus .gz or .zst, if any), or in .parquet")
     try:
         return {"path": str(path), "format": kind.removeprefix("."), "sha256": file_digest(path)}
     except OSError as error:
@@ -103,33 +103,31 @@ def _text_file(path: Path) -> dict[str, str]:
 
 
 class HubSource(_Documents):
-    """A data set of the Hugging Face hub."""
+    """A dataset on the Hugging Face hub."""
 
     kind: Literal["hub"] = "hub"
     dataset: str = Field(min_length=1, description="its name, e.g. Salesforce/wikitext")
     subset: str | None = Field(None, description="its configuration, e.g. wikitext-103-raw-v1")
-    split: str = Field("train", description="a part of it as well: train[:1%]")
-    revision: str | None = Field(None, description="commit or tag; without it, whatever the hub has")
+    split: str = Field("train", description="or a slice of it: train[:1%]")
+    revision: str | None = Field(None, description="commit or tag; default: the hub's latest")
     column: str = Field("text", min_length=1)
-    documents: int | None = identity_since(
-        None, ge=1, description="read so many as a stream, and fetch no more than these; without it, the whole split"
-    )
+    documents: int | None = identity_since(None, ge=1, description="stream this many and fetch no more; default: the whole split")
 
     @model_validator(mode="after")
     def _streams_whole_splits(self) -> HubSource:
         if self.documents is not None and "[" in self.split:
             raise ValueError(
-                f"split is {self.split!r}, but a stream (documents) has whole splits only; give split: {self.split.partition('[')[0]}"
+                f"split is {self.split!r}, but streams (documents) take whole splits only; give split: {self.split.partition('[')[0]}"
             )
         return self
 
 
 class StdlibSource(_Documents):
-    """Modules of the running Python's standard library with their doc strings, without its tests: text that is always there."""
+    """The running Python's standard library, docstrings included and tests excluded: text that is always there."""
 
     kind: Literal["stdlib"] = "stdlib"
     python: str = Field("", description="filled in")
-    sha256: str = Field("", description="filled in: of all modules")
+    sha256: str = Field("", description="filled in, of all modules")
 
     @model_validator(mode="before")
     @classmethod
@@ -149,19 +147,19 @@ class CharacterTokenizer(Config):
 
 
 class BPETokenizer(Config):
-    """Byte-level BPE, trained on the corpus: no text is without a token."""
+    """Byte-level BPE, trained on the corpus: it encodes any text."""
 
     kind: Literal["bpe"] = "bpe"
-    vocab_size: int = Field(ge=258, description="tokens, the 256 bytes, end-of-text and padding among them")
-    train_characters: int = Field(10_000_000, ge=1, description="of the training text, from each source by its weight")
+    vocab_size: int = Field(ge=258, description="tokens, including the 256 bytes, end-of-text and padding")
+    train_characters: int = Field(10_000_000, ge=1, description="of training text, from each source by weight")
 
 
 class PretrainedTokenizer(Config):
-    """A tokenizer made elsewhere, of the hub or a local folder. A folder counts by its tokenizer's files, wherever it lies."""
+    """An existing tokenizer, from the hub or a local folder. A folder is identified by its tokenizer files, not its path."""
 
     kind: Literal["pretrained"] = "pretrained"
     hub: str | None = Field(None, description="name on the hub, e.g. Qwen/Qwen3-0.6B-Base")
-    revision: str | None = Field(None, description="commit or tag on the hub; without it, whatever the hub has")
+    revision: str | None = Field(None, description="commit or tag on the hub; default: the latest")
     folder: str | None = execution(None, description="a local folder with a tokenizer instead")
     sha256: str | None = Field(None, description="filled in for a folder")
 
@@ -173,7 +171,7 @@ class PretrainedTokenizer(Config):
         folder = Path(data["folder"]).expanduser().absolute()
         digest = tokenizer_digest(folder)
         if digest is None:
-            raise ValueError(f"folder is {data['folder']!r}, which holds no tokenizer.json or other files of a tokenizer ({folder})")
+            raise ValueError(f"folder is {data['folder']!r}, which holds no tokenizer.json or other tokenizer files ({folder})")
         return data | {"folder": str(folder), "sha256": digest}
 
     @model_validator(mode="after")
@@ -184,7 +182,7 @@ class PretrainedTokenizer(Config):
 
 
 def tokenizer_digest(folder: Path) -> str | None:
-    """sha256 over the files of a folder that make a tokenizer; None if there are none."""
+    """sha256 over a folder's tokenizer files; None if it has none."""
     found = [(name, file_digest(folder / name)) for name in TOKENIZER_FILES if (folder / name).is_file()]
     return digest_of_digests(found) if found else None
 
@@ -193,20 +191,20 @@ AnyTokenizer = Annotated[CharacterTokenizer | BPETokenizer | PretrainedTokenizer
 
 
 class CorpusConfig(Config):
-    """Text, cut into tokens and packed into equal blocks. Without `sources`, it is that of the task, counted in documents."""
+    """Text, tokenized and packed into equal blocks. Without `sources`, it comes from the task, counted in documents."""
 
     name: str = execution("corpus")
-    documents: int | None = identity_since(None, ge=1, description="of the task, where there are no sources")
+    documents: int | None = identity_since(None, ge=1, description="from the task, if there are no sources")
     heldout_documents: int | None = identity_since(None, ge=1, description="from problems no training document uses")
-    tokens: int | None = identity_since(None, ge=1, description="of all sources together, in whole blocks")
-    heldout_tokens: int | None = identity_since(None, ge=1, description="of documents that are not trained on, in the same shares")
+    tokens: int | None = identity_since(None, ge=1, description="over all sources, in whole blocks")
+    heldout_tokens: int | None = identity_since(None, ge=1, description="from documents not trained on, in the same shares")
     block_size: int = Field(ge=2, description="tokens per training sequence")
     seed: int = 0
-    sources: dict[str, AnySource] = identity_since({}, description="by names of your choice")
+    sources: dict[str, AnySource] = identity_since({}, description="by names you choose")
     tokenizer: AnyTokenizer = identity_since(CharacterTokenizer())
-    heldout_share: float = identity_since(0.01, gt=0, lt=1, description="of documents of files, hub and stdlib, chosen by their hash")
-    max_bad_share: float = execution(0.01, ge=0, le=1, description="the stage stops when a larger share of a source cannot be read")
-    num_proc: int = execution(1, ge=1, description="processes that tokenise")
+    heldout_share: float = identity_since(0.01, gt=0, lt=1, description="of documents from files, hub and stdlib, chosen by hash")
+    max_bad_share: float = execution(0.01, ge=0, le=1, description="the stage stops if a larger share of a source is unreadable")
+    num_proc: int = execution(1, ge=1, description="processes that tokenize")
 
     @field_validator("tokenizer", mode="before")
     @classmethod
@@ -221,32 +219,32 @@ class CorpusConfig(Config):
         if given != set(sizes) and (given != set(counts) or self.sources):
             allowed = "tokens and heldout_tokens" + ("" if self.sources else ", or documents and heldout_documents")
             raise ValueError(
-                f"{' and '.join(sorted(given)) or 'no size'} given{' beside sources' if self.sources else ''}; set {allowed}, and "
-                "nothing else (null takes a size back)"
+                f"{' and '.join(sorted(given)) or 'no size'} given{' with sources' if self.sources else ''}; set {allowed}, and "
+                "nothing else (null unsets a size)"
             )
         return self
 
     @model_validator(mode="after")
     def _every_source_has_a_block(self) -> CorpusConfig:
         if self.sources and not any(source.weight for source in self.sources.values()):
-            raise ValueError("sources: all weights are 0; give at least one a weight above it")
+            raise ValueError("sources: all weights are 0; give at least one a positive weight")
         for key, size in (("tokens", self.tokens), ("heldout_tokens", self.heldout_tokens)):
             without = [name for name, blocks in ({} if size is None else self.shares(size)).items() if blocks == 0]
             if without:
                 raise ValueError(
-                    f"{key} is {size}: in blocks of {self.block_size} none is left for {', '.join(without)}; raise {key}, or the weight"
+                    f"{key} is {size}: in blocks of {self.block_size} none is left for {', '.join(without)}; raise {key} or the weight"
                 )
         return self
 
     @property
     def used_sources(self) -> dict[str, AnySource]:
-        """Those with a weight, in the order of their names."""
+        """Sources with positive weight, sorted by name."""
         if not self.sources:
             return {"task": TaskSource()}
         return {name: self.sources[name] for name in sorted(self.sources) if self.sources[name].weight > 0}
 
     def shares(self, tokens: int) -> dict[str, int]:
-        """Blocks per source: weight / sum of weights of all blocks, rounded so that they add up (largest remainders first)."""
+        """Blocks per source, in proportion to weight, rounded so that they add up (largest remainders first)."""
         total, sources = tokens // self.block_size, self.used_sources
         whole = sum(source.weight for source in sources.values())
         exact = {name: total * source.weight / whole for name, source in sources.items()}
@@ -263,17 +261,17 @@ class CorpusConfig(Config):
 
     @property
     def uses_task(self) -> bool:
-        """Whether the recipe's task decides what is in it."""
+        """Whether the text depends on the recipe's task."""
         return self.tokenizer.kind == "characters" or any(source.kind == "task" for source in self.used_sources.values())
 
     @property
     def reads_hub(self) -> bool:
-        """Whether it needs the Hugging Face hub, apart from what the task needs."""
+        """Whether it needs the Hugging Face hub beyond what the task needs."""
         from_hub = any(source.kind == "hub" for source in self.used_sources.values())
         return from_hub or (isinstance(self.tokenizer, PretrainedTokenizer) and self.tokenizer.hub is not None)
 
     def identity(self) -> dict[str, Any]:
-        """Weights are shares there, and sources without one are not."""
+        """Weights become shares; sources with weight 0 are left out."""
         kept = super().identity()
         if self.sources:
             whole = sum(source.weight for source in self.used_sources.values())

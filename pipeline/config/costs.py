@@ -1,6 +1,6 @@
 """What a stage will cost: floating-point operations, memory per device, hours, and space on disk. docs/costs.md derives the formulas.
 
-Everything follows from the config and the size of the vocabulary; nothing is run. One device holds one process of a stage.
+Everything follows from the config and the vocabulary size; nothing is run. Each device holds one process of a stage.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """Peak of dense bf16 matrix products in FLOP/s, and memory in bytes, both by the vendor's data sheet."""
+    """Peak dense bf16 FLOP/s and memory in bytes, both from the vendor's data sheet."""
 
     flops: float
     memory: float
@@ -38,7 +38,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Utilisation:
-    """Share of a device's peak that a stage reaches: declared, not measured."""
+    """Share of a device's peak that a stage reaches: assumed, not measured."""
 
     training: float = 0.4
     sampling: float = 0.1
@@ -46,7 +46,7 @@ class Utilisation:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one stage. `memory` is in bytes per device, by what takes it; as if all of it were there at the same time."""
+    """Costs of one stage. `memory` is in bytes per device, by use, as if all of it were needed at once."""
 
     tokens: int
     steps: int
@@ -54,7 +54,7 @@ class Costs:
     sampling_flops: float
     memory: dict[str, float]
     stored: float
-    """Bytes on disk at most: step checkpoints while it runs, and the export."""
+    """Peak bytes on disk: step checkpoints while it runs, and the export."""
 
     @property
     def flops(self) -> float:
@@ -66,9 +66,9 @@ class Costs:
 
 
 def forward_flops(model: ModelConfig, vocabulary: int, *, tokens: float, context: float, predicted: float) -> float:
-    """Of a forward pass over `tokens` that attend to `context` tokens each, with logits for `predicted` of them.
+    """FLOPs of a forward pass over `tokens` that attend to `context` each, with logits for `predicted` of them.
 
-    Two per parameter of a matrix that a token passes through, and two products of queries with keys and of weights with values.
+    Two per token and matrix parameter in use, plus attention's two products: queries with keys, and weights with values.
     """
     counts = model.parameters(vocabulary)
     attention = 4 * context * model.layers * model.heads * model.head_dim
@@ -76,8 +76,8 @@ def forward_flops(model: ModelConfig, vocabulary: int, *, tokens: float, context
 
 
 def training_costs(model: ModelConfig, vocabulary: int, settings: NextTokenTraining, block_size: int) -> Costs:
-    """Of pre-training and mid-training: backward costs twice a forward pass; activation checkpointing one more of the layers, without
-    the last product of each, of which backward needs the inputs only.
+    """Of pre-training and mid-training: backward costs two forward passes. Activation checkpointing adds one through the layers, except
+    each layer's last product, of which backward needs only the inputs.
     """
     tokens = settings.steps * settings.global_batch * block_size
     layers = forward_flops(model, vocabulary, tokens=tokens, context=block_size, predicted=0)
@@ -95,7 +95,7 @@ def training_costs(model: ModelConfig, vocabulary: int, settings: NextTokenTrain
 
 
 def _last_products(model: ModelConfig) -> float:
-    """FLOPs per token of the product that ends each layer."""
+    """FLOPs per token of the last product of each layer."""
     dense = model.dense_layers * 2 * (model.ffn_width or 0) * model.width
     if model.moe is None:
         return dense
@@ -103,9 +103,9 @@ def _last_products(model: ModelConfig) -> float:
 
 
 def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: int) -> Costs:
-    """If every prompt and response is as long as allowed, and every round of dynamic sampling is needed: an upper bound.
+    """An upper bound: prompts and responses have full length, and every round of dynamic sampling is needed.
 
-    A step samples, computes the log-probs of what it sampled once more, and trains on it: as much as five forward passes.
+    A step samples, recomputes the log-probs of its samples, and trains on them: five forward passes' worth.
     """
     generated = trained = steps_tokens = 0.0
     for step in range(0, settings.steps, settings.updates_per_rollout):
@@ -120,7 +120,7 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
     at_once = settings.prompts_per_step * settings.samples_per_prompt // launch.processes
     memory = state_memory(model, vocabulary, launch, settings.dtype) | {
         "activations": activation_memory(model, launch, settings.dtype, tokens=launch.micro_batch * longest),
-        # TRL keeps the logits of a micro-batch's responses whole, in forward and in backward.
+        # TRL keeps all logits of a micro-batch's responses, in forward and in backward.
         "logits": 2.0 * launch.micro_batch * settings.longest_response * vocabulary * _bytes(settings.dtype),
         "engine": float(model.parameters(vocabulary).total * _bytes(settings.dtype)),
         "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=longest),
@@ -130,7 +130,7 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
 
 
 def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConfig, prompt: int, block_size: int) -> Costs:
-    """If every response is as long as allowed; held-out text is read once."""
+    """As if every response had full length; held-out text is read once."""
     responses = settings.problems * settings.samples
     length = prompt + settings.max_response_tokens
     sampled = responses * forward_flops(
@@ -145,13 +145,13 @@ def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConf
     return Costs(responses * length + read, 1, 0.0, sampled + scored, memory, stored=0.0)
 
 
-# DeepSpeed's defaults, in numbers of elements: gradients reduced at a time, and parameters gathered at a time under ZeRO-3.
+# DeepSpeed's defaults, in elements: gradients reduced at a time, and parameters gathered at a time under ZeRO-3.
 _BUCKET = 5e8
 _GATHERED = 1e9
 
 
 def state_memory(model: ModelConfig, vocabulary: int, launch: Launch, dtype: Dtype) -> dict[str, float]:
-    """Bytes per device of what training keeps: DeepSpeed's ZeRO with AdamW, whose moments and master weights are float32."""
+    """Bytes per device of training state: DeepSpeed's ZeRO with AdamW, moments and master weights in float32."""
     total, width = model.parameters(vocabulary).total, _bytes(dtype)
     parts = launch.processes
     if launch.zero_stage == 0:
@@ -159,27 +159,27 @@ def state_memory(model: ModelConfig, vocabulary: int, launch: Launch, dtype: Dty
     split = {"parameters": 3, "gradients": 2}
     held = {name: total * width / (parts if launch.zero_stage >= stage else 1) for name, stage in split.items()}
     gathered = min(total, _GATHERED) * width if launch.zero_stage == 3 and parts > 1 else 0.0
-    copies = {2: 1, 3: 2 if parts > 1 else 1}.get(launch.zero_stage, 0)  # stage 3 lays gradients out anew to scatter them
+    copies = {2: 1, 3: 2 if parts > 1 else 1}.get(launch.zero_stage, 0)  # stage 3 rearranges gradients to scatter them
     bucket = copies * min(total, _BUCKET) * width
-    # Master weights, two moments, and the float32 gradients of the part that is stepped.
+    # Master weights, two moments, and float32 gradients of the partition being stepped.
     return held | {"optimizer": 16.0 * total / parts, "buffers": gathered + bucket}
 
 
 def activation_memory(model: ModelConfig, launch: Launch, dtype: Dtype, *, tokens: int) -> float:
-    """Bytes that backward needs of a forward pass over so many tokens, attention not held whole (flash or SDPA).
+    """Bytes a forward pass over `tokens` saves for backward, without attention matrices (flash or SDPA).
 
-    With activation checkpointing: each layer's input, and all of one layer.
+    With activation checkpointing: each layer's input, plus all of one layer.
     """
     width = _bytes(dtype)
     layers = [_layer_activations(model, width, None if at < model.dense_layers else model.moe) for at in range(model.layers)]
-    ends = (8 + 2 * width) * model.width  # the last norm, in float32 within, and the head's gradient
+    ends = (8 + 2 * width) * model.width  # the last norm, float32 inside, and the head's gradient
     if launch.gradient_checkpointing:
         return tokens * (len(layers) * width * model.width + max(layers) + ends)
     return tokens * (sum(layers) + ends)
 
 
 def _layer_activations(model: ModelConfig, width: int, moe: MoEConfig | None) -> float:
-    """Bytes per token of one layer; norms work in float32 whatever the dtype, and so does a router."""
+    """Bytes per token of one layer; norms and routers work in float32 whatever the dtype."""
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
     normed = (model.heads + model.kv_heads) * model.head_dim
     attention = (8 + 4 * width) * model.width + normed * (4 + width) + heads * width + model.heads * model.head_dim * width
@@ -191,13 +191,13 @@ def _layer_activations(model: ModelConfig, width: int, moe: MoEConfig | None) ->
     return attention + routed + moe.shared_experts * inner * width + copied
 
 
-# As `stages.objective.fused` cuts tokens into chunks on a GPU; on a CPU they are smaller.
+# The chunks of `stages.objective.fused` on a GPU; on a CPU they are smaller.
 _CHUNK_BYTES = 1 << 26
 _MIN_CHUNK_ROWS = 256
 
 
 def fused_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, tokens: int) -> float:
-    """Bytes of the fused loss: logits of one chunk, and the output layer's gradient, summed in float32 over more than one."""
+    """Bytes of the fused loss: one chunk's logits, and the output layer's gradient, summed in float32 across chunks."""
     width = _bytes(dtype)
     rows = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocabulary * width))
     gradient = vocabulary * model.width * (4 if tokens > rows else width)
@@ -205,16 +205,16 @@ def fused_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, toke
 
 
 _AT_ONCE = 256
-"""Sequences that vLLM samples at a time at most, by its default on most devices."""
+"""Most sequences that vLLM samples at once, by default on most devices."""
 
 
 def kv_cache_memory(model: ModelConfig, dtype: Dtype, *, sequences: int, length: int) -> float:
-    """Bytes of keys and values of the sequences that are sampled at a time, at full length; with less, an engine takes fewer."""
+    """Bytes of keys and values of the sequences sampled at once, at full length; with less, an engine runs fewer."""
     return 2.0 * model.layers * model.kv_heads * model.head_dim * _bytes(dtype) * min(sequences, _AT_ONCE) * length
 
 
 def _stored(model: ModelConfig, vocabulary: int, dtype: Dtype, *, step_checkpoints: int) -> float:
-    """A step checkpoint holds the weights twice, for transformers and DeepSpeed, master weights and moments; an export the weights."""
+    """A step checkpoint holds the weights twice (transformers and DeepSpeed), master weights and moments; an export, the weights."""
     total, width = model.parameters(vocabulary).total, _bytes(dtype)
     return total * (step_checkpoints * (2 * width + (12 if width < 4 else 8)) + width)
 
@@ -224,7 +224,7 @@ def _bytes(dtype: Dtype) -> int:
 
 
 def known_device(name: str) -> Device:
-    """Raises `PriorlabError` for one that the table does not have."""
+    """Raises `PriorlabError` if the table lacks it."""
     if name not in DEVICES:
-        raise PriorlabError(f"{name!r} is no known device; the table has {', '.join(DEVICES)}")
+        raise PriorlabError(f"there is no device {name!r}; the table has {', '.join(DEVICES)}")
     return DEVICES[name]

@@ -1,6 +1,6 @@
-"""Digests of the text that configs point to, so that identity follows content and not names or places.
+"""Digests of the text that configs point to, so that identity follows content, not names or paths.
 
-A file is read once per process while its time and size stay the same: all cells of a sweep share the answer.
+Each process reads a file once, while its mtime and size stay the same: all cells of a sweep share the digest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.store.files import sha256_of
 
-# Tests of the library (many installations lack them), what is installed beside it, and one file that describes the machine.
+# The library's tests (many installations lack them), installed packages, and one file that describes the machine.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _MACHINE = "_sysconfigdata"
 
@@ -30,13 +30,13 @@ def _digest(path: Path, _modified_ns: int, _size: int) -> str:
 
 
 def digest_of_digests(parts: list[tuple[str, str]]) -> str:
-    """One sha256 for several named ones, whatever their order."""
+    """One sha256 over several named ones, in any order."""
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(parts)).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def library_modules() -> tuple[tuple[str, Path], ...]:
-    """Modules of the running Python's standard library written in Python, by path within it, in the order of these."""
+    """Modules of the running Python's standard library that are written in Python: (relative path, file), sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     found = {}
     for folder, inner, files in os.walk(root):
@@ -50,5 +50,5 @@ def library_modules() -> tuple[tuple[str, Path], ...]:
 
 @lru_cache(maxsize=1)
 def library_digest() -> str:
-    """sha256 over paths and contents of these modules: distributions patch them, so the version alone says too little."""
+    """sha256 over paths and contents of these modules: distributions patch them, so the version is not enough."""
     return digest_of_digests([(name, sha256_of(path)) for name, path in library_modules()])

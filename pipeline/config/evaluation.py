@@ -1,4 +1,4 @@
-"""The protocol that checkpoints are evaluated by, and the limits under which responses are verified."""
+"""The protocol for evaluating checkpoints, and limits on verifying responses."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pipeline.config.digests import digest_of_digests, file_digest
 
 
 class Verification(Config):
-    """Limits of the worker processes that verify responses, for the stages that score them."""
+    """Limits on the worker processes that verify responses, for stages that score them."""
 
     verify_seconds: float = identity_since(5.0, gt=0, description="limit on verifying one response")
-    verify_memory_mib: int = identity_since(1024, ge=64, description="limit on a worker's memory beyond what its task takes to load")
+    verify_memory_mib: int = identity_since(1024, ge=64, description="limit on a worker's memory beyond what loading its task takes")
     max_verify_failures: float = execution(
-        0.01, ge=0, lt=1, description="share of responses that may exceed a limit or fail before the stage stops"
+        0.01, ge=0, lt=1, description="share of verifications that may hit a limit or fail before the stage stops"
     )
     verify_workers: int = execution(1, ge=1)
 
 
 class SelectionConfig(Config):
-    """Picking k of the n samples by the elliptical rule instead of at random (arXiv 2510.11686, section 3); it looks at no verdict."""
+    """Picking k of the n samples by the elliptical rule instead of at random (arXiv 2510.11686, section 3), blind to verdicts."""
 
     projection: int = Field(512, ge=1, description="dimensions of the projected features")
-    ridge: float = Field(0.01, gt=0, description="lambda of the paper: what an unseen direction starts with")
+    ridge: float = Field(0.01, gt=0, description="lambda of the paper: what the covariance's diagonal starts at")
 
 
 class HarnessConfig(Config):
-    """Benchmarks of lm-evaluation-harness, beside the problems of the task; the package is lm-eval 0.4.13, installed by hand."""
+    """Benchmarks of lm-evaluation-harness, besides the task's problems; needs lm-eval 0.4.13, installed manually."""
 
-    tasks: tuple[str, ...] = Field(min_length=1, description="by the harness's names, or those of task files in `folder`")
-    fewshot: int | None = Field(None, ge=0, description="examples before each problem; none given is each task's own number")
+    tasks: tuple[str, ...] = Field(min_length=1, description="by their names in the harness, or in task files in `folder`")
+    fewshot: int | None = Field(None, ge=0, description="examples before each problem; default: each task's own number")
     limit: int | None = Field(None, ge=1, description="first problems of each task")
     folder: str | None = execution(None, description="a folder with task files (.yaml) and their data")
     sha256: str | None = Field(None, description="filled in for a folder")
-    allow_code: bool = execution(False, description="tasks that run what the model wrote (humaneval, mbpp)")
-    batch: int = execution(8, ge=1, description="sequences at a time where there is no GPU")
+    allow_code: bool = execution(False, description="tasks that run model-written code (humaneval, mbpp)")
+    batch: int = execution(8, ge=1, description="sequences at a time without a GPU")
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +52,7 @@ class HarnessConfig(Config):
 
 
 def task_folder_digest(folder: Path) -> str:
-    """sha256 over the files of a folder with tasks, wherever it lies."""
+    """sha256 over the files of a task folder, wherever it is."""
     files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return digest_of_digests([(path.relative_to(folder).as_posix(), file_digest(path)) for path in files])
 
@@ -62,7 +62,7 @@ class EvaluateConfig(Verification):
 
     name: str = execution("evaluate")
     problems: int = Field(ge=1)
-    samples: int = Field(ge=1, description="responses per problem; pass@k is known up to this k")
+    samples: int = Field(ge=1, description="responses per problem; pass@k is estimated up to this k")
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_response_tokens: int = Field(ge=1)
@@ -70,8 +70,8 @@ class EvaluateConfig(Verification):
     heldout_blocks: int = Field(ge=1, description="blocks of held-out text for perplexity and entropy")
     head_k: int = Field(5, ge=1, description="size of the head whose mass is reported, the same for all priors")
     seed: int = 0
-    selection: SelectionConfig | None = identity_since(None, description="also report what is found among samples picked to differ")
-    harness: HarnessConfig | None = identity_since(None, description="also measure benchmarks of lm-evaluation-harness")
+    selection: SelectionConfig | None = identity_since(None, description="also report what samples picked for novelty find")
+    harness: HarnessConfig | None = identity_since(None, description="also run lm-evaluation-harness benchmarks")
     verify_seconds: float = Field(5.0, gt=0, description="limit on verifying one response")  # in the identity from the start
     kv_cache_gib: int = execution(1, ge=1, description="engine's cache on CPU")
     gpu_memory_share: float = execution(0.8, gt=0, lt=1)

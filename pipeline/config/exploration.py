@@ -1,6 +1,6 @@
-"""How RL is made to explore. One config class per kind; `Exploration` is told apart by `kind`.
+"""How RL explores. One config class per kind; `Exploration` is discriminated by `kind`.
 
-The kind is also the name of the module in `stages/rl/exploration` that does it.
+The kind is also the name of its module in `stages/rl/exploration`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pipeline.config.base import Config, execution
 
 
 class NoExploration(Config):
-    """Plain GRPO: what sampling itself finds."""
+    """Plain GRPO: sampling alone explores."""
 
     kind: Literal["none"] = "none"
     name: str = execution("none")
@@ -25,7 +25,7 @@ class DiversityExploration(Config):
     kind: Literal["diversity"] = "diversity"
     name: str = execution("diversity")
     lambda_diversity: float = Field(0.01, ge=0, description="weight of the second objective")
-    responses: Literal["correct", "all"] = Field("correct", description="which responses it looks at")
+    responses: Literal["correct", "all"] = Field("correct", description="which responses count")
 
 
 class RepresentationExploration(Config):
@@ -33,21 +33,21 @@ class RepresentationExploration(Config):
 
     kind: Literal["representation"] = "representation"
     name: str = execution("representation")
-    beta: float = Field(0.01, ge=0, description="weight of the bonus, which lies between 0 and 1, beside the reward")
-    ridge: float = Field(0.01, gt=0, description="lambda of the paper: what an unseen direction starts with")
+    beta: float = Field(0.01, ge=0, description="weight of the bonus, between 0 and 1, added to the reward")
+    ridge: float = Field(0.01, gt=0, description="lambda of the paper: what the covariance's diagonal starts at")
     projection: int | None = Field(
         None,
         ge=1,
-        description="dimensions of the projected features; none given is half the group, above which the bonus turns constant",
+        description="dimensions of the projected features; default: half the group, above which the bonus becomes constant",
     )
 
 
 class DistinctExploration(Config):
-    """Reward for correct responses that few others of their group repeat. The worked example of docs/exploration.md."""
+    """Reward for correct responses that few others in their group repeat. The worked example of docs/exploration.md."""
 
     kind: Literal["distinct"] = "distinct"
     name: str = execution("distinct")
-    beta: float = Field(0.1, ge=0, description="weight of the bonus, which lies between 0 and 1, beside the reward")
+    beta: float = Field(0.1, ge=0, description="weight of the bonus, between 0 and 1, added to the reward")
 
 
 Exploration = Annotated[

@@ -1,4 +1,4 @@
-"""Mid-training: the pre-trained model goes on learning from other text, in longer blocks, at a falling rate."""
+"""Mid-training: the pre-trained model trains further on other text, in longer blocks, at a falling rate."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.config.training import NextTokenTraining
 
 
 class MidtrainConfig(NextTokenTraining):
-    """Optional stage between pre-training and RL. Weights go on from the pre-trained ones, the optimizer's moments start anew."""
+    """Optional stage between pre-training and RL. Weights continue from pre-training; the optimizer's moments start afresh."""
 
     name: str = execution("midtrain")
-    corpus: CorpusConfig | None = Field(None, description="text, cut by the first corpus's tokenizer; none given is the first corpus")
-    prior: Prior | None = Field(None, description="none given is the pre-training's, as it was at its end")
-    rope_base: float | None = Field(None, gt=0, description="none given is the model's")
+    corpus: CorpusConfig | None = Field(None, description="text, tokenized like the first corpus; default: the first corpus")
+    prior: Prior | None = Field(None, description="default: pre-training's, as it was at the end")
+    rope_base: float | None = Field(None, gt=0, description="default: the model's")

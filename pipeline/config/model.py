@@ -1,8 +1,8 @@
-"""The models that are trained, and how many parameters they have: Qwen3 decoders, dense or with mixtures of experts.
+"""The models to train and their parameter counts: Qwen3 decoders, dense or with mixtures of experts.
 
-A mixture of experts runs as `glm4_moe`: Qwen3's attention, sigmoid scores, and a bias per expert that helps to decide where a token
-goes without entering the weights of what comes back, which is what balancing without an auxiliary loss needs (Wang et al., arXiv
-2408.15664). Transformers and vLLM both read that bias (`e_score_correction_bias`) from a checkpoint; Qwen3's own mixture has none.
+A mixture of experts runs as `glm4_moe`: Qwen3's attention, sigmoid scores, and a bias per expert that steers routing but does not
+weight the experts' outputs, as balancing without an auxiliary loss requires (Wang et al., arXiv 2408.15664). Transformers and vLLM both
+read that bias (`e_score_correction_bias`) from a checkpoint; Qwen3's own mixture has none.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pipeline.config.base import Config, execution, identity_since
 
 
 class MoEConfig(Config):
-    """The feed-forward part of a layer as many small ones, of which each token passes through a few."""
+    """A layer's feed-forward block as many small experts, of which each token passes through a few."""
 
-    experts: int = Field(ge=2, description="that tokens are routed to, per layer")
-    active_experts: int = Field(ge=1, description="of these, for each token")
+    experts: int = Field(ge=2, description="routed experts per layer")
+    active_experts: int = Field(ge=1, description="of these, per token")
     expert_width: int = Field(ge=1, description="inner width of one expert")
-    shared_experts: int = Field(1, ge=1, description="that every token passes through besides; vLLM's CPU kernels crash without any")
-    dense_layers: int = Field(0, ge=0, description="first layers without experts, of model.ffn_width")
+    shared_experts: int = Field(1, ge=1, description="that every token also passes through; vLLM's CPU kernels crash without any")
+    dense_layers: int = Field(0, ge=0, description="leading layers without experts, of model.ffn_width")
 
     @model_validator(mode="after")
     def _experts_are_there(self) -> MoEConfig:
@@ -33,9 +33,9 @@ class MoEConfig(Config):
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of a model's parameters; `active` leaves out the experts that a token does not pass through.
+    """A model's parameter counts; `active` leaves out the experts that a token does not pass through.
 
-    `embedding` is the input embedding and the output layer together, counted once if they are tied; both totals hold it.
+    `embedding` is the input embedding and the output layer together, counted once if tied; both totals include it.
     """
 
     total: int
@@ -58,7 +58,7 @@ class ModelConfig(Config):
     rope_base: float = Field(1e4, gt=0)
     max_positions: int = Field(ge=2)
     init_std: float = identity_since(
-        0.02, gt=0, description="spread of the first weights; narrow models leave plateaus sooner at about 1/sqrt(width)"
+        0.02, gt=0, description="std of the initial weights; narrow models leave plateaus sooner at about 1/sqrt(width)"
     )
     moe: MoEConfig | None = identity_since(None, description="experts in place of dense feed-forward layers")
 
@@ -76,25 +76,25 @@ class ModelConfig(Config):
                 f"architecture {self.architecture!r} {has} experts; set moe together with architecture: glm4_moe, or leave both out"
             )
         if self.moe is not None and self.tied_embeddings:
-            raise ValueError("tied_embeddings must be false for glm4_moe: vLLM's has an output layer of its own and would not fill it")
+            raise ValueError("tied_embeddings must be false for glm4_moe: vLLM's has a separate output layer and would not fill it")
         if self.moe is not None and self.moe.dense_layers >= self.layers:
-            raise ValueError(f"moe.dense_layers ({self.moe.dense_layers}) leaves none of the {self.layers} layers to experts")
+            raise ValueError(f"moe.dense_layers ({self.moe.dense_layers}) leaves none of the {self.layers} layers for experts")
         if (self.ffn_width is None) != (self.dense_layers == 0):
             raise ValueError(
                 f"ffn_width is {self.ffn_width}, and {self.dense_layers} of {self.layers} layers are dense; "
-                "give it if some are, and leave it out if none is"
+                "give it if some are, leave it out if none are"
             )
         return self
 
     @property
     def dense_layers(self) -> int:
-        """How many layers have one feed-forward part of `ffn_width`, instead of experts."""
+        """How many layers have one feed-forward block of `ffn_width` instead of experts."""
         return self.layers if self.moe is None else self.moe.dense_layers
 
     def parameters(self, vocabulary: int) -> Parameters:
-        """Counts for a vocabulary of so many tokens; routers' biases are no parameters."""
+        """Counts for a vocabulary of this size; router biases do not count."""
         attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads) + 2 * self.head_dim
-        shared = self.layers * (attention + 2 * self.width) + self.width  # with each layer's two norms, and the last
+        shared = self.layers * (attention + 2 * self.width) + self.width  # with two norms per layer, and the final one
         shared += self.dense_layers * 3 * self.width * (self.ffn_width or 0)
         embedding = vocabulary * self.width * (1 if self.tied_embeddings else 2)
         routed = active = 0

@@ -1,4 +1,4 @@
-"""The setting of the pre-training objective, and how it may change while training goes on."""
+"""The setting of the pre-training objective, and how it may change during training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEDULED = tuple(name for name in Rewards.model_fields if name != "name")
 
 
 class Waypoint(Rewards):
-    """Rewards that hold from some moment on (`step`), or are reached by then (`linear`)."""
+    """Rewards that apply from some point on (`step`), or are reached by then (`linear`)."""
 
     at: float = Field(gt=0, le=1, description="share of the token budget")
     k: int | None = execution(None, description="may repeat the prior's")
@@ -32,19 +32,19 @@ class Waypoint(Rewards):
 
 
 class Prior(Rewards):
-    """Setting of the shaped next-token objective, constant or with a schedule over the tokens of training.
+    """Setting of the shaped next-token objective, constant or on a schedule over the training tokens.
 
     `k` is the size of the head (the k most probable tokens). It matters only when a lambda is not zero, `form` only when beta is not.
-    Both hold for the whole schedule. The losses take the setting of one moment, `at(share)`.
+    Both apply to the whole schedule. The losses take the setting at one point, `at(share)`.
     """
 
     k: int = Field(0, ge=0, description="size of the head, in tokens")
     form: Literal["product", "power"] = "product"
-    schedule: tuple[Waypoint, ...] = identity_since((), description="later rewards, in the order of time")
-    interpolation: Literal["step", "linear"] = identity_since("step", description="how one waypoint of the schedule follows another")
+    schedule: tuple[Waypoint, ...] = identity_since((), description="later rewards, in order of time")
+    interpolation: Literal["step", "linear"] = identity_since("step", description="how the schedule moves between waypoints")
 
     def knobs(self) -> dict[str, float | int | str]:
-        """Every knob by name, for tables and W&B; k is 0 where no reward looks at ranks."""
+        """Every knob by name, for tables and W&B; k is 0 if no reward depends on rank."""
         values = {name: getattr(self, name) for name in KNOBS}
         return values if self.rank_aware else values | {"k": 0}
 
@@ -75,7 +75,7 @@ class Prior(Rewards):
     def _schedule_is_in_order(self) -> Prior:
         shares = [waypoint.at for waypoint in self.schedule]
         if shares != sorted(set(shares)):
-            raise ValueError(f"schedule has at {shares}; the shares of the token budget must rise")
+            raise ValueError(f"schedule has at {shares}; the shares of the token budget must increase")
         if self.interpolation == "step" and 1.0 in shares:
             raise ValueError("schedule has a waypoint at 1, where training ends: nothing would train with it; give a share below 1")
         return self
@@ -87,7 +87,7 @@ class Prior(Rewards):
                 own = getattr(waypoint, key)
                 if own not in (None, whole):
                     raise ValueError(
-                        f"schedule.{number}.{key} is {own}, but {key} is {whole} at the start; {key} is one for the whole schedule: "
+                        f"schedule.{number}.{key} is {own}, but {key} is {whole} at the start; the whole schedule shares one: "
                         f"set {key}: {own} beside `schedule`, or {key}: {whole} in the waypoint"
                     )
         return self
@@ -116,13 +116,13 @@ class Prior(Rewards):
 KNOBS = (*SCHEDULED, "k", "form")
 """All knobs, in the order in which tables show them."""
 RENAMING = (*SCHEDULED, "schedule", "interpolation")
-"""Keys that make a named prior another one; k is set beside a name to fit a vocabulary."""
+"""Keys that give a named prior a new name; k only fits it to a vocabulary."""
 
 
 def with_waypoints(prior: dict[str, Any], named: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """A prior as written, each waypoint of its schedule replaced by what it names, by way of `named`.
+    """A prior as written, with each waypoint of its schedule that uses a name resolved by `named`.
 
-    A name brings its rewards, while a `k` set for the whole prior stays.
+    A name brings its rewards; a `k` set for the whole prior stays.
     """
     if not isinstance(prior.get("schedule"), list):
         return prior

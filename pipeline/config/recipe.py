@@ -36,19 +36,19 @@ class RecipeConfig(Config):
 
     @property
     def midtrain_prior(self) -> Prior:
-        """What mid-training trains with."""
+        """Mid-training's own prior, or pre-training's at its end."""
         own = None if self.midtrain is None else self.midtrain.prior
         return self.prior.at(1.0) if own is None else own
 
     @property
     def midtrain_corpus(self) -> CorpusConfig | None:
-        """Mid-training's own text, cut by the first corpus's tokenizer; None if it has none of its own."""
+        """Mid-training's own text, with the first corpus's tokenizer; None if it has no text of its own."""
         own = None if self.midtrain is None else self.midtrain.corpus
         return None if own is None else own.model_copy(update={"tokenizer": self.corpus.tokenizer})
 
     @property
     def midtrain_positions(self) -> int:
-        """Positions of the model that RL starts from: mid-training makes room for its blocks."""
+        """Positions of the model RL starts from: mid-training extends them to fit its blocks."""
         longer = None if self.midtrain is None else self.midtrain.corpus
         return max(self.model.max_positions, 0 if longer is None else longer.block_size)
 
@@ -66,8 +66,8 @@ class RecipeConfig(Config):
             launch = launches.get(kind)
             processes, nodes = 1 if launch is None else launch.processes, self.cluster.resources(kind).nodes
             if self.cluster.kind == "slurm" and processes % nodes:
-                key = f"{kind}.launch.processes ({processes})" if launch is not None else f"the one process of the stage {kind}"
-                raise ValueError(f"cluster.{kind}.nodes is {nodes}; {key} cannot be spread evenly over so many nodes")
+                key = f"{kind}.launch.processes ({processes})" if launch is not None else f"the one process of stage {kind}"
+                raise ValueError(f"cluster.{kind}.nodes is {nodes}; {key} cannot be spread evenly over them")
         return self
 
     @model_validator(mode="after")
@@ -75,12 +75,12 @@ class RecipeConfig(Config):
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
         limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.midtrain_positions)]
-        # The same protocol evaluates the model before mid-training, hence with its positions.
+        # The same protocol evaluates the model before mid-training adds positions.
         for name, limit, positions in [*limits, ("evaluate", self.evaluate.max_response_tokens, self.model.max_positions)]:
             prompt = self.task.max_prompt_tokens
             if prompt + limit > positions:
                 raise ValueError(
-                    f"{name}.max_response_tokens ({limit}) and {prompt} tokens for the prompt exceed "
+                    f"{name}.max_response_tokens ({limit}) plus {prompt} prompt tokens exceed "
                     f"model.max_positions ({positions}); lower task.max_prompt_tokens or max_response_tokens, "
                     "or raise model.max_positions"
                 )

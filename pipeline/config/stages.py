@@ -1,6 +1,6 @@
-"""The kinds of stage. One class holds all that is known of a kind: its input, identity, version, processes, memory, work and costs.
+"""The kinds of stage. One class holds all that is known about a kind: input, identity, version, processes, memory, work and costs.
 
-A new kind is one more class here, and a package of its name in `stages`.
+A new kind takes one class here and a package of that name in `stages`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pipeline.config.training import Launch, NextTokenTraining, PretrainConfig, 
 
 
 class StageConfig(Config):
-    """The input of a stage of one kind, and what is the same for all stages of that kind."""
+    """The input of a stage, and what all stages of its kind share."""
 
     kind: ClassVar[str]
     version: ClassVar[int]
-    """Raised by hand when a change of code changes what the kind produces; code itself is not fingerprinted."""
+    """Raised manually when a code change alters what the kind produces; code itself is not fingerprinted."""
     library_gib: ClassVar[float]
-    """Memory of one process on the quickstart's model, mostly of libraries: the guess while nothing was measured."""
+    """Memory of one process on the quickstart's model, mostly libraries: the estimate until one is measured."""
     needs_devices: ClassVar[bool] = True
     charted: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """What metrics are drawn against in W&B: {axis: metrics}."""
+    """What metrics are plotted against in W&B: {axis: metrics}."""
 
     @property
     def launch(self) -> Launch | None:
-        """How it is spread over processes; None for a kind that has one process and saves no step checkpoints."""
+        """How it is spread over processes; None if the kind has one process and saves no step checkpoints."""
         return None
 
     @property
@@ -53,12 +53,12 @@ class StageConfig(Config):
 
     @property
     def adopted(self) -> str | None:
-        """Digest of the checkpoint that was brought in as the stage's result, in place of computing one."""
+        """Digest of the checkpoint adopted as the stage's result instead of computing one."""
         return None
 
     @property
     def kv_cache_gib(self) -> int:
-        """Of the engine in each process, on a CPU."""
+        """Per process, for the engine on a CPU."""
         return 0
 
     @property
@@ -68,17 +68,17 @@ class StageConfig(Config):
 
     @abstractmethod
     def work(self, block_size: int) -> str:
-        """The size of its work, for people; `block_size` in tokens is its corpus's."""
+        """How much work it is, in words; `block_size` is its corpus's, in tokens."""
 
     def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        """With a model of so many tokens' vocabulary. Raises `NotImplementedError` for a kind that needs no device."""
+        """For a model and vocabulary size. Raises `NotImplementedError` if the kind needs no device."""
         raise NotImplementedError(self.kind)
 
 
 class CorpusStage(StageConfig):
-    """Input of the stage `corpus`: a tokenizer, training blocks and held-out blocks.
+    """Input of the stage `corpus`, which makes a tokenizer, training blocks and held-out blocks.
 
-    Parent of a later corpus: the first one, as `tokenizer`, whose own it then uses.
+    Parent of a later corpus: the first one, as `tokenizer`, whose tokenizer it uses.
     """
 
     kind, version, library_gib, needs_devices = "corpus", 1, 0.8, False
@@ -91,7 +91,7 @@ class CorpusStage(StageConfig):
         return self.corpus.reads_hub or (self.corpus.uses_task and self.task.reads_hub)
 
     def identity(self) -> dict[str, Any]:
-        """The task is part of it where it has a say in the text."""
+        """The task is part of it if the text depends on it."""
         kept = super().identity() | {"task": self.task.text_identity()}
         if not self.corpus.uses_task:
             del kept["task"]
@@ -125,7 +125,7 @@ class PretrainStage(StageConfig):
         return self.pretrain.adopted
 
     def identity(self) -> dict[str, Any]:
-        """An adopted checkpoint is its files and nothing else: what it was trained with is not known here."""
+        """An adopted checkpoint is identified by its files alone: how it was trained is not known here."""
         return super().identity() if self.adopted is None else {"adopted": self.adopted}
 
     def work(self, block_size: int) -> str:
@@ -150,7 +150,7 @@ class MidtrainStage(StageConfig):
         return self.midtrain.launch
 
     def identity(self) -> dict[str, Any]:
-        """Without what the settings say of corpus and prior: the one is a parent, the other resolved in `prior`."""
+        """Without the settings' corpus and prior: the one is a parent, the other is resolved in `prior`."""
         kept = super().identity()
         return kept | {"midtrain": {key: value for key, value in kept["midtrain"].items() if key not in ("corpus", "prior")}}
 
@@ -201,7 +201,7 @@ class EvaluateStage(StageConfig):
 
     task: Task
     evaluate: EvaluateConfig
-    step: int | None = identity_since(None, description="of training, whose checkpoint is evaluated in place of the last one")
+    step: int | None = identity_since(None, description="training step whose checkpoint is evaluated instead of the last")
 
     @property
     def threads(self) -> int:
@@ -209,7 +209,7 @@ class EvaluateStage(StageConfig):
 
     @property
     def reads_hub(self) -> bool:
-        """The harness's tasks lie there, but for those of one's own."""
+        """The harness's tasks are there, except the user's own."""
         return self.task.reads_hub or self.evaluate.harness is not None
 
     @property

@@ -1,4 +1,4 @@
-"""Tasks: problems, and where they come from. One config class per kind of task; `Task` is told apart by `kind`."""
+"""Tasks: problems, and where they come from. One config class per kind; `Task` is discriminated by `kind`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class TaskConfig(Config):
     """What every task has."""
 
     max_prompt_tokens: int = execution(
-        64, ge=1, description="room for a prompt beside the response; the stages refuse longer ones, so it decides no number"
+        64, ge=1, description="room for a prompt besides the response; stages refuse longer ones, so it affects no result"
     )
 
     @property
     def reads_hub(self) -> bool:
-        """Whether its data come from the Hugging Face hub."""
+        """Whether its data comes from the Hugging Face hub."""
         return False
 
     @property
     def chance(self) -> float:
-        """Share of correct responses that guessing gives: the floor beneath which no score means anything."""
+        """Share of responses that guessing gets right: the floor below which scores mean nothing."""
         return 0.0
 
     def text_identity(self) -> dict[str, Any]:
-        """The identity of the text it writes; fields that only judge responses are no part of it, so that they share a corpus."""
+        """The identity of the text it writes, without fields that only judge responses: tasks that differ in these share a corpus."""
         return self.identity()
 
 
@@ -52,7 +52,7 @@ class CountdownTask(TaskConfig):
 
 
 class ArithmeticTask(TaskConfig):
-    """The value of a chain such as `3+8*2-5`, reached by worked steps; `operations` and the two bounds set the difficulty."""
+    """The value of a chain such as `3+8*2-5`, worked out in steps; `operations` and the two bounds set the difficulty."""
 
     kind: Literal["arithmetic"] = "arithmetic"
     name: str = execution("arithmetic")
@@ -93,20 +93,20 @@ DATA_FORMATS = (".jsonl", ".parquet", ".csv")
 
 
 class MathSource(Config):
-    """Rows of problems and answers: a data set of the Hugging Face hub, or a local file.
+    """Rows of problems and answers: a dataset on the Hugging Face hub, or a local file.
 
-    A column may lie inside another: `reward_model.ground_truth`, `prompt.0.content`. A file counts by its content: `sha256`, filled in
-    when the recipe is read, is its identity wherever it lies.
+    Columns may be nested: `reward_model.ground_truth`, `prompt.0.content`. A file is identified by content: `sha256` is filled in when
+    the recipe is read.
     """
 
-    hub: str | None = Field(None, description="name of a data set on the hub, e.g. openai/gsm8k")
+    hub: str | None = Field(None, description="name of a dataset on the hub, e.g. openai/gsm8k")
     subset: str | None = None
-    revision: str | None = Field(None, description="commit or tag of the data set; without it, whatever the hub has")
+    revision: str | None = Field(None, description="commit or tag of the dataset; default: the hub's latest")
     split: str = "train"
-    file: str | None = execution(None, description="a .jsonl, .parquet or .csv file instead of a data set of the hub")
+    file: str | None = execution(None, description="a .jsonl, .parquet or .csv file instead of a hub dataset")
     sha256: str | None = None
     problem: str = Field("problem", min_length=1, description="column of the problem's text")
-    answer: str = Field("answer", min_length=1, description="column of the reference answer; several in a list are one answer, a, b")
+    answer: str = Field("answer", min_length=1, description="column of the reference answer; a list counts as one answer: a, b")
     answer_pattern: str | None = Field(None, description="regular expression whose first group is the answer within that column")
     solution: str | None = Field(None, description="column of a worked solution, to pre-train on")
     max_problem_characters: int | None = Field(None, ge=1, description="rows with longer problems are left out")
@@ -132,14 +132,14 @@ class MathSource(Config):
             try:
                 groups = re.compile(self.answer_pattern).groups
             except re.error as error:
-                raise ValueError(f"answer_pattern is {self.answer_pattern!r}, which is no regular expression: {error}") from error
+                raise ValueError(f"answer_pattern is {self.answer_pattern!r}, which is not a regular expression: {error}") from error
             if groups < 1:
                 raise ValueError(f"answer_pattern is {self.answer_pattern!r}; put a group, (...), around the answer")
         return self
 
 
 class MathTask(TaskConfig):
-    """Problems and answers from data sets, judged by math-verify.
+    """Problems and answers from datasets, judged by math-verify.
 
     `train` feeds RL (and, if it has solutions, the corpus), `evaluate` the evaluation; without it, a fixed share of `train` does.
     """
@@ -154,7 +154,7 @@ class MathTask(TaskConfig):
         description="what the model reads; {problem} is replaced, other braces are plain text",
     )
     chat_template: str | None = Field(
-        None, description="Jinja template of a chat, as in a tokenizer's config, around the prompt as a user message"
+        None, description="Jinja chat template, as in a tokenizer's config, with the prompt as a user message"
     )
     system: str | None = Field(None, description="system message of the chat")
 
@@ -174,13 +174,13 @@ class MathTask(TaskConfig):
 
 
 class GymTask(TaskConfig):
-    """A task of reasoning-gym (arXiv 2505.24760), by name; an optional extra of the installation."""
+    """A reasoning-gym task (arXiv 2505.24760), by name; installed as an optional extra."""
 
     kind: Literal["reasoning-gym"] = "reasoning-gym"
     name: str = execution("reasoning-gym")
     max_prompt_tokens: int = execution(1024, ge=1)
     dataset: str = Field(min_length=1, description="name in reasoning-gym, e.g. chain_sum")
-    options: dict[str, Any] = Field(default_factory=dict, description="settings of that data set, e.g. min_terms")
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of that dataset, e.g. min_terms")
     prompt: str = Field("{question}\nAnswer: ", description="what the model reads; {question} is replaced, other braces are plain text")
 
     @model_validator(mode="after")
@@ -189,9 +189,7 @@ class GymTask(TaskConfig):
             raise ValueError(f"prompt is {self.prompt!r}; it needs {{question}} where the question's text goes")
         ours = sorted({"seed", "size"} & self.options.keys())
         if ours:
-            raise ValueError(
-                f"options has {' and '.join(ours)}, which the stages choose (corpus.seed, evaluate.problems, ...); drop it"
-            )
+            raise ValueError(f"options has {' and '.join(ours)}, which the stages set (corpus.seed, evaluate.problems, ...); drop it")
         return self
 
 

@@ -13,4 +13,4 @@ class TrackingConfig(Config):
     mode: Literal["auto", "online", "offline", "disabled"] = execution("auto")
     project: str = execution("priorlab")
     entity: str | None = execution(None)
-    artifacts: bool = execution(False, description="log what stages export as artifacts with lineage: references, no uploads")
+    artifacts: bool = execution(False, description="log exports as artifacts with lineage: references, no uploads")

@@ -1,4 +1,4 @@
-"""What is trained and how: pre-training, RL, and how a training stage is spread over processes."""
+"""Settings of pre-training and RL, and how a training stage is spread over processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Launch(Config):
     def check_dtype(self, dtype: Dtype) -> None:
         if dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
-                "dtype bfloat16 needs launch.zero_stage >= 1: at stage 0 there are no float32 weights to sum small updates in"
+                "dtype bfloat16 needs launch.zero_stage >= 1: stage 0 has no float32 weights to accumulate small updates in"
             )
 
 
@@ -45,7 +45,7 @@ class AdamWConfig(Config):
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(0, ge=0)
     decay_steps: int = Field(0, ge=0, description="last steps, over which the rate falls to final_ratio")
-    decay: Literal["linear", "cosine"] = identity_since("linear", description="along which curve it falls")
+    decay: Literal["linear", "cosine"] = identity_since("linear", description="shape of the decay")
     final_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -65,11 +65,11 @@ class AdamWConfig(Config):
 
 
 class Milestones(Config):
-    """Which checkpoints on the way to the last are kept and evaluated: evenly spaced ones, or those at given shares of the tokens."""
+    """Which intermediate checkpoints are kept and evaluated: evenly spaced ones, or those at given shares of the tokens."""
 
-    count: int | None = Field(None, ge=2, description="with the last; evenly spaced")
+    count: int | None = Field(None, ge=2, description="evenly spaced, with the last")
     spacing: Literal["linear", "log"] = Field("linear", description="log: each after twice as many tokens as the one before")
-    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((), description="of the token budget, in place of count")
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((), description="of the token budget, instead of count")
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +85,7 @@ class Milestones(Config):
         return self
 
     def steps(self, total: int) -> list[int]:
-        """Optimizer steps after which a checkpoint is kept, of `total`, without the last."""
+        """Optimizer steps, of `total`, after which a checkpoint is kept; without the last."""
         shares: list[float] = list(self.shares)
         if self.count is not None:
             behind = range(1, self.count)  # how many checkpoints come after
@@ -104,18 +104,18 @@ class NextTokenTraining(Config):
     expert_bias_rate: float = identity_since(
         1e-3,
         ge=0,
-        description="by which a step moves the bias of an expert with more or less than its share of tokens; 0 balances nothing",
+        description="how far a step moves the bias of an expert with more or less than its share of tokens; 0: no balancing",
     )
     launch: Launch = Launch()
-    evaluate_at: Milestones | None = Field(None, description="checkpoints along the way that are evaluated, besides the last")
+    evaluate_at: Milestones | None = Field(None, description="intermediate checkpoints to evaluate besides the last")
 
     @property
     def milestones(self) -> list[int]:
-        """Steps of the checkpoints along the way."""
+        """Steps of the intermediate checkpoints."""
         return [] if self.evaluate_at is None else self.evaluate_at.steps(self.steps)
 
     def identity(self) -> dict[str, Any]:
-        """Checkpoints along the way are results, however they were asked for; weights do not depend on them."""
+        """Intermediate checkpoints are results, however they were requested; weights do not depend on them."""
         kept = {key: value for key, value in super().identity().items() if key != "evaluate_at"}
         return kept | ({"milestones": self.milestones} if self.milestones else {})
 
@@ -138,26 +138,26 @@ class PretrainConfig(NextTokenTraining):
     adopted: str | None = identity_since(
         None,
         pattern="^sha256:[0-9a-f]{64}$",
-        description="digest of a checkpoint that `priorlab adopt` brought in, in place of training one",
+        description="digest of a checkpoint that `priorlab adopt` brought in, instead of training one",
     )
 
     @model_validator(mode="after")
     def _adopted_has_one_checkpoint(self) -> PretrainConfig:
         if self.adopted is not None and self.milestones:
-            raise ValueError("evaluate_at is set, but an adopted checkpoint has no others along its way; leave evaluate_at out")
+            raise ValueError("evaluate_at is set, but an adopted checkpoint has no intermediate ones; leave evaluate_at out")
         return self
 
 
 class ValidationConfig(Config):
-    """Evaluation while RL runs, on problems of the RL split that are not trained on.
+    """Evaluation while RL runs, on held-out problems of the RL split.
 
-    Measured before the first step, each `every` steps, and after the last.
+    Runs before the first step, every `every` steps, and after the last.
     """
 
     every: int = Field(ge=1, description="RL steps between two evaluations")
     problems: int = Field(64, ge=1)
     samples: int = Field(16, ge=1, description="responses per problem")
-    best_k: int = Field(1, ge=1, description="the best policy has the highest pass@best_k; of equals, the earliest")
+    best_k: int = Field(1, ge=1, description="the best policy has the highest pass@best_k; the earliest wins ties")
 
     @model_validator(mode="after")
     def _k_is_measured(self) -> ValidationConfig:
@@ -180,13 +180,13 @@ class RLConfig(Verification):
     steps: int = Field(ge=1, description="optimizer steps")
     problems: int = Field(ge=1, description="distinct training problems")
     rewordings: bool = identity_since(
-        False, description="train on them in all wordings that the task knows (countdown: every order of the numbers)"
+        False, description="train on every wording the task knows (countdown: every order of the numbers)"
     )
     prompts_per_step: int = Field(ge=1, description="problems per batch of rollouts")
     samples_per_prompt: int = Field(16, ge=2)
     temperature: float = Field(1.0, gt=0)
     max_response_tokens: int = Field(ge=1)
-    lengthen: tuple[Lengthening, ...] = identity_since((), description="later limits on responses, by step, in place of the first")
+    lengthen: tuple[Lengthening, ...] = identity_since((), description="later response limits, by step, replacing the first")
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -194,16 +194,16 @@ class RLConfig(Verification):
         1, ge=1, description="dynamic sampling: rounds in which groups of equal rewards are replaced; 1 keeps every group"
     )
     updates_per_rollout: int = Field(1, ge=1, description="optimizer steps on each batch of rollouts; clipping acts from the second on")
-    mask_truncated: bool = Field(False, description="leave responses cut at max_response_tokens out of the loss")
+    mask_truncated: bool = Field(False, description="drop responses truncated at max_response_tokens from the loss")
     exploration: Exploration = identity_since(NoExploration())
-    preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to see that rewards differ at all")
+    preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to see that rewards vary at all")
     validation: ValidationConfig | None = identity_since(None, description="evaluation while RL runs")
-    export: Literal["last", "best"] = identity_since("last", description="the policy handed on; the best is known by validation")
+    export: Literal["last", "best"] = identity_since("last", description="the policy passed on; validation finds the best")
     rollouts: Literal["vllm", "transformers"] = identity_since("vllm", description="what samples responses")
     optimizer: AdamWConfig
     dtype: Dtype = "float32"
     max_logprob_mismatch: float = execution(
-        1e-3, gt=0, description="largest allowed |log-prob of the rollout engine - of the trainer| of a sampled token"
+        1e-3, gt=0, description="largest allowed |engine's log-prob - trainer's| of a sampled token"
     )
     kv_cache_gib: int = execution(1, ge=1, description="rollout engine's cache on CPU")
     gpu_memory_share: float = execution(0.4, gt=0, lt=1, description="of each GPU, for the rollout engine")
@@ -214,7 +214,7 @@ class RLConfig(Verification):
         return super().identity() | {"processes": self.launch.processes}
 
     def response_tokens_at(self, step: int) -> int:
-        """The limit on a response that is sampled after `step` optimizer steps."""
+        """The limit on a response sampled after `step` optimizer steps."""
         return next(
             (later.max_response_tokens for later in reversed(self.lengthen) if later.after_steps <= step), self.max_response_tokens
         )
@@ -228,7 +228,7 @@ class RLConfig(Verification):
         steps = [later.after_steps for later in self.lengthen]
         if steps != sorted(set(steps)) or any(step >= self.steps or step % self.updates_per_rollout for step in steps):
             raise ValueError(
-                f"lengthen has after_steps {steps}; they must rise, stay below steps ({self.steps}), and be multiples of "
+                f"lengthen has after_steps {steps}; they must increase, stay below steps ({self.steps}), and be multiples of "
                 f"updates_per_rollout ({self.updates_per_rollout}), since responses are sampled only then"
             )
         return self

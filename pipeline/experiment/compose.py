@@ -139,7 +139,7 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
 
 def _sweep_name(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise PriorlabError(f"{name!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
+        raise PriorlabError(f"{name!r} cannot name a sweep: use letters, digits, '.', '_' and '-', at most 64")
     return name
 
 
@@ -189,11 +189,11 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise PriorlabError(f"{text!r} is no override; write key=value, e.g. rl.steps=50 or axes.seed=[0,1,2]")
+        raise PriorlabError(f"{text!r} is not an override; write key=value, e.g. rl.steps=50 or axes.seed=[0,1,2]")
     try:
         return path, parse_yaml(value)
     except ValueError as error:
-        raise PriorlabError(f"the value of {text!r} is no YAML: {error}") from error
+        raise PriorlabError(f"the value of {text!r} is not YAML: {error}") from error
 
 
 def assign(tree: dict[str, Any], path: list[str], value: Any, inside: tuple[str, ...] = ()) -> None:

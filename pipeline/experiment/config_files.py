@@ -1,4 +1,4 @@
-"""The YAML files of `configs`: where a name is looked up, and how a file is read."""
+"""The YAML files of `configs`: where names are looked up, and how files are read."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def config_folders() -> list[Path]:
 
 
 def bare_name(name: str) -> str:
-    """Of a name, itself, whatever dots it has; of a path, that of its file."""
+    """A name unchanged, dots and all; for a path, its file's name."""
     return re.sub(r"\.ya?ml$", "", Path(name).name)
 
 
 def parse_yaml(text: str) -> Any:
-    """Raises `ValueError` for what is no YAML, or too deep."""
+    """Raises `ValueError` if it is not YAML, or too deep."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
@@ -57,7 +57,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_config(group: str, name: Any) -> dict[str, Any]:
-    """The YAML file of a name, or of a path ending in .yaml. Raises `PriorlabError` with the nearest name, or what is wrong with it."""
+    """The YAML file of that name, or at a path ending in .yaml. Raises `PriorlabError` with the nearest name, or what is wrong."""
     if not isinstance(name, str) or not name:
         raise PriorlabError(f"{group} is {name!r}; give the name of a file in configs/{group}")
     if name.endswith((".yaml", ".yml")):
@@ -65,14 +65,14 @@ def read_config(group: str, name: Any) -> dict[str, Any]:
     elif NAME.fullmatch(name):
         candidates = [folder / group / f"{name}.yaml" for folder in config_folders()]
     else:
-        raise PriorlabError(f"{name!r} is no name of a {group}; names have letters, digits, '.', '_' and '-'")
+        raise PriorlabError(f"{name!r} cannot name a {group}; names have letters, digits, '.', '_' and '-'")
     for path in candidates:
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             continue
         except UnicodeDecodeError as error:
-            raise PriorlabError(f"{path} is no valid YAML: {error}") from error
+            raise PriorlabError(f"{path} is not valid YAML: {error}") from error
         return copy.deepcopy(_parse(path, text))
     known = available(group)
     near = difflib.get_close_matches(name, known, n=1)
@@ -82,18 +82,18 @@ def read_config(group: str, name: Any) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=256)
 def _parse(path: Path, text: str) -> dict[str, Any]:
-    """A YAML file's mapping; each text once, because that takes milliseconds."""
+    """A YAML file's mapping; cached, because parsing takes milliseconds."""
     try:
         tree = parse_yaml(text)
     except ValueError as error:
-        raise PriorlabError(f"{path} is no valid YAML: {error}") from error
+        raise PriorlabError(f"{path} is not valid YAML: {error}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise PriorlabError(f"{path} holds no mapping of names to values, as a config is")
+        raise PriorlabError(f"{path} is not a config: give a mapping of keys to values")
     return tree
 
 
 def available(group: str) -> list[str]:
-    """Names of a group that are known here."""
+    """A group's known names."""
     return sorted({bare_name(path.name) for folder in config_folders() for path in (folder / group).glob("*.yaml")})

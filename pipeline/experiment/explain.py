@@ -12,7 +12,7 @@ from pipeline.config.recipe import RecipeConfig
 
 
 def explain(detail: Any) -> str:
-    """One of the errors of pydantic's `ValidationError`."""
+    """One error of pydantic's `ValidationError`."""
     location, config = _place([str(part) for part in detail["loc"]])
     path = ".".join(location)
     if detail["type"] == "extra_forbidden":
@@ -37,7 +37,7 @@ def _place(location: list[str]) -> tuple[list[str], type[BaseModel]]:
     kinds: dict[str, type[BaseModel]] = {}
     below_a_name = False
     for part in location:
-        if below_a_name:  # in a mapping from names of the user's choice
+        if below_a_name:  # in a mapping with the user's own names
             written.append(part)
             below_a_name = False
             continue
@@ -65,13 +65,13 @@ def _configs(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The members of a union told apart by their `kind`; empty for anything else."""
+    """The members of a union discriminated by `kind`; empty for anything else."""
     members = [config for config in _configs(annotation) if "kind" in config.model_fields]
     return {config.model_fields["kind"].default: config for config in members} if len(members) > 1 else {}
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
-    """That there is no such key, and which it may have been meant to be."""
+    """That there is no such key, and which one was likely meant."""
     known = sorted(known)
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"

@@ -1,7 +1,7 @@
 """Identity of a stage: sha256 over kind, recipe version, identity fields and the parents' fingerprints.
 
-The canonical form refuses whatever has no stable text (sets, objects, NaN), so that identity never depends on a `repr`.
-Code is not hashed: a recipe version per stage kind is raised by hand when results change.
+The canonical form refuses anything without a stable text (sets, objects, NaN), so that identity never depends on a `repr`.
+Code is not hashed: each stage kind's recipe version is raised manually when results change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, shortest floats. Raises `TypeError` naming the path of what cannot be stable."""
+    """One text per value: sorted keys, no spaces, shortest floats. Raises `TypeError` naming the path of what is unstable."""
     return json.dumps(_stable(value, "$"), sort_keys=True, separators=(",", ":"))
 
 
@@ -22,7 +22,7 @@ def _stable(value: Any, path: str) -> Any:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"{path} has the key {key!r}; identity needs text keys")
+                raise TypeError(f"{path} has the key {key!r}; identity needs string keys")
         return {key: _stable(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_stable(item, f"{path}[{place}]") for place, item in enumerate(value)]
@@ -42,7 +42,7 @@ def fingerprint(kind: str, recipe_version: int, identity: dict[str, Any], parent
 
 
 def drift(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """Field by field, what differs between two identities: `optimizer.learning_rate: 0.002 -> 0.001`."""
+    """The fields in which two identities differ: `optimizer.learning_rate: 0.002 -> 0.001`."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             inner = f"{path}.{key}" if path else key

@@ -193,7 +193,7 @@ def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
         if node.fingerprint != fingerprint_:
             raise PriorlabError(
                 f"{spec['kind']}/{spec['slug']}-{fingerprint_[:12]} was made by another version of priorlab (this one would give "
-                f"it the fingerprint {node.fingerprint[:12]}); run its sweep again to build it anew"
+                f"it the fingerprint {node.fingerprint[:12]}); run its sweep again to rebuild it"
             )
         return stages.setdefault(fingerprint_, node)
 

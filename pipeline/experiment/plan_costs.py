@@ -14,7 +14,7 @@ from pipeline.store.folders import Home
 
 @dataclass(frozen=True)
 class Assumptions:
-    """`devices` are per stage, one a process, unless given; `vocabulary` is that of the corpus, once it is made."""
+    """`devices` per stage default to one per process; `vocabulary` defaults to the corpus's, once it is built."""
 
     device_name: str
     device: Device
@@ -24,7 +24,7 @@ class Assumptions:
 
 
 def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[str, Any]]:
-    """One entry for each kind of stage and each cost among the graph's stages, with the names of those that cost as much."""
+    """One entry for each kind of stage and distinct cost in the graph, with the names of the stages that share it."""
     entries: dict[tuple[Any, ...], dict[str, Any]] = {}
     seen: set[str] = set()
     for plan in graph.cells:
@@ -46,8 +46,7 @@ def _vocabulary(corpus: StageNode, home: Home) -> int:
     record = corpus.folder(home).record()
     if record is None:
         raise PriorlabError(
-            f"how many tokens the vocabulary has is known once {corpus.name} has run; until then give --vocabulary, "
-            "e.g. 151936 for Qwen3's"
+            f"the vocabulary size is known once {corpus.name} has run; until then give --vocabulary, e.g. 151936 for Qwen3's"
         )
     return int(record["metrics"]["vocabulary"])
 
@@ -55,7 +54,7 @@ def _vocabulary(corpus: StageNode, home: Home) -> int:
 def _entry(
     role: str, recipe: RecipeConfig, costs: Costs, vocabulary: int, devices: int, assumed: Assumptions, engine: float
 ) -> dict[str, Any]:
-    """`engine`: bytes of a device that vLLM is given, for weights and cache; what does not fit into the cache waits."""
+    """`engine`: bytes per device that vLLM gets for weights and cache; sequences that do not fit the cache wait."""
     counts, memory = recipe.model.parameters(vocabulary), dict(costs.memory)
     if "kv cache" in memory:
         room = engine - memory.get("engine", memory["parameters"])

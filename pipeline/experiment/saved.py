@@ -1,4 +1,4 @@
-"""A sweep's definition in its folder: written when it starts, and read back by whoever looks at it or goes on with it."""
+"""A sweep's definition in its folder: written when it starts, and read back to inspect or continue it."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
         return Sweep(name, tree["axes"], tree["recipe"], tree["description"], cells)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise PriorlabError(
-            f"{folder} is damaged, or of another version of priorlab ({error}); start the sweep again with its `priorlab sweep` command"
+            f"{folder} is damaged, or from another version of priorlab ({error}); start it again with its `priorlab sweep` command"
         ) from error
 
 
 def known_sweep(name: str, home: Home) -> Sweep:
-    """`saved_sweep`, or a `PriorlabError` that lists the sweeps there are."""
+    """`saved_sweep`, or a `PriorlabError` that lists the known sweeps."""
     saved = saved_sweep(name, home)
     if saved is None:
         known = sorted(path.parent.name for path in home.path.glob("sweeps/*/sweep.yaml"))
@@ -66,7 +66,7 @@ def known_sweep(name: str, home: Home) -> Sweep:
 
 
 def redefinition(sweep: Sweep, home: Home) -> list[str]:
-    """How a sweep differs from what its folder was last started with; empty if it is new or the same."""
+    """How a sweep differs from when it was last started; empty if it is new or the same."""
     try:
         saved = saved_sweep(sweep.name, home)
     except PriorlabError as error:

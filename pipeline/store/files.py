@@ -1,4 +1,4 @@
-"""Files that outlive crashes and are whole or not there: atomic writes, checksums, and locks of the operating system."""
+"""Files that survive crashes, whole or absent: atomic writes, checksums, and OS locks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HASH_CHUNK = 1 << 20
 
 
 def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> None:
-    """Readers see the old file or the new one, never a part. `durable` also survives a power cut (fsync)."""
+    """Readers see the old file or the new, never a part. `durable` also survives a power cut (fsync)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -46,7 +46,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have all files and folders below (and with) a folder on the disk before going on."""
+    """Flush a folder, and all files and folders below it, to disk."""
     for path in [folder, *folder.rglob("*")]:
         if path.is_dir():
             _sync_folder(path)
@@ -56,14 +56,14 @@ def sync_tree(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """None if the file is not there; `PriorlabError` if it is no JSON."""
+    """None if the file is missing; `PriorlabError` if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PriorlabError(
-            f"{path} is not readable JSON ({error}). Remove the file to have its stage run again from its last checkpoint."
+            f"{path} is not readable JSON ({error}). Remove the file to rerun its stage from the last checkpoint."
         ) from error
 
 
@@ -73,14 +73,14 @@ def manifest_of(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path, manifest: dict[str, str]) -> list[str]:
-    """Every file that is missing or differs from the manifest, for people."""
+    """Every file that is missing or differs from the manifest, in words."""
     problems = []
     for name, expected in manifest.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
         elif (found := sha256_of(path)) != expected:
-            problems.append(f"{name} has sha256 {found[:12]}, recorded was {expected[:12]}")
+            problems.append(f"{name} has sha256 {found[:12]}, expected {expected[:12]}")
     return problems
 
 
@@ -108,11 +108,11 @@ def lock_is_held(path: Path) -> bool:
 
 
 def take_lock(path: Path) -> int | None:
-    """An open descriptor holding an exclusive OS lock on `path`, or None. The file tells who holds it."""
+    """An open descriptor holding an exclusive OS lock on `path`, or None. The file says who holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(descriptor), path.stat()):  # moved away in between, as by `priorlab gc`
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):  # moved meanwhile, as by `priorlab gc`
             raise BlockingIOError
     except (BlockingIOError, FileNotFoundError):
         os.close(descriptor)

@@ -4,8 +4,8 @@
                                   leases/  export/  record.json
     HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md  figures/
 
-`record.json` is written last and atomically; a stage without it is not done. A stage is run by whoever holds its `lock` (an OS file
-lock: the kernel frees it when the last process of the attempt dies, however it dies) and, between machines, its lease
+`record.json` is written last and atomically; a stage without it is not done. To run a stage is to hold its `lock` (an OS file lock: the
+kernel frees it when the attempt's last process dies, however it dies) and, between machines, its lease
 (`pipeline.store.lease`). Files under `export/` are listed with their sha256 in the record, and verified by every stage that reads them.
 """
 
@@ -25,7 +25,7 @@ from pipeline.store import lease
 from pipeline.store.files import damage, lock_is_held, read_json, take_lock
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""Of what becomes a folder below the home, or is looked up as a file: no part of it leads elsewhere."""
+"""Names that become folders below the home or are looked up as files: they cannot lead elsewhere."""
 
 
 def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
@@ -74,7 +74,7 @@ class StageFolder:
 
     @property
     def cancelled(self) -> Path:
-        """A mark that `priorlab cancel` ended the stage; whoever starts it again removes it."""
+        """Says that `priorlab cancel` ended the stage; starting it again removes this."""
         return self.path / "cancelled.json"
 
     @property
@@ -85,11 +85,11 @@ class StageFolder:
         """What the finished stage wrote, or None while it is not done."""
         record = read_json(self.record_file)
         if record is not None and not (isinstance(record, dict) and {"fingerprint", "manifest", "provenance"} <= record.keys()):
-            raise PriorlabError(f"{self.record_file} holds no record. Remove the file to have its stage run again.")
+            raise PriorlabError(f"{self.record_file} is not a record. Remove the file to rerun its stage.")
         return record
 
     def new_attempt(self) -> Path:
-        """A fresh numbered folder for the output of one try."""
+        """A new numbered folder for the output of one attempt."""
         last = self.attempts()
         folder = self.path / "attempts" / f"{int(last[-1].name) + 1 if last else 1:04d}"
         folder.mkdir(parents=True)
@@ -99,10 +99,10 @@ class StageFolder:
         return next((log for attempt in reversed(self.attempts()) if (log := attempt / "stdout.log").exists()), None)
 
     def lock(self) -> int | None:
-        """A descriptor that holds the stage's lock, or None if somebody else does.
+        """A descriptor that holds the stage's lock, or None if someone else does.
 
-        Handed on to the stage process, so that the lock outlives a killed orchestrator for as long as its stage still writes. The
-        lease is taken with it: None also if a process on another machine has that.
+        The stage process inherits it, so that the lock outlives a killed orchestrator as long as its stage still writes. The lease is
+        taken with it: None also if a process on another machine has that.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = take_lock(self.path / "lock")
@@ -118,24 +118,24 @@ class StageFolder:
         return None
 
     def unlock(self, descriptor: int) -> None:
-        """Give back a lock that was not handed on to a stage."""
+        """Release a lock that no stage inherited."""
         own = lease.handed_down(self.path)
         if own is not None:
             own.release()
         os.close(descriptor)
 
     def free_dead_lease(self) -> None:
-        """After a stage of this machine has died without a word: other machines need not wait out its silence."""
+        """After a stage on this machine died silently: other machines need not wait out its silence."""
         if lease.handed_down(self.path) is not None and (descriptor := self.lock()) is not None:
             self.unlock(descriptor)
 
     def runs_elsewhere(self) -> str | None:
-        """Who on another machine runs this stage, for people; None if nobody does."""
+        """Who runs this stage on another machine, in words; None if nobody does."""
         holder = lease.other_holder(self.path)
         return holder and f"{holder} (taken over once it has been silent for {lease.SILENCE_SECONDS:.0f} seconds)"
 
     def holder(self) -> str:
-        """Who runs this stage, for people."""
+        """Who runs this stage, in words."""
         elsewhere = self.runs_elsewhere()
         if elsewhere is not None:
             return elsewhere
@@ -145,12 +145,12 @@ class StageFolder:
             return "another process"
 
     def attempts(self) -> list[Path]:
-        """Folders of all tries, oldest first."""
+        """Folders of all attempts, oldest first."""
         found = [path for path in self.path.glob("attempts/*") if path.name.isdigit()]
         return sorted(found, key=lambda path: int(path.name))
 
     def is_held(self) -> bool:
-        """Whether a process runs this stage. Only looks: unlike `lock`, it creates nothing and leaves the holder's name alone."""
+        """Whether a process runs this stage. Only looks: unlike `lock`, it creates nothing and keeps the holder's name."""
         return lock_is_held(self.path / "lock") or lease.other_holder(self.path) is not None
 
     def clear(self) -> None:
@@ -163,7 +163,7 @@ class StageFolder:
 
 
 def status_of(folder: StageFolder) -> dict[str, Any]:
-    """What the stage last said of its progress; empty if nothing, or nothing readable: it is for people, and nothing depends on it."""
+    """The stage's last progress report; empty if missing or unreadable: it is for people, and nothing depends on it."""
     try:
         status = read_json(folder.status)
     except PriorlabError:
@@ -182,7 +182,7 @@ class Home:
         return cls(Path(os.environ.get("PRIORLAB_HOME", "runs")).absolute())
 
     def stage(self, kind: str, slug: str, fingerprint: str) -> StageFolder:
-        """The folder with this fingerprint: names are labels, so one made under another slug is found and reused."""
+        """The folder with this fingerprint: slugs are labels, so a folder made under a different one is reused."""
         parent = self.path / "stages" / kind
         usual = parent / f"{slug}-{fingerprint[:12]}"
         return StageFolder(usual if usual.exists() else next(parent.glob(f"*-{fingerprint[:12]}"), usual))
@@ -191,7 +191,7 @@ class Home:
         return [StageFolder(path.parent) for path in sorted(self.path.glob("stages/*/*/spec.json"))]
 
     def find_stage(self, name: str) -> StageFolder:
-        """A stage by folder path, [KIND/]folder name, [KIND/]slug, or a prefix of its fingerprint (4 digits or more)."""
+        """A stage by folder path, [KIND/]folder name, [KIND/]slug, or fingerprint prefix (4 digits or more)."""
         as_path = Path(name).absolute()
         matches = []
         for stage in self.stages():
@@ -204,11 +204,11 @@ class Home:
         if not matches:
             raise PriorlabError(f"no stage {name!r} below {self.path}; `priorlab status` lists them")
         listed = ", ".join(stage.name for stage in matches)
-        raise PriorlabError(f"{name!r} means several stages ({listed}); give one of these names, or more digits of the fingerprint")
+        raise PriorlabError(f"{name!r} matches several stages ({listed}); give one of these names or more digits of the fingerprint")
 
     def sweep(self, name: str) -> Path:
         if not NAME.fullmatch(name):
-            raise PriorlabError(f"{name!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
+            raise PriorlabError(f"{name!r} cannot name a sweep: use letters, digits, '.', '_' and '-', at most 64")
         return self.path / "sweeps" / name
 
     @contextlib.contextmanager

@@ -1,12 +1,12 @@
-"""Leases: which machine may run a stage, beside the OS lock that decides among the processes of one.
+"""Leases: which machine may run a stage; the OS lock decides among the processes of one.
 
-The kernel frees the OS lock of a dead process at once, but not every shared file system carries it to other machines. So whoever has
-the lock also takes a lease: the file `leases/NUMBER.json` with the next free number, created by hard link, which one machine alone can
-win. While the stage runs, the file's modification time is counted up, as a number and not as a time: no clock is compared with another.
+The kernel frees a dead process's OS lock at once, but not every shared file system shows locks to other machines. So whoever holds the
+lock also takes a lease: the file `leases/NUMBER.json` with the next free number, created by hard link, which only one machine can win.
+While the stage runs, the file's modification time is a counter, not a time: the clocks of two machines are never compared.
 
-A lease ends when its file is removed; when its number is overtaken (the holder finds out before it commits anything, and stops); or
-when it is dead: on its own machine, as soon as the OS lock is free; seen from another, after its count has stood still for
-`SILENCE_SECONDS` of the observer's own clock.
+A lease ends when its file is removed; when a higher number appears (the holder notices before it commits anything, and stops); or when
+it is dead: on its own machine, once the OS lock is free; seen from another, once its counter has stood still for `SILENCE_SECONDS` of
+the observer's clock.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 
 BEAT_SECONDS = 10.0
 SILENCE_SECONDS = 120.0
-"""Twelve missed beats, and twice as long as NFS clients keep attributes of files by default."""
+"""Twelve missed beats, and twice as long as NFS clients cache file attributes by default."""
 _FOLDER = "leases"
 
 
 @dataclass(frozen=True)
 class _Found:
-    """The newest lease of a folder, as it lies on disk; a torn file has an unknown holder."""
+    """The newest lease of a folder, as found on disk; a torn file has an unknown holder."""
 
     path: Path
     number: int
@@ -40,7 +40,7 @@ class _Found:
 
 @dataclass
 class Lease:
-    """One's own lease."""
+    """A lease we hold."""
 
     folder: Path
     path: Path
@@ -48,12 +48,12 @@ class Lease:
     _count: int = field(default=0, repr=False)
 
     def is_mine(self) -> bool:
-        """False once another machine has taken over: then nothing may be committed any more."""
+        """False once another machine has taken over: nothing may be committed after that."""
         newest = _newest(self.folder)
         return newest is not None and newest.token == self.token
 
     def beat(self) -> None:
-        """Count up. The file may be gone; `is_mine` tells."""
+        """Count up. The file may be gone: ask `is_mine`."""
         self._count += 1
         with suppress(FileNotFoundError):
             os.utime(self.path, ns=(self._count * 10**9, self._count * 10**9))  # whole seconds: not all file systems keep more
@@ -64,7 +64,7 @@ class Lease:
 
 
 def machine() -> str:
-    """Of this start of this machine's kernel: the processes that its locks hold among."""
+    """This boot of this machine: OS locks hold among its processes."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{socket.gethostname()}-{uuid.getnode():x}"
@@ -82,7 +82,7 @@ def take(folder: Path) -> Lease | None:
     if not _create(lease.path, text, leases / f".{here}.tmp"):
         return None
     lease.beat()
-    if not lease.is_mine():  # somebody came in between, and has overtaken the number
+    if not lease.is_mine():  # someone got in between, with a higher number
         lease.path.unlink(missing_ok=True)
         return None
     for older in _numbers(folder):
@@ -92,7 +92,7 @@ def take(folder: Path) -> Lease | None:
 
 
 def _create(path: Path, text: str, temporary: Path) -> bool:
-    """Whether this process has created the file, whole; `temporary` is this machine's own, and the OS lock keeps it to this process."""
+    """Whether this process created the file, whole; `temporary` is this machine's, and the OS lock keeps others away from it."""
     temporary.write_text(text, encoding="utf-8")
     try:
         path.hardlink_to(temporary)
@@ -110,13 +110,13 @@ def _create(path: Path, text: str, temporary: Path) -> bool:
 
 
 def handed_down(folder: Path) -> Lease | None:
-    """The lease that the process which handed down the OS lock has taken, or None if another machine has it by now."""
+    """The lease taken by the process that handed down the OS lock, or None if another machine has it by now."""
     newest = _newest(folder)
     return Lease(folder, newest.path, newest.token, newest.count) if newest is not None and newest.machine == machine() else None
 
 
 def other_holder(folder: Path) -> str | None:
-    """Who on another machine has the lease, for people; None if nobody, or if it is dead. Ask repeatedly: only time shows a death."""
+    """Who on another machine has the lease, in words; None if nobody has, or it is dead. Ask repeatedly: only time shows a death."""
     newest = _newest(folder)
     return newest.holder if newest is not None and newest.machine != machine() and _may_live(newest) else None
 
@@ -143,10 +143,10 @@ def _newest(folder: Path) -> _Found | None:
             count = int(path.stat().st_mtime)
             said = json.loads(path.read_text(encoding="utf-8"))
             return _Found(path, number, count, said["token"], said["machine"], said["holder"])
-        except FileNotFoundError:  # released in this instant
+        except FileNotFoundError:  # just released
             continue
-        except (ValueError, KeyError, TypeError):  # a crash between creating and writing, where there are no hard links
-            return _Found(path, number, count, "", "", "a process that left no name")
+        except (ValueError, KeyError, TypeError):  # a crash between creating and writing, without hard links
+            return _Found(path, number, count, "", "", "an unnamed process")
     return None
 
 

@@ -1,7 +1,7 @@
 """A stage's progress in words and numbers, from what it last wrote to status.json.
 
 The rate is measured within the running attempt (`since` is its first report), because a resumed stage starts far from 0. Any reader
-thus sees rate and time left at its first look.
+thus gets rate and time left at first glance.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def rate(progress: dict[str, Any]) -> float | None:
-    """Units per second, or None while nothing can be said."""
+    """Units per second, or None while unknown."""
     since = progress.get("since")
     if progress.get("state") != "running" or not progress.get("total") or not since:
         return None
@@ -42,7 +42,7 @@ def describe(progress: dict[str, Any]) -> str:
 
 
 def describe_pace(progress: dict[str, Any]) -> tuple[str, str]:
-    """(`12 steps/s`, `1m05s left`), or empty texts while nothing can be said."""
+    """(`12 steps/s`, `1m05s left`), or empty strings while unknown."""
     speed, left = rate(progress), seconds_left(progress)
     if speed is None or left is None:
         return "", ""

@@ -1,7 +1,7 @@
-# Sourced by scripts/priorlab and scripts/test: makes .venv, anew when its lock file changed, then leaves $PYTHON set. Costs some 20 ms when nothing changed.
+# Sourced by scripts/priorlab and scripts/test: builds .venv, again when its lock file changed, and sets $PYTHON. Takes about 20 ms when nothing changed.
 #
-# The environment is exactly the lock file of the device (cpu.txt or gpu.txt, compiled from pyproject.toml; CONTRIBUTING.md says how).
-# PRIORLAB_DEVICE=cpu|gpu overrides what is found.
+# The environment is exactly the device's lock file (cpu.txt or gpu.txt, compiled from pyproject.toml; CONTRIBUTING.md says how).
+# PRIORLAB_DEVICE=cpu|gpu overrides detection.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv=$root/.venv
@@ -69,7 +69,7 @@ install() {
     else
         options+=(--torch-backend=cpu)
     fi
-    # Compiled once here instead of at every start of a stage: imports of torch, vllm and transformers take a third of the time.
+    # Compiled once here, not at every stage's start: importing torch, vllm and transformers takes a third of the time.
     "$uv" pip install "${options[@]}" --compile-bytecode --requirement "$lock" || fail "could not install $lock"
     "$uv" pip install "${options[@]}" --editable "$root" || fail "could not install priorlab itself"
     cat "$lock" "$root/pyproject.toml" >"$stamp"

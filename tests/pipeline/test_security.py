@@ -59,9 +59,9 @@ def test_the_arguments_of_running_processes_hold_no_secret(lab: Lab) -> None:
 
 @pytest.mark.parametrize("name", ["../../escape", "/tmp/escape", "a/b", "..", ".hidden", "", "x\ny", "x" * 65])
 def test_no_name_of_a_sweep_leads_out_of_the_home(name: str, tmp_path: Path) -> None:
-    with pytest.raises(PriorlabError, match="is no name for a sweep"):
+    with pytest.raises(PriorlabError, match="cannot name a sweep"):
         Home(tmp_path / "home").sweep(name)
-    with pytest.raises(PriorlabError, match=r"is no name for a sweep|give the name"):
+    with pytest.raises(PriorlabError, match=r"cannot name a sweep|give the name"):
         load_sweep("smoke", rename=name) if name else load_sweep("")
     shelf = Shelf(Home(tmp_path / "home"))
     (tmp_path / "escape").mkdir()

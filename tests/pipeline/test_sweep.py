@@ -253,7 +253,7 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         (("resume", "nothing"), "no stage 'nothing'"),
         (("stage", "ffff"), "no stage 'ffff'"),
         (("report", "nothing"), "no sweep 'nothing'"),
-        (("sweep", "smoke", "--name", "../escape"), "is no name for a sweep"),
+        (("sweep", "smoke", "--name", "../escape"), "cannot name a sweep"),
     ],
 )
 def test_bad_commands_get_one_clear_line(lab: Lab, arguments: tuple[str, ...], message: str) -> None:

@@ -1,8 +1,8 @@
-"""Kill a process at each of its system calls in turn, and look at what is left.
+"""Kill a process at each of its system calls in turn, and check what is left.
 
 `python -m tests.unit.crash_points OPERATION FOLDER` runs the operation in a forked child under ptrace, and kills it with SIGKILL as it
-enters its first, second, third ... system call that could change something, until it comes through. After each kill the folder must
-hold the old state or the new one, and the operation, started again, must bring the new one. Prints the calls it was killed at.
+enters its first, second, third ... system call that could change something, until it completes. After each kill the folder must hold
+the old state or the new one, and rerunning the operation must produce the new one. Prints the calls it was killed at.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from stages.guard import Guard
 _TRACEME, _SYSCALL, _SETOPTIONS, _GET_SYSCALL_INFO = 0, 24, 0x4200, 0x420E
 _TRACESYSGOOD, _EXITKILL = 1, 1 << 20
 _ENTRY = 1
-# Numbers of x86-64; other machines are killed at every call, which takes longer and shows the same.
+# Numbers on x86-64; other machines are killed at every call, which is slower and shows the same.
 _CHANGING = {
     1: "write", 18: "pwrite64", 20: "writev", 40: "sendfile", 73: "flock", 74: "fsync", 75: "fdatasync", 76: "truncate",
     77: "ftruncate", 82: "rename", 83: "mkdir", 84: "rmdir", 86: "link", 87: "unlink", 88: "symlink", 257: "openat",
@@ -114,7 +114,7 @@ def explore(operation: Operation, place: Path) -> Counter[str]:
         assert operation.is_old(folder) or operation.is_new(folder), where
         if not operation.is_new(folder):
             operation.run(folder)
-            assert operation.is_new(folder), f"{where}, and not finished by starting again"
+            assert operation.is_new(folder), f"{where}, and a rerun did not finish"
 
 
 _FILES = {"config.json": "{}", "model.safetensors": "weights" * 999, "tokenizer/vocabulary.txt": "a b c"}
@@ -143,7 +143,7 @@ def write_export(folder: Path) -> None:
 
 
 def _commit(folder: Path) -> None:
-    """What a stage does when its work is done: lock and lease, export, record; and end."""
+    """What a stage does once its work is done: lock and lease, export, record, end."""
     lock = StageFolder(folder).lock()
     assert lock is not None
     stage = _stage(folder)
@@ -153,7 +153,7 @@ def _commit(folder: Path) -> None:
 
 
 def _is_done(folder: Path) -> bool:
-    record = StageFolder(folder).record()  # raises if it is torn
+    record = StageFolder(folder).record()  # raises if torn
     return record is not None and set(record["manifest"]) == set(_FILES) and not damage(folder / "export", record["manifest"])
 
 
@@ -175,7 +175,7 @@ def _clear(folder: Path) -> None:
 
 
 def _is_clear(folder: Path) -> bool:
-    """Not done: a rerun makes everything anew, whatever is left of the export."""
+    """Not done: a rerun rebuilds everything, whatever is left of the export."""
     return not (folder / "record.json").exists()
 
 
@@ -205,8 +205,8 @@ def _is_gone_or_being_deleted(folder: Path) -> bool:
     return not folder.exists() or _is_done(folder)
 
 
-def _other_machines(folder: Path) -> None:
-    """A lease of this machine, whose holder was killed, and whose number was counted up."""
+def _dead_lease(folder: Path) -> None:
+    """A lease of this machine whose holder was killed after beating once."""
     taken = lease.take(folder)
     assert taken is not None
 
@@ -226,13 +226,13 @@ OPERATIONS = {
         lambda f: _spec(f) == "new",
     ),
     "collect": Operation(_done, _collect, _is_gone_or_being_deleted, _is_gone),
-    "lease": Operation(_other_machines, _take_over, lambda f: not (f / "taken").exists(), lambda f: (f / "taken").exists()),
+    "lease": Operation(_dead_lease, _take_over, lambda f: not (f / "taken").exists(), lambda f: (f / "taken").exists()),
 }  # fmt: skip
 
 
 def main() -> None:
     os.environ["WANDB_MODE"] = "disabled"
-    contract.provenance()  # what it imports and looks up is no part of the commit
+    contract.provenance()  # its imports and look-ups are not part of the commit
     print(json.dumps(explore(OPERATIONS[sys.argv[1]], Path(sys.argv[2]))))
 
 

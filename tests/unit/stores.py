@@ -1,4 +1,4 @@
-"""Homes with stages in any state, written through the store's own functions; nothing is run."""
+"""Homes with stages in any state, written by the store's own functions; nothing runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Shelf:
     home: Home
 
     def sweep(self, *overrides: str, name: str = "smoke") -> Graph:
-        """A sweep that was started, as far as its definition."""
+        """A sweep that was started, with only its definition."""
         sweep: Sweep = load_sweep("smoke", overrides, rename=name)
         graph = build_graph(sweep.cells())
         with self.home.sweep_lock(name):
@@ -34,7 +34,7 @@ class Shelf:
         return graph
 
     def begun(self, node: StageNode, log: str = "", **status: Any) -> StageFolder:
-        """A stage after its start: spec, an attempt, and what it last reported."""
+        """A stage after its start: spec, an attempt, and its last report."""
         folder = node.folder(self.home)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder.spec, node.spec(self.home, "smoke"), durable=False)

@@ -61,7 +61,7 @@ def test_an_override_sets_one_value_and_keeps_its_neighbours() -> None:
     assert (recipe.rl.optimizer.learning_rate, recipe.rl.steps, recipe.rl.samples_per_prompt) == (1e-4, 7, 8)
 
 
-def test_another_name_keeps_the_keys_beside_the_old_one() -> None:
+def test_a_new_name_keeps_the_keys_beside_the_old_one() -> None:
     prior = only_recipe("prior=tail").prior
     assert (prior.name, prior.lambda_tail, prior.k) == ("tail", -0.1, 5)
 
@@ -84,7 +84,7 @@ def test_a_group_inside_another_is_chosen_by_name_with_changes_and_as_an_axis(tm
     assert len([node for node in graph.stages.values() if node.kind == "pretrain"]) == 1
 
 
-def test_where_stages_run_is_chosen_by_name_and_is_no_part_of_identity() -> None:
+def test_where_stages_run_is_chosen_by_name_and_not_part_of_identity() -> None:
     local = build_graph(load_recipe("quickstart").cells())
     slurm = build_graph(load_recipe("quickstart", ["cluster=slurm", "cluster.max_jobs=3"]).cells())
     assert local.stages.keys() == slurm.stages.keys()
@@ -99,21 +99,21 @@ def test_where_stages_run_is_chosen_by_name_and_is_no_part_of_identity() -> None
         (["cluster=slurm", "cluster.pretrain.node=2"], "cluster.pretrain has no key 'node'; did you mean 'nodes'?"),
         (["cluster=slurm", "cluster.rl.minutes=5"], "warning_seconds is 90, more than a fifth of rl.minutes (5); raise rl"),
         (["cluster=slurm", "cluster.pretrain.nodes=2"], "cluster.pretrain.nodes is 2; pretrain.launch.processes (1) cannot be spread"),
-        (["cluster=slurm", "cluster.evaluate.nodes=2"], "cluster.evaluate.nodes is 2; the one process of the stage evaluate cannot"),
+        (["cluster=slurm", "cluster.evaluate.nodes=2"], "cluster.evaluate.nodes is 2; the one process of stage evaluate cannot be"),
     ],
 )  # fmt: skip
-def test_a_cluster_that_cannot_be_is_refused(overrides: list[str], message: str) -> None:
+def test_an_impossible_cluster_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(PriorlabError, match=re.escape(message)):
         only_recipe(*overrides)
 
 
-def test_no_rl_is_a_recipe_of_pretraining_alone() -> None:
+def test_without_rl_a_recipe_is_pretraining_alone() -> None:
     (plan,) = build_graph(load_recipe("quickstart", ["rl=null"]).cells()).cells
     assert list(plan.chain) == ["corpus", "pretrain"]
     assert list(plan.evaluations) == ["pretrain"]
 
 
-def test_midtraining_stands_between_pretraining_and_rl_on_text_cut_by_the_first_tokenizer() -> None:
+def test_midtraining_runs_between_pretraining_and_rl_with_the_first_tokenizer() -> None:
     (plan,) = build_graph(load_recipe("quickstart", ["midtrain=countdown"]).cells()).cells
     assert list(plan.chain) == ["corpus", "pretrain", "midtrain-corpus", "midtrain", "rl"]
     assert plan.chain["midtrain-corpus"].parents == {"tokenizer": plan.chain["corpus"]}
@@ -127,7 +127,7 @@ def test_midtraining_stands_between_pretraining_and_rl_on_text_cut_by_the_first_
     assert plan.evaluations["pretrain"].fingerprint == without.evaluations["pretrain"].fingerprint
 
 
-def test_midtraining_without_text_or_prior_of_its_own_goes_on_with_those_of_the_end_of_pretraining() -> None:
+def test_midtraining_without_its_own_text_or_prior_keeps_those_from_the_end_of_pretraining() -> None:
     changes = ["midtrain=countdown", "midtrain.corpus=null", "prior={use: diversity, schedule: [{at: 0.5, use: tail}]}"]
     (plan,) = build_graph(load_recipe("quickstart", changes).cells()).cells
     assert "midtrain-corpus" not in plan.chain
@@ -137,8 +137,8 @@ def test_midtraining_without_text_or_prior_of_its_own_goes_on_with_those_of_the_
     assert (config.prior.name, config.prior.lambda_tail, config.prior.k, config.prior.schedule) == ("tail", -0.1, 5, ())
 
 
-def test_midtraining_takes_the_tokenizer_of_the_first_corpus_and_refuses_another() -> None:
-    changes = ["corpus=realtext", "midtrain=countdown"]  # the second says nothing of a tokenizer
+def test_midtraining_uses_the_first_corpus_tokenizer_and_refuses_a_different_one() -> None:
+    changes = ["corpus=realtext", "midtrain=countdown"]  # the second names no tokenizer
     (plan,) = build_graph(load_recipe("quickstart", changes).cells()).cells
     first, second = (plan.chain[role].config for role in ("corpus", "midtrain-corpus"))
     assert isinstance(first, CorpusStage)
@@ -165,7 +165,7 @@ def test_a_prior_for_midtraining_only_shares_the_pretraining() -> None:
         ("null", []),
     ],
 )
-def test_checkpoints_along_the_way_are_spread_over_the_steps(evaluate_at: str, steps: list[int]) -> None:
+def test_intermediate_checkpoints_are_spread_over_the_steps(evaluate_at: str, steps: list[int]) -> None:
     (plan,) = build_graph(load_recipe("quickstart", ["pretrain.steps=800", f"pretrain.evaluate_at={evaluate_at}"]).cells()).cells
     assert plan.cell.recipe.pretrain.milestones == steps
     assert list(plan.milestones) == [("pretrain", step) for step in steps]
@@ -178,7 +178,7 @@ def test_checkpoints_along_the_way_are_spread_over_the_steps(evaluate_at: str, s
 def test_rl_may_use_the_positions_that_midtraining_adds_and_evaluation_may_not() -> None:
     longer = ["midtrain=countdown", "midtrain.corpus.block_size=512"]
     assert only_recipe(*longer, "rl.max_response_tokens=400").midtrain_positions == 512
-    with pytest.raises(PriorlabError, match=r"evaluate.max_response_tokens \(400\) and .* exceed model.max_positions \(256\)"):
+    with pytest.raises(PriorlabError, match=r"evaluate.max_response_tokens \(400\) plus .* exceed model.max_positions \(256\)"):
         only_recipe(*longer, "evaluate.max_response_tokens=400")
 
 
@@ -212,25 +212,25 @@ def test_parents_come_before_children() -> None:
         (["axes.seed=[]"], "axes.seed of sweep 'quickstart' is empty"),
         (["axes.seed=3"], "an axis is a list, e.g. axes.seed=[3]"),
         (["axes.seed=[1,1]"], "axes.seed of sweep 'quickstart' lists 1 twice"),
-        (["rl.steps"], "'rl.steps' is no override; write key=value"),
-        (["rl.steps=[1"], "is no YAML"),
+        (["rl.steps"], "'rl.steps' is not an override; write key=value"),
+        (["rl.steps=[1"], "is not YAML"),
         (["seed.inner=1"], "cannot set seed.inner: seed is 0, not a mapping"),
         (["pretrain.launch.micro_batch=7"], "global_batch is 16; it must be a multiple of processes x micro_batch = 1 x 7 = 7"),
         (["model.heads=5", "model.kv_heads=2"], "heads (5) must be a multiple of kv_heads (2)"),
         (["corpus.block_size=100000"], "corpus.block_size (100000) exceeds model.max_positions (256)"),
         (["pretrain.evaluate_at={}"], "pretrain.evaluate_at: count is None and shares []; give one of them, e.g. {count: 8, spac"),
         (["pretrain.evaluate_at=[0.5, 1.0]"], "pretrain.evaluate_at.shares.1 is 1.0: input should be less than 1"),
-        (["model=../../secret"], "is no name of a model"),
+        (["model=../../secret"], "cannot name a model"),
         (["seed=5"], "seed is an axis of sweep 'quickstart', so seed=... would change nothing"),
         (["prior=tail"], "narrow the axis instead, e.g. axes.prior=[...]"),
         (["rl.temperature=.inf"], "rl.temperature is inf: input should be a finite number"),
-        (["seed.x=2024-13-45"], "is no YAML"),
+        (["seed.x=2024-13-45"], "is not YAML"),
         (["axes.seed=[4294967296]"], "seed is 4294967296: input should be less than 4294967296"),
         (["pretrain.dtype=bfloat16"], "dtype bfloat16 needs launch.zero_stage >= 1"),
-        (["rl.max_response_tokens=1000"], "rl.max_response_tokens (1000) and 64 tokens for the prompt exceed"),
+        (["rl.max_response_tokens=1000"], "rl.max_response_tokens (1000) plus 64 prompt tokens exceed"),
         (["pretrain.launch.save_steps=30"], "save_steps is 30; it must be a multiple of log_steps (20)"),
         (["axes.prior=[{name: m, beta: 0.1}, {name: m, beta: 0.2}]"], "two cells of sweep 'quickstart' are called 'm-seed0'"),
-        (["axes.prior=[" + "[" * 3000], "is no YAML"),
+        (["axes.prior=[" + "[" * 3000], "is not YAML"),
         (["task.numbers=[9]"], "task: numbers is [9]; each count must be between 2 and 6"),
         (["task.largest_numbr=9"], "task has no key 'largest_numbr'; did you mean 'largest_number'?"),
         (["task=arithmetic", "task.operations=[40]"], "task: operations is [40]; each count must be between 1 and 12"),
@@ -238,7 +238,7 @@ def test_parents_come_before_children() -> None:
         (["task={use: gsm8k, train: {hubb: x}}"], "task.train has no key 'hubb'; did you mean 'hub'?"),
         (["task=gsm8k", "task.train.file=x.csv"], "task.train: file is 'x.csv', which cannot be read: No such file or directory"),
         (["task=math500", "task.evaluate.hub=null"], "task.evaluate: hub is None and file None; give exactly one of the two"),
-        (["task=aime24"], "rl.max_response_tokens (16) and 1024 tokens for the prompt exceed model.max_positions (256)"),
+        (["task=aime24"], "rl.max_response_tokens (16) plus 1024 prompt tokens exceed model.max_positions (256)"),
         (["task.kind=sudoku"], "task.kind is sudoku; task needs one of arithmetic, countdown, math, parity, reasoning-gym"),
         (["task={use: countdown, kind: null}"], "task.kind is None; task needs one of arithmetic, countdown, math, parity, reason"),
         (["rl.exploration=diversty"], "there is no exploration 'diversty'; did you mean 'diversity'?"),
@@ -248,7 +248,7 @@ def test_parents_come_before_children() -> None:
         (["task.max_prompt_tokens=250"], "lower task.max_prompt_tokens or max_response_tokens, or raise model.max_positions"),
     ],
 )  # fmt: skip
-def test_bad_input_is_named_with_the_way_out(overrides: list[str], message: str) -> None:
+def test_errors_name_bad_input_and_the_way_out(overrides: list[str], message: str) -> None:
     with pytest.raises(PriorlabError) as error:
         list(load_sweep("quickstart", overrides).cells())
     assert message in str(error.value)
@@ -267,7 +267,7 @@ def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
         load_sweep(str(path))
 
 
-def test_a_sweep_of_ones_own_may_live_anywhere(tmp_path: Path) -> None:
+def test_a_custom_sweep_may_be_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"recipe": {"use": "quickstart", "rl": {"steps": 3}}, "axes": {"prior": ["ce", {"beta": -0.1}]}}))
     cells = list(load_sweep(str(path)).cells())
@@ -285,10 +285,10 @@ def test_configs_of_the_current_folder_come_first(tmp_path: Path, monkeypatch: p
 
 def test_scientific_notation_is_a_number() -> None:
     assert parse_override("a.b=1e-4") == (["a", "b"], 1e-4)
-    assert parse_override("a.b=862e886ed9aa") == (["a", "b"], "862e886ed9aa")  # begins like a number, and is none
+    assert parse_override("a.b=862e886ed9aa") == (["a", "b"], "862e886ed9aa")  # starts like a number, but is not one
 
 
-def test_a_changed_prior_is_not_called_by_the_name_of_its_base() -> None:
+def test_a_changed_prior_is_not_named_like_its_base() -> None:
     assert only_recipe("prior.beta=-0.1").prior.name == "ce,beta=-0.1"
     assert only_recipe("prior={use: ce, beta: -0.1, name: mild}").prior.name == "mild"
     cells = list(load_sweep("quickstart", ["axes.prior=[ce, {use: ce, beta: -0.1}]"]).cells())

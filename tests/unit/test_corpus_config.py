@@ -1,4 +1,4 @@
-"""The corpus's config: content is identity, shares add up, and what cannot be is refused before anything runs."""
+"""The corpus's config: content is identity, shares add up, and bad settings are refused before anything runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config(**sources: Any) -> CorpusConfig:
     return CorpusConfig(**SIZES, sources=TypeAdapter(dict[str, AnySource]).validate_python(sources))
 
 
-def test_a_file_counts_by_its_content_and_not_by_its_name_or_place(tmp_path: Path) -> None:
+def test_a_file_is_identified_by_content_not_by_name_or_path(tmp_path: Path) -> None:
     def identity(*paths: Path) -> dict[str, Any]:
         return config(mine={"kind": "files", "paths": [str(path) for path in paths]}).identity()
 
@@ -53,7 +53,7 @@ def test_a_config_read_back_keeps_the_content_it_was_planned_with(tmp_path: Path
     assert CorpusConfig.model_validate(planned.model_dump(mode="json")) == planned
 
 
-def test_weights_are_relative_a_source_without_one_is_none_and_names_have_no_order() -> None:
+def test_weights_are_relative_zero_drops_a_source_and_order_does_not_matter() -> None:
     task, code = {"kind": "task"}, {"kind": "stdlib"}
     one = config(a=task | {"weight": 1}, b=code | {"weight": 3})
     assert one.identity() == config(b=code | {"weight": 6}, a=task | {"weight": 2}, c=code | {"weight": 0}).identity()
@@ -70,7 +70,7 @@ def test_blocks_add_up_and_are_within_one_of_each_share(weights: list[float], to
         assert abs(blocks - tokens // 4 * weight / sum(weights)) < 1 + 1e-6
 
 
-def test_how_a_corpus_is_made_is_no_part_of_what_it_is() -> None:
+def test_how_a_corpus_is_made_is_not_part_of_its_identity() -> None:
     assert corpus_node("corpus.num_proc=4", "corpus.max_bad_share=0.5").fingerprint == corpus_node().fingerprint
     for change in ("corpus.tokens=700000", "corpus.tokenizer.vocab_size=1024", "corpus.sources.code.weight=3", "corpus.seed=1"):
         assert corpus_node(change).fingerprint != corpus_node().fingerprint, change
@@ -85,7 +85,7 @@ def test_text_without_the_task_is_shared_by_tasks() -> None:
     assert len(fingerprints("corpus.sources.solutions.weight=0", "corpus.tokenizer=characters")) == 2  # the task's characters are in it
 
 
-def test_only_what_needs_the_hub_may_ask_it() -> None:
+def test_only_what_needs_the_hub_reads_it() -> None:
     assert not corpus_node().config.reads_hub
     assert corpus_node("corpus.sources.web={kind: hub, dataset: some/text}").config.reads_hub
     assert not corpus_node("corpus.sources.web={kind: hub, dataset: some/text, weight: 0}").config.reads_hub
@@ -109,29 +109,29 @@ def test_a_weight_can_be_an_axis() -> None:
         (["corpus.sources.x={weight: 1}"], "corpus.sources.x.kind is missing"),
         (["corpus.sources.x={kind: files, paths: no.jsonl}"], "corpus.sources.x: paths has '{cwd}/no.jsonl', which cannot be read"),
         (["corpus.sources.x={kind: files, paths: ['no*.txt']}"], "corpus.sources.x: paths has 'no*.txt', which matches no file"),
-        (["corpus.sources.x={kind: files, paths: README.md}"], "must end in .jsonl or .txt (then perhaps .gz or .zst), or in .par"),
+        (["corpus.sources.x={kind: files, paths: README.md}"], "must end in .jsonl or .txt (plus .gz or .zst, if any), or in .parquet"),
         (["corpus.sources.x={kind: files}"], "corpus.sources.x: paths is empty; give at least one file"),
         (
             ["corpus.sources.x={kind: hub, dataset: some/text, split: 'train[:1%]', documents: 9}"],
-            "split is 'train[:1%]', but a stream (documents) has whole splits only; give split: train",
+            "split is 'train[:1%]', but streams (documents) take whole splits only; give split: train",
         ),
         (["corpus.tokenizer=bpee"], "corpus.tokenizer.kind is bpee; corpus.tokenizer needs one of bpe, characters, pretrained"),
         (["corpus.tokenizer.vocab_size=200"], "corpus.tokenizer.vocab_size is 200: input should be greater than or equal to 258"),
-        (["corpus.documents=5"], "documents and heldout_tokens and tokens given beside sources; set tokens and heldout_tokens, and"),
-        (["corpus.tokens=null"], "heldout_tokens given beside sources; set tokens and heldout_tokens"),
+        (["corpus.documents=5"], "documents and heldout_tokens and tokens given with sources; set tokens and heldout_tokens, and"),
+        (["corpus.tokens=null"], "heldout_tokens given with sources; set tokens and heldout_tokens"),
         (["corpus.sources.code.weight=0", "corpus.sources.solutions.weight=0"], "corpus: sources: all weights are 0"),
         (["corpus.heldout_tokens=200"], "heldout_tokens is 200: in blocks of 128 none is left for solutions; raise heldout_tokens"),
         (["corpus=countdown", "corpus.tokenizer={kind: pretrained}"], "corpus.tokenizer: hub is None and folder None; give exactly"),
         (["corpus=countdown", "corpus.tokenizer={kind: pretrained, folder: docs}"], "folder is 'docs', which holds no tokenizer.json"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_before_anything_runs(overrides: list[str], message: str) -> None:
+def test_bad_settings_are_refused_before_anything_runs(overrides: list[str], message: str) -> None:
     with pytest.raises(PriorlabError) as error:
         corpus_node(*overrides)
     assert message.replace("{cwd}", str(Path.cwd())) in str(error.value)
 
 
-def test_files_come_in_the_order_of_their_content(tmp_path: Path) -> None:
+def test_files_are_ordered_by_content(tmp_path: Path) -> None:
     for name in "abcd":
         (tmp_path / f"{name}.txt").write_text(name)
     found = [FilesSource.model_validate({"paths": [str(tmp_path / f"{name}.txt") for name in names]}) for names in ("abcd", "dcba")]

@@ -29,8 +29,8 @@ def _addmm_in_place(total: list[int], left: list[int], right: list[int], **_: ob
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
 def test_a_training_step_takes_the_planned_floating_point_operations(config: ModelConfig, *, checkpointing: bool) -> None:
-    """With attention and experts as plain matrix products: torch's counter does not know the grouped and fused ones on CPU, nor
-    the one that adds in place, which the fused loss sums the output layer's gradient with.
+    """With attention and experts as plain matrix products: on CPU, torch's counter knows neither grouped and fused ones nor the
+    in-place addmm that sums the output layer's gradient in the fused loss.
     """
     model = AutoModelForCausalLM.from_config(
         transformers_config(config, VOCABULARY), attn_implementation="eager", experts_implementation="eager"
@@ -51,8 +51,8 @@ def test_a_training_step_takes_the_planned_floating_point_operations(config: Mod
 
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_backward_keeps_as_much_as_planned(config: ModelConfig, dtype: torch.dtype) -> None:
-    """All tensors saved for backward, each storage once; parameters, buffers and the head's gradients aside."""
+def test_backward_saves_as_much_as_planned(config: ModelConfig, dtype: torch.dtype) -> None:
+    """All tensors saved for backward, each storage once, except parameters, buffers and the head's gradients."""
     model = AutoModelForCausalLM.from_config(transformers_config(config, VOCABULARY)).to(dtype).train()
     attach(model, Prior(), head_k=0)
     kept = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}

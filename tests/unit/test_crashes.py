@@ -1,4 +1,4 @@
-"""A crash at any system call leaves the old state or the new one, and starting again finishes: real kills, at every call in turn."""
+"""A crash at any system call leaves the old state or the new one, and a restart finishes the job: real kills, at each call."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_kill_at_any_call_leaves_the_old_state_or_the_new_one(operation: str, 
         assert {call: killed_at[call] for call in calls} == calls
 
 
-def test_a_way_of_writing_that_is_not_atomic_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_is_not_atomic_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write_in_place(path: Path, text: str, *, durable: bool = True) -> None:
         path.write_text(text)
 
@@ -52,7 +52,7 @@ def test_a_way_of_writing_that_is_not_atomic_is_found_out(tmp_path: Path, monkey
         pytest.skip("tracing a child is not allowed here")
 
 
-def test_a_record_stands_only_beside_files_that_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_exists_only_once_its_files_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "stages" / "corpus" / "countdown-0123456789ab"
     folder.mkdir(parents=True)
     crash_points.OPERATIONS["commit"].prepare(folder)

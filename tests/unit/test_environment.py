@@ -1,4 +1,4 @@
-"""What a stage's process is given."""
+"""A stage process's environment."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from pipeline.run.launch import environment
 
 
 @pytest.mark.parametrize(("task", "offline"), [("countdown", "1"), ("arithmetic", "1"), ("gsm8k", "0"), ("math500", "0")])
-def test_only_tasks_with_data_on_the_hub_may_ask_it(task: str, offline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_tasks_with_data_on_the_hub_go_online(task: str, offline: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     (plan,) = build_graph(load_recipe("quickstart", [f"task={task}", "model.max_positions=2048"]).cells()).cells
     for role in ("corpus", "rl"):
         assert environment(plan.chain[role], 0, "test")["HF_HUB_OFFLINE"] == offline
     assert environment(plan.chain["pretrain"], 0, "test")["HF_HUB_OFFLINE"] == "1"
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the user's word stands
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the user's choice wins
     assert environment(plan.chain["corpus"], 0, "test")["HF_HUB_OFFLINE"] == "1"
 
 

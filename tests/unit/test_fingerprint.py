@@ -1,4 +1,4 @@
-"""Identity: what enters a fingerprint, what must not, and that a default cannot change silently."""
+"""Identity: what enters a fingerprint, what must not, and that no default changes silently."""
 
 import math
 
@@ -93,11 +93,11 @@ def test_midtraining_is_identified_by_its_settings_its_prior_and_its_parents() -
         after = midtrained(override)
         differing = {role for role in before if before[role] != after[role]}
         assert differing == changed | {"evaluate@midtrain", "rl", "evaluate@rl"}, override
-    # What it trains with is what counts, whether it is said twice or not; how it runs does not.
+    # What it trains with counts, even if said twice; how it runs does not.
     assert midtrained("midtrain.prior=ce", "midtrain.launch.micro_batch=4", "midtrain.name=other") == before
 
 
-def test_checkpoints_along_the_way_are_results_of_pretraining_however_they_are_asked_for() -> None:
+def test_intermediate_checkpoints_are_results_of_pretraining_however_they_are_requested() -> None:
     asked = by_role(quickstart("pretrain.evaluate_at={count: 4}"))
     assert asked == by_role(quickstart("pretrain.evaluate_at=[0.25, 0.5, 0.75]"))
     assert asked["pretrain"] != by_role(quickstart())["pretrain"]
@@ -125,7 +125,7 @@ def test_canonical_form_does_not_depend_on_key_order(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), math.nan, math.inf, {1: 2}, b"bytes"], ids=lambda value: type(value).__name__)
-def test_what_has_no_stable_text_is_refused_with_its_place(value: object) -> None:
+def test_a_value_without_stable_text_is_refused_with_its_path(value: object) -> None:
     with pytest.raises(TypeError, match=r"\$\.outer\[0\]"):
         canonical_json({"outer": [value]})
 

@@ -86,7 +86,7 @@ def test_an_unknown_name_or_option_is_named() -> None:
         gym("chain_sun")
     with pytest.raises(PriorlabError, match=r"task\.options do not fit reasoning-gym's chain_sum.*min_trms"):
         gym("chain_sum", min_trms=2)
-    with pytest.raises(ValidationError, match="options has seed, which the stages choose"):
+    with pytest.raises(ValidationError, match="options has seed, which the stages set"):
         GymTask(dataset="chain_sum", options={"seed": 3})
 
 

@@ -1,4 +1,4 @@
-"""Leases between machines: one holder, no clock compared, a silent one replaced, and a replaced one kept from committing."""
+"""Leases between machines: one holder, no clocks compared, a silent holder replaced, and a replaced one kept from committing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def taken(folder: Path) -> lease.Lease:
     return found
 
 
-def test_another_machines_lease_keeps_a_stage_from_being_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machines_lease_keeps_a_stage_from_starting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = StageFolder(folder)
     with monkeypatch.context() as there:
         on("there", there)
@@ -56,7 +56,7 @@ def test_another_machines_lease_keeps_a_stage_from_being_started(folder: Path, m
 
 
 @pytest.mark.parametrize("clock", [0, 10**9, 2 * 10**9])
-def test_a_lease_is_dead_once_its_count_has_stood_still_whatever_the_clocks_say(
+def test_a_lease_is_dead_once_its_counter_stands_still_whatever_the_clocks_say(
     clock: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SILENCE_SECONDS", 0.3)
@@ -76,7 +76,7 @@ def test_a_lease_is_dead_once_its_count_has_stood_still_whatever_the_clocks_say(
     assert not theirs.is_mine()
 
 
-def test_a_lease_of_this_machine_is_dead_as_soon_as_the_lock_is_free(folder: Path) -> None:
+def test_a_lease_on_this_machine_is_dead_once_the_lock_is_free(folder: Path) -> None:
     first = taken(folder)  # its holder was killed: the lock is free, the file is there
     second = taken(folder)
     assert second.is_mine()
@@ -103,7 +103,7 @@ def test_a_stage_whose_lease_was_taken_over_commits_nothing(folder: Path, monkey
     assert [path.name for path in (folder / "leases").iterdir()] == ["2.json"]  # theirs
 
 
-def test_a_file_system_without_hard_links_does_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_hard_links_works_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -122,7 +122,7 @@ def test_a_torn_lease_waits_out_its_silence(folder: Path, monkeypatch: pytest.Mo
     assert taken(folder).path.name == "2.json"
 
 
-def test_of_eight_machines_one_gets_a_free_lease(tmp_path: Path) -> None:
+def test_one_of_eight_machines_gets_a_free_lease(tmp_path: Path) -> None:
     rounds = 20
     for number in range(rounds):
         (tmp_path / str(number)).mkdir()
@@ -152,8 +152,8 @@ print(json.dumps(won))
 """
 
 
-def test_of_eight_machines_that_replace_a_dead_one_one_goes_on(tmp_path: Path) -> None:
-    """Several may win one after the other, each overtaking the last that it takes for dead; the last alone may commit."""
+def test_one_of_eight_machines_replaces_a_dead_holder(tmp_path: Path) -> None:
+    """Several may win in turn, each overtaking the previous one, which it takes for dead; only the last may commit."""
     (tmp_path / "leases").mkdir()
     (tmp_path / "leases" / "1.json").write_text(json.dumps({"token": "old", "machine": "gone", "holder": "process 1 on gone"}))
     racers = [

@@ -262,7 +262,7 @@ def test_a_file_changed_after_planning_is_refused(tmp_path: Path) -> None:
         ({"train": {"hub": "a/b", "file": __file__.replace(".py", ".jsonl")}}, "which cannot be read: No such file"),
         ({"train": {"file": "nowhere.jsonl"}}, "file is 'nowhere.jsonl', which cannot be read: No such file or directory"),
         ({"train": {"file": "data.xlsx"}}, r"file is 'data.xlsx'; it must end in .jsonl, .parquet, .csv"),
-        ({"train": {"hub": "a/b", "answer_pattern": "("}}, "is no regular expression"),
+        ({"train": {"hub": "a/b", "answer_pattern": "("}}, "is not a regular expression"),
         ({"train": {"hub": "a/b", "answer_pattern": "#.*"}}, "put a group"),
         ({"train": {"hub": "a/b"}, "prompt": "Solve!"}, "it needs {problem}"),
         ({"train": {"hub": "a/b"}, "system": "Hi"}, "a system message needs a chat_template"),

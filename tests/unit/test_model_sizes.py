@@ -1,4 +1,4 @@
-"""Models by their configs: what is built has as many parameters as promised, and the paper's models as many as their names say."""
+"""Models from their configs: built models have the predicted parameter counts, and the paper's models those in their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.experiment.compose import load_recipe
 from stages.pretrain.model import transformers_config
 
-NAMED = {  # total, and what a token passes through without embedding and output layer
+NAMED = {  # total, and active per token without embedding and output layer
     "1b": (1e9, 0.8e9),
     "4b": (4e9, 3.6e9),
     "5b_a0.3b": (5e9, 0.27e9),
@@ -26,7 +26,7 @@ def shipped(name: str) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", [*NAMED, "nano", "nano_moe"])
-def test_the_counted_parameters_are_those_of_the_model_that_is_built(name: str) -> None:
+def test_predicted_parameter_counts_match_the_built_model(name: str) -> None:
     config = shipped(name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(transformers_config(config, QWEN_VOCABULARY))

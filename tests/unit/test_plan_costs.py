@@ -1,4 +1,4 @@
-"""`priorlab plan --costs`: one line per kind of stage, for any recipe, without running anything."""
+"""`priorlab plan --costs`: one line per kind of stage, for any recipe, running nothing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def planned(home: Path, *arguments: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_each_of_the_papers_sweeps_is_a_line_per_kind_of_stage(name: str, tmp_path: Path) -> None:
+def test_each_paper_sweep_gets_a_line_per_kind_of_stage(name: str, tmp_path: Path) -> None:
     entries = {entry["stage"]: entry for entry in planned(tmp_path, name, "--vocabulary", "151936")}
     assert list(entries)[:3] == ["pretrain", "midtrain", "rl"]
     assert all(len(entry["stages"]) == 5 for entry in entries.values())  # type: ignore[arg-type]
     pretrain, midtrain = entries["pretrain"], entries["midtrain"]
     assert (pretrain["tokens"], midtrain["tokens"]) == (pytest.approx(500e9, rel=1e-3), pytest.approx(100e9, rel=1e-3))
-    # Six operations per parameter and token are the common estimate; attention, embedding and recomputation make the difference.
+    # Six operations per parameter and token are the usual estimate; attention, embedding and recomputation account for the rest.
     assert 6 * 0.4 < float(pretrain["flops"]) / 500e9 / float(pretrain["active_parameters"]) < 6 * 2.5  # type: ignore[arg-type]
     assert all(entry["fits"] for entry in entries.values())
 
@@ -42,7 +42,7 @@ def test_hours_follow_from_devices_and_utilisation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["quickstart"], "give --vocabulary"), (["quickstart", "--vocabulary", "20", "--device", "x1"], "'x1' is no known device")],
+    [(["quickstart"], "give --vocabulary"), (["quickstart", "--vocabulary", "20", "--device", "x1"], "there is no device 'x1'")],
 )
 def test_what_is_missing_is_named(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["plan", *arguments, "--costs"], env={"PRIORLAB_HOME": str(tmp_path)})

@@ -1,4 +1,4 @@
-"""A prior over time: its value at each moment, what it may not change, its identity, and that following it compiles nothing anew."""
+"""A prior over time: its value at each point, what it may not change, its identity, and that following it recompiles nothing."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def rewards(prior: Prior, share: float) -> tuple[float, float]:
     return now.beta, now.lambda_tail
 
 
-def test_steps_hold_from_their_share_on() -> None:
+def test_steps_apply_from_their_share_on() -> None:
     prior = recipe(DIVERSITY_THEN + "}").prior
     values = [rewards(prior, step / 8) for step in range(8)]
     assert values == [(0.5, 0)] * 4 + [(-0.25, 0)] * 2 + [(0, -0.1)] * 2
 
 
-def test_a_linear_schedule_passes_its_waypoints_on_straight_lines_and_then_stays() -> None:
+def test_a_linear_schedule_interpolates_between_waypoints_and_then_stays_constant() -> None:
     prior = recipe(DIVERSITY_THEN + ", interpolation: linear}").prior
     shares = (0.0, 0.25, 0.5, 0.625, 0.75, 0.9, 1.0)
     expected = [(0.5, 0), (0.125, 0), (-0.25, 0), (-0.125, -0.05), (0, -0.1), (0, -0.1), (0, -0.1)]
@@ -48,12 +48,12 @@ def test_a_linear_schedule_passes_its_waypoints_on_straight_lines_and_then_stays
         assert rewards(prior, share) == pytest.approx(values), share
 
 
-def test_a_constant_prior_is_itself_at_any_time() -> None:
+def test_a_constant_prior_is_the_same_at_any_time() -> None:
     prior = Prior(beta=0.5)
     assert prior.at(0.0) is prior.at(0.7) is prior
 
 
-def test_the_prior_keeps_its_k_where_a_waypoint_names_a_prior_of_another() -> None:
+def test_the_prior_keeps_its_k_when_a_named_waypoint_has_a_different_one() -> None:
     assert recipe("prior={use: ce, k: 5, schedule: [{at: 0.5, use: tail}]}").prior.at(0.5).k == 5
 
 
@@ -63,7 +63,10 @@ def test_the_prior_keeps_its_k_where_a_waypoint_names_a_prior_of_another() -> No
         ("prior={use: ce, k: 5, schedule: [{at: 0.5, use: tail, k: 7}]}", "schedule.0.k is 7, but k is 5 at the start"),
         ("prior={beta: 0.5, schedule: [{at: 0.5, beta: 0.1, form: power}]}", "schedule.0.form is power, but form is product"),
         ("prior={k: 0, schedule: [{at: 0.5, lambda_tail: -0.1}]}", "k is 0, but lambda_head=0 and lambda_tail=-0.1 reward tokens"),
-        ("prior={schedule: [{at: 0.5, beta: 0.1}, {at: 0.25, beta: 0.2}]}", r"schedule has at \[0.5, 0.25\]; the shares"),
+        (
+            "prior={schedule: [{at: 0.5, beta: 0.1}, {at: 0.25, beta: 0.2}]}",
+            r"schedule has at \[0.5, 0.25\]; the shares of the token budget must increase",
+        ),
         ("prior={schedule: [{at: 1, beta: 0.1}]}", "a waypoint at 1, where training ends"),
         ("prior={schedule: [{at: 50, beta: 0.1}]}", "prior.schedule.0.at is 50: input should be less than or equal to 1"),
         ("prior={schedule: [{at: 0.5, use: presicion}]}", "there is no prior 'presicion'; did you mean 'precision'?"),
@@ -84,13 +87,13 @@ def test_a_schedule_is_identity_and_its_inert_parts_are_not() -> None:
     assert step.identity()["form"] == "product"  # it matters later
 
 
-def test_cells_tell_schedules_apart() -> None:
+def test_schedules_show_in_cell_names() -> None:
     axis = "axes.prior=[ce, {use: ce, schedule: [{at: 0.5, use: tail}]}, {use: ce, schedule: [{at: 0.5, beta: 0.5}]}]"
     names = [cell.recipe.prior.name for cell in load_sweep("quickstart", [axis]).cells()]
     assert names == ["ce", "ce,schedule=tail@0.5", "ce,schedule=beta=0.5@0.5"]
 
 
-def test_a_loss_refuses_a_prior_without_a_moment() -> None:
+def test_a_loss_refuses_a_prior_with_a_schedule() -> None:
     prior = scheduled({"at": 0.5, "beta": 0.5})
     with pytest.raises(ValueError, match="give the loss its setting at one moment"):
         shaped_loss(torch.randn(2, 5), torch.tensor([0, 1]), prior)
@@ -98,10 +101,10 @@ def test_a_loss_refuses_a_prior_without_a_moment() -> None:
         fused_loss_and_statistics(torch.randn(2, 4), torch.randn(5, 4), torch.tensor([0, 1]), prior, head_k=0)
 
 
-def test_following_a_schedule_compiles_nothing_anew() -> None:
-    """Where rewards become rank-aware the second pass gets a head, which is one more variant; otherwise none.
+def test_following_a_schedule_recompiles_nothing() -> None:
+    """Except once, where rewards become rank-aware: the second pass then gets a head.
 
-    What is recompiled is decided before any code is generated, so the compiler's fast stand-in shows it.
+    Recompilation is decided before any code is generated, so the fast eager backend shows it too.
     """
     vocab, width = 50, 8
     compiler = partial(torch.compile, dynamic=True, backend="eager")

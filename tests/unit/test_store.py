@@ -13,7 +13,7 @@ from pipeline.store.files import manifest_of, read_json, take_lock, write_json_a
 from pipeline.store.folders import Home, StageFolder, verify_manifest
 
 
-def test_a_write_that_the_disk_refuses_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+def test_a_write_that_the_disk_refuses_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     write_json_atomically(path, {"state": "old"})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -89,7 +89,7 @@ def test_stages_are_found_by_name_path_and_digits(tmp_path: Path) -> None:
     expected = home.path / "stages" / "pretrain" / "ce-s0-aaaa11112222"
     for name in ("ce-s0-aaaa11112222", "aaaa1111", str(expected)):
         assert home.find_stage(name).path == expected
-    with pytest.raises(PriorlabError, match="means several stages"):
+    with pytest.raises(PriorlabError, match="matches several stages"):
         home.find_stage("aaaa")
     with pytest.raises(PriorlabError, match="no stage 'bbbb'"):
         home.find_stage("bbbb")
