@@ -13,7 +13,6 @@ from __future__ import annotations
 import heapq
 import os
 import signal
-import subprocess
 import time
 from collections import defaultdict
 
@@ -26,6 +25,7 @@ from pipeline.memory import expected_gib, free_gib, total_gib
 from pipeline.retries import Attempts, cause_of_exit
 from pipeline.runner import StageState, State, View
 from pipeline.store import Home, status_of
+from pipeline.warm import WarmServer, start_process, warm_server
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 75.0
@@ -62,9 +62,12 @@ class LocalRunner:
         self._children: dict[str, list[StageState]] = defaultdict(list)
         self._missing: dict[str, int] = {}
         self._told = False
+        self._server: WarmServer | None = None
 
     def loop(self) -> None:
         self._connect()
+        if self.package == "stages":
+            self._server = warm_server((s.node for s in self.states.values() if s.state not in _FINISHED), self.commit)
         while not self._finished():
             if not self.stopping:
                 self._start_ready()
@@ -75,6 +78,8 @@ class LocalRunner:
             self.view.tick(list(self.states.values()))
             if not self._finished():
                 time.sleep(_POLL_SECONDS)
+        if self._server is not None:
+            self._server.close()
 
     def stop(self) -> None:
         """First call: ask the stages to end and wait for them. Second call: kill them."""
@@ -112,7 +117,7 @@ class LocalRunner:
         while self._ready and not self.stopping and len(self._running) < self.jobs:
             state = self._ready[0][-1]
             impossible = self._never_fits(state)
-            if not impossible and not self._fits_now(state):
+            if not impossible and (self._waits_for_server(state) or not self._fits_now(state)):
                 break
             heapq.heappop(self._ready)
             if impossible:
@@ -120,6 +125,10 @@ class LocalRunner:
             else:
                 wanted = needed_devices(state.node) if self.has_devices else 0
                 self._start(state, [self.free_devices.pop(0) for _ in range(wanted)])
+
+    def _waits_for_server(self, state: StageState) -> bool:
+        """The first stages build what others train on, and import little: they start cold while the server imports."""
+        return self._server is not None and bool(state.node.parents) and self._server.is_starting()
 
     def _never_fits(self, state: StageState) -> str:
         """Why this machine is too small for a stage, or nothing."""
@@ -178,15 +187,7 @@ class LocalRunner:
             start = command(state.node, state.folder, self.package)
             write_json_atomically(attempt / "attempt.json", {"command": start, "devices": devices, "commit": self.commit})
             with state.log.open("wb") as log:
-                state.process = subprocess.Popen(
-                    start,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                    pass_fds=[lock],
-                    env=environment(state.node, lock, self.commit, devices),
-                )
+                state.process = start_process(start, environment(state.node, lock, self.commit, devices), log, lock, self._server)
             started = True
         except (OSError, PriorlabError) as error:
             self._enter(state, "failed", _why(error, state))

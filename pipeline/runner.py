@@ -6,7 +6,6 @@ A stage whose record is there is reused.
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 from pipeline.config.cluster import ClusterConfig
 from pipeline.graph import Graph, StageNode
+from pipeline.launch import Process
 from pipeline.store import Home, StageFolder
 
 State = str  # waiting | ready | queued | running | elsewhere | reused | done | failed | cancelled | blocked
@@ -32,7 +32,7 @@ class StageState:
     started: float = 0.0
     ended: float = 0.0
     progress: dict[str, Any] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     devices: list[str] = field(default_factory=list)
     alone: bool = False
     """It ran out of memory beside others."""

@@ -7,8 +7,13 @@ Linux only; elsewhere the command simply runs.
 import ctypes
 import os
 import signal
+import struct
 import sys
 
+FORKED_NAME = "priorlab-stage"
+"""What the kernel calls the process of a stage that was forked (`stages.warm`): its command line is the server's."""
+NUMBER = struct.Struct("q")
+"""What a forked stage's pipe carries: its process number, from itself, and its exit code, from the server."""
 _PR_SET_PDEATHSIG = 1
 
 
