@@ -1,4 +1,4 @@
-"""`python -m stages.adopt`: a checkpoint made elsewhere becomes a pretrain stage's export, if it fits the recipe's corpus.
+"""Take in a checkpoint made elsewhere as a pretrain stage's export, if it fits the recipe's corpus (`python -m stages.adopt`).
 
 Fits means: the same tokenizer (vocabulary, special tokens, and how held-out text is cut), room for as many positions as the recipe
 counts on, and weights that belong to their config. The record then has `adopted`: the source folder and the sha256 of its files.
@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.recipe import PretrainStage
+from pipeline.config.stages import PretrainStage
 from pipeline.errors import PriorlabError
-from pipeline.files import manifest_of
+from pipeline.store.files import manifest_of
 from stages.contract import Stage, main
 
 _COMPARED_BLOCKS = 64
@@ -20,7 +20,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def adopt(stage: Stage) -> dict[str, Any]:
-    from stages import processes
+    from stages.training import process as processes
 
     processes.quiet()
     from transformers import AutoConfig

@@ -25,13 +25,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.config.recipe import STAGE_CONFIGS, StageConfig, TrackingConfig
+from pipeline.config.stages import KINDS, StageConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import DIVERGED_EXIT, MEMORY_EXIT, NO_SPACE_EXIT, REFUSED_EXIT, STOPPED_EXIT, DivergedError, PriorlabError, Stopped
-from pipeline.files import manifest_of, read_json, sync_tree, write_json_atomically, write_text_atomically
-from pipeline.lease import handed_down
-from pipeline.store import StageFolder, verify_manifest
-from pipeline.tether import die_with
-from pipeline.tracking import StageRun
+from pipeline.store.files import manifest_of, read_json, sync_tree, write_json_atomically, write_text_atomically
+from pipeline.store.folders import StageFolder, verify_manifest
+from pipeline.store.lease import handed_down
+from pipeline.tracking.runs import StageRun
+from stages.die_with_parent import die_with
 from stages.guard import Guard
 
 _REPORTED_PACKAGES = (
@@ -53,10 +54,10 @@ class Stage:
 
     def __init__(self, spec_path: Path, guard: Guard) -> None:
         spec = read_json(spec_path)
-        if not isinstance(spec, dict) or spec.get("kind") not in STAGE_CONFIGS:
+        if not isinstance(spec, dict) or spec.get("kind") not in KINDS:
             raise PriorlabError(f"{spec_path} is no stage spec; the command that starts a stage writes one")
         self.spec: dict[str, Any] = spec
-        self.config: StageConfig = STAGE_CONFIGS[spec["kind"]].model_validate(spec["config"])
+        self.config: StageConfig = KINDS[spec["kind"]].model_validate(spec["config"])
         self.folder = StageFolder(spec_path.parent.absolute())
         self.rank = int(os.environ.get("RANK", "0"))
         self.guard = guard

@@ -1,9 +1,9 @@
 """Ends a stage's process in order, and makes sure that it does end.
 
-SIGTERM or Ctrl-C: a stage in training saves a step checkpoint after the step it is in (`stages.checkpoint`) and ends; any other, and
-one that gets Ctrl-C again, ends at once. A thread counts the stage's lease up; ends the process if another machine has taken the lease
-over, so that a stage thought dead does not write beside its successor; has it end in order when the orchestrator is gone; and ends it
-for good when the end in order takes longer than `GRACE_SECONDS`, whatever library hangs.
+SIGTERM or Ctrl-C: a stage in training finishes its step, saves a step checkpoint (`stages.training.step_checkpoints`) and ends; any
+other, and one that gets Ctrl-C again, ends at once. A thread counts the stage's lease up; ends the process if another machine has taken
+the lease over, so that a stage thought dead does not write beside its successor; has it end in order when the orchestrator is gone; and
+ends it for good when the end in order takes longer than `GRACE_SECONDS`, whatever library hangs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.errors import REFUSED_EXIT, STOPPED_EXIT, PriorlabError
-from pipeline.lease import BEAT_SECONDS, Lease
+from pipeline.store.lease import BEAT_SECONDS, Lease
 
 GRACE_SECONDS = 60.0
 _POLL_SECONDS = 0.5

@@ -1,7 +1,7 @@
-"""`python -m stages.warm`: import what stages need, once, and fork a stage for each order that comes on standard input, a socket.
+"""Forks stages: a server that has imported what they need, once; `python -m stages.warm`, with its orders on standard input, a socket.
 
-An order (`pipeline.warm`) is a module, its arguments, the stage's whole environment, and three files: its log, its lock, and a pipe for
-two numbers. The stage leads a session of its own and dies with this process, which dies with the orchestrator.
+An order (`pipeline.run.warm`) is a module, its arguments, the stage's whole environment, and three files: its log, its lock, and a
+pipe for two numbers. The stage leads a session of its own and dies with this process, which dies with the orchestrator.
 
 Nothing may run here that a fork would break: no thread but the main one, no CUDA. Where something does, this process ends and stages
 start cold.
@@ -9,6 +9,7 @@ start cold.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.tether import FORKED_NAME, NUMBER, die_with
+from stages.die_with_parent import die_with
 
 _LONGEST_ORDER = 1 << 20
 
@@ -28,12 +29,13 @@ def prepare() -> None:
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow brings an allocator that starts a thread, and uses another
     import wandb.apis.public  # noqa: F401 (wandb.init needs it, and it takes 2 s to import once all the others are there)
 
-    from stages import engine, processes
+    from stages import engine
     from stages.contract import heavy_imports
+    from stages.training import process
 
     threads = int(os.environ["OMP_NUM_THREADS"])
     engine.prepare(threads)
-    processes.prepare(threads)
+    process.prepare(threads)
     with heavy_imports():
         import stages.corpus.build
         import stages.evaluate.run
@@ -61,7 +63,7 @@ def serve(orders: socket.socket) -> None:
                 if key.fd in running:
                     process, pipe = running.pop(key.fd)
                     events.unregister(key.fd)
-                    os.write(pipe, NUMBER.pack(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])))
+                    tell(pipe, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
                     os.close(key.fd)
                     os.close(pipe)
                     continue
@@ -83,15 +85,21 @@ def serve(orders: socket.socket) -> None:
                 events.register(handle, selectors.EVENT_READ)
 
 
+def tell(pipe: int, number: int) -> None:
+    """Eight bytes, which `pipeline.run.warm` reads as a number, if it still listens."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(pipe, number.to_bytes(8, sys.byteorder, signed=True))
+
+
 def become(server: int, order: dict[str, Any], log: int, lock: int, pipe: int) -> NoReturn:
     """Be the stage's process, as if started by `launch.command`."""
     code: object = 1
     try:
         os.setsid()
-        os.write(pipe, NUMBER.pack(os.getpid()))  # from here on its group can be signalled
+        tell(pipe, os.getpid())  # from here on its group can be signalled
         os.close(pipe)
         die_with(server)
-        Path("/proc/self/comm").write_text(FORKED_NAME, encoding="ascii")
+        Path("/proc/self/comm").write_text(order["name"], encoding="ascii")
         for target in (1, 2):
             os.dup2(log, target)
         os.close(log)

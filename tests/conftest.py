@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compose import load_sweep
-from pipeline.graph import Graph, StageNode, build_graph
-from pipeline.launch import Process, command, environment, process_environment
-from pipeline.store import Home, StageFolder
-from pipeline.warm import WarmServer, start_process
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import Graph, StageNode, build_graph
+from pipeline.run.launch import Process, command, environment, process_environment
+from pipeline.run.warm import WarmServer, start_process
+from pipeline.store.folders import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent
 SECRETS = {name: f"planted{number}" * 5 for number, name in enumerate(("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"))}

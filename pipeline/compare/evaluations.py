@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.recipe import EvaluateStage
-from pipeline.files import read_json
-from pipeline.graph import CellPlan, Graph, StageNode
-from pipeline.store import Home, verify_manifest
+from pipeline.config.stages import EvaluateStage
+from pipeline.experiment.graph import CellPlan, Graph, StageNode
+from pipeline.store.files import read_json
+from pipeline.store.folders import Home, verify_manifest
 
 
 @dataclass(frozen=True)

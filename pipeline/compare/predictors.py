@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.compare.arms import Arm
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import CONFIDENCE, Floats, perplexity
+from pipeline.compare.measured import MeasuredSetting
 
 MEASUREMENTS = {
     "entropy": "entropy",
@@ -31,7 +31,7 @@ _SEED = 20251222
 class Points:
     """One entry per cell: its setting, the gain in pass@1, and what was measured on its base model."""
 
-    arms: list[str]
+    settings: list[str]
     bases: list[str]
     """What the cell's base model was trained with, but for the seed; settings that differ in RL alone share it."""
     gain: Floats
@@ -96,28 +96,28 @@ def predictors(points: Points) -> list[Predictor]:
     return sorted(found, key=lambda one: -abs(one.correlation))
 
 
-def cell_points(compared: Sequence[Arm]) -> Points:
-    """Of each finished cell that has the first arm's problems.
+def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
+    """Of each finished cell that has the first setting's problems.
 
     Luck of the samples before RL that raises a measurement would lower a gain counted from the same samples: with no effect at all, the
     two would correlate by about -.7. So pass@1, pass@n and mixed groups are measured on one half of them, and the gain starts from the
     other; lengths are of greedy responses.
     """
-    arms: list[str] = []
+    settings: list[str] = []
     bases: list[str] = []
     gain: list[float] = []
     measured: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
-    for arm in compared:
-        for base, after in zip(arm.before, arm.after, strict=False):  # before RL alone, there is no after
+    for setting in compared:
+        for base, after in zip(setting.before, setting.after, strict=False):  # before RL alone, there is no after
             if base.problems != compared[0].before[0].problems or base.n < 2:
                 continue
             correct, others = _halves(base)
-            arms.append(arm.name)
-            bases.append(str({path: value for path, value in arm.coordinates.items() if path.partition(".")[0] != "rl"}))
+            settings.append(setting.name)
+            bases.append(str({path: value for path, value in setting.coordinates.items() if path.partition(".")[0] != "rl"}))
             gain.append(float(after.values("pass@k", 1).mean() - others.mean() / (base.n - base.n // 2)))
             for name in MEASUREMENTS:
                 measured[name].append(_measured(base, name, correct, base.n // 2))
-    return Points(arms, bases, np.array(gain), {name: np.array(values) for name, values in measured.items()})
+    return Points(settings, bases, np.array(gain), {name: np.array(values) for name, values in measured.items()})
 
 
 def _halves(base: Evaluation) -> tuple[Floats, Floats]:

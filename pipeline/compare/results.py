@@ -11,12 +11,15 @@ from typing import Any
 
 from pipeline.compare.evaluations import Evaluation, evaluated_step, measured_stages
 from pipeline.compare.intervals import Interval, mean_interval, perplexity
-from pipeline.files import write_text_atomically
-from pipeline.graph import Graph
-from pipeline.store import Home
+from pipeline.config.prior import KNOBS
+from pipeline.experiment.graph import Graph
+from pipeline.store.files import write_text_atomically
+from pipeline.store.folders import Home
 
+_KNOBS = {name: "top_k" if name == "k" else name for name in KNOBS}
+"""The columns of a prior's knobs; k is that of pass@k."""
 COLUMNS = (
-    "sweep", "cell", "prior", "beta", "lambda_head", "lambda_tail", "top_k", "form", "seed", "task", "exploration",
+    "sweep", "cell", "prior", *_KNOBS.values(), "seed", "task", "exploration",
     "after", "step", "metric", "k", "n", "value", "ci_low", "ci_high",
 )  # fmt: skip
 HELDOUT_METRICS = ("perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass")
@@ -28,9 +31,9 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
         recipe = evaluation.plan.cell.recipe
         prior = recipe.prior
         common = {
-            "sweep": sweep, "cell": evaluation.plan.cell.id, "prior": prior.name, "beta": prior.beta,
-            "lambda_head": prior.lambda_head, "lambda_tail": prior.lambda_tail, "top_k": prior.k if prior.rank_aware else "",
-            "form": prior.form, "seed": recipe.seed, "task": recipe.task.name,
+            "sweep": sweep, "cell": evaluation.plan.cell.id, "prior": prior.name,
+            **{_KNOBS[name]: value for name, value in prior.knobs().items()}, **({} if prior.rank_aware else {"top_k": ""}),
+            "seed": recipe.seed, "task": recipe.task.name,
             "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
             "step": evaluation.step,
         }  # fmt: skip

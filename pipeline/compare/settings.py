@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.compose import Cell
+from pipeline.experiment.compose import Cell
 
 BASELINE = "ce"
 """The prior that others are compared with, where an axis of priors has it; on other axes it is the first value."""
@@ -27,7 +27,7 @@ class Setting:
         return [cell.recipe.seed for cell in self.cells]
 
 
-def settings(cells: Sequence[Cell]) -> list[Setting]:
+def planned_settings(cells: Sequence[Cell]) -> list[Setting]:
     """In the order of the cells."""
     found: dict[str, Setting] = {}
     for cell in cells:

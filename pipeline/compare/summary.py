@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.compare.arms import Arm, Difference, arms, differences, shown_ks
-from pipeline.compare.equal import equal_budgets
+from pipeline.compare.budgets import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval
+from pipeline.compare.measured import Difference, MeasuredSetting, differences, measured_settings, shown_ks
 from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
-from pipeline.compare.settings import Setting, settings
+from pipeline.compare.settings import Setting, planned_settings
 from pipeline.compare.verdict import verdict
-from pipeline.compose import Cell
-from pipeline.store import Home
+from pipeline.experiment.compose import Cell
+from pipeline.store.folders import Home
 
 
 @dataclass(frozen=True)
 class Findings:
     evaluations: list[Evaluation]
-    settings: list[Setting]
-    arms: list[Arm]
+    planned: list[Setting]
+    settings: list[MeasuredSetting]
     ks: list[int]
     differences: list[Difference]
     points: Points
@@ -30,35 +30,35 @@ class Findings:
 
 def findings(cells: Sequence[Cell], evaluations: list[Evaluation]) -> Findings:
     """From the evaluations that have finished of a sweep with these cells."""
-    compared, ks = arms(cells, evaluations), shown_ks(evaluations)
+    compared, ks = measured_settings(cells, evaluations), shown_ks(evaluations)
     points = cell_points(compared)
     between = differences(compared, cells, ks)
-    return Findings(evaluations, settings(cells), compared, ks, between, points, predictors(points))
+    return Findings(evaluations, planned_settings(cells), compared, ks, between, points, predictors(points))
 
 
 def summary(found: Findings, home: Home) -> dict[str, Any]:
-    """`rows` (one per arm), `differences` between them, `equal_budgets`, `predictors` of the gain, and the `verdict`."""
+    """`rows` (one per setting), `differences` between them, `equal_budgets`, `predictors` of the gain, and the `verdict`."""
     return {
-        "rows": [_row(arm, found.ks) for arm in found.arms],
+        "rows": [_row(setting, found.ks) for setting in found.settings],
         "differences": [one.as_dict() for one in found.differences],
-        "equal_budgets": equal_budgets(found.arms, home),
+        "equal_budgets": equal_budgets(found.settings, home),
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
-        "verdict": verdict(found.settings, found.arms, found.differences, found.predictors, found.ks),
+        "verdict": verdict(found.planned, found.settings, found.differences, found.predictors, found.ks),
     }
 
 
-def _row(arm: Arm, ks: list[int]) -> dict[str, Any]:
-    row: dict[str, Any] = {"arm": arm.name, "prior": arm.prior, "seeds": arm.seeds, "chance": arm.chance}
+def _row(setting: MeasuredSetting, ks: list[int]) -> dict[str, Any]:
+    row: dict[str, Any] = {"arm": setting.name, "prior": setting.prior, "seeds": setting.seeds, "chance": setting.chance}
     for metric in ("entropy", "perplexity"):
-        row[metric] = arm.before_at(metric).as_dict()
+        row[metric] = setting.before_at(metric).as_dict()
     for k in ks:
         row[f"pass@{k}"] = {
-            "before": arm.before_at("pass@k", k).as_dict(),
-            "after": _as_dict(arm.after_at("pass@k", k)),
-            "gain": _as_dict(arm.gain_at("pass@k", k)),
+            "before": setting.before_at("pass@k", k).as_dict(),
+            "after": _as_dict(setting.after_at("pass@k", k)),
+            "gain": _as_dict(setting.gain_at("pass@k", k)),
         }
     if 1 in ks:
-        row["pass@1"]["bayesian_gain"] = _as_dict(arm.bayesian_gain())
+        row["pass@1"]["bayesian_gain"] = _as_dict(setting.bayesian_gain())
     return row
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.compare.arms import Arm, Difference
-from pipeline.compare.numbers import share, signed, with_interval
+from pipeline.compare.format import share, signed, with_interval
+from pipeline.compare.measured import Difference, MeasuredSetting
 from pipeline.compare.predictors import MEASUREMENTS, Predictor
 from pipeline.compare.settings import Setting, pairs
 
@@ -16,13 +16,13 @@ _NAMED = 4
 
 def verdict(
     of_sweep: Sequence[Setting],
-    compared: Sequence[Arm],
+    compared: Sequence[MeasuredSetting],
     between: Sequence[Difference],
     foretold: Sequence[Predictor],
     ks: Sequence[int],
 ) -> list[str]:
     """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what goes along with the gain."""
-    finished = [arm for arm in compared if arm.finished]
+    finished = [setting for setting in compared if setting.finished]
     if not finished or not ks:
         return ["No setting has been measured both before and after RL yet.", *_guessing(compared)]
     sentences = [_gained(finished, ks[0])]
@@ -30,12 +30,12 @@ def verdict(
         sentences.append(_gained(finished, ks[-1]))
     for axis in dict.fromkeys(one.axis for one in between):
         sentences += _along(axis, [one for one in between if one.axis == axis])
-    sentences += _few_seeds([one.seeds for one in between] or [len(arm.seeds) for arm in finished])
+    sentences += _few_seeds([one.seeds for one in between] or [len(setting.seeds) for setting in finished])
     return sentences + _missing(of_sweep, finished, between) + _guessing(compared) + _foretelling(foretold)
 
 
-def _gained(finished: Sequence[Arm], k: int) -> str:
-    intervals = {arm.name: interval for arm in finished if (interval := arm.gain_at("pass@k", k)) is not None}
+def _gained(finished: Sequence[MeasuredSetting], k: int) -> str:
+    intervals = {setting.name: interval for setting in finished if (interval := setting.gain_at("pass@k", k)) is not None}
     up = [name for name, interval in intervals.items() if interval.shown and interval.value > 0]
     down = [name for name, interval in intervals.items() if interval.shown and interval.value < 0]
     parts = [f"raised pass@{k} in {len(up)}"] if up else []
@@ -67,7 +67,7 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
     if not shown:
         return [f"Along {axis}, no difference in gain is shown: all intervals, which hold for {scope}, include 0; {resolution}."]
     named = [
-        f"{one.arm} gained {'more' if one.gain.value > 0 else 'less'} than {one.reference} in pass@{one.k}: "
+        f"{one.setting} gained {'more' if one.gain.value > 0 else 'less'} than {one.reference} in pass@{one.k}: "
         f"{with_interval(one.gain.value, one.gain.low, one.gain.high)}"
         for one in sorted(shown, key=lambda one: -abs(one.gain.value))[:_NAMED]
     ]
@@ -86,19 +86,19 @@ def _few_seeds(counts: Sequence[int]) -> list[str]:
     ]
 
 
-def _missing(of_sweep: Sequence[Setting], finished: Sequence[Arm], between: Sequence[Difference]) -> list[str]:
+def _missing(of_sweep: Sequence[Setting], finished: Sequence[MeasuredSetting], between: Sequence[Difference]) -> list[str]:
     sentences = []
     if len(finished) < len(of_sweep):
         sentences.append(f"{len(of_sweep) - len(finished)} of {len(of_sweep)} settings are not finished and left out above.")
     short = [
-        f"{arm.name} ({', '.join(str(seed) for seed in arm.setting.seeds if seed not in arm.seeds)})"
-        for arm in finished
-        if len(arm.seeds) < len(arm.setting.seeds)
+        f"{setting.name} ({', '.join(str(seed) for seed in setting.planned.seeds if seed not in setting.seeds)})"
+        for setting in finished
+        if len(setting.seeds) < len(setting.planned.seeds)
     ]
     if short:
         sentences.append(f"Seeds that are not finished are left out: of {_some(short)}.")
-    names = {arm.name for arm in finished}
-    told = {(one.axis, one.arm) for one in between}
+    names = {setting.name for setting in finished}
+    told = {(one.axis, one.setting) for one in between}
     for axis, along in pairs(of_sweep).items():
         waiting = [(one.name, other.name) for one, other in along if one.name in names and (axis, one.name) not in told]
         absent = list(dict.fromkeys(reference for _, reference in waiting if reference not in names))
@@ -110,12 +110,12 @@ def _missing(of_sweep: Sequence[Setting], finished: Sequence[Arm], between: Sequ
     return sentences
 
 
-def _guessing(compared: Sequence[Arm]) -> list[str]:
-    levels = sorted({arm.chance for arm in compared} - {0.0})
+def _guessing(compared: Sequence[MeasuredSetting]) -> list[str]:
+    levels = sorted({setting.chance for setting in compared} - {0.0})
     if not levels:
         return []
-    where = {level: _some([arm.name for arm in compared if arm.chance == level]) for level in levels}
-    alike = all(arm.chance == levels[0] for arm in compared)
+    where = {level: _some([setting.name for setting in compared if setting.chance == level]) for level in levels}
+    alike = all(setting.chance == levels[0] for setting in compared)
     scores = [f"{share(level)}{'' if alike else f' ({where[level]})'}" for level in levels]
     return [f"Guessing scores {', '.join(scores)} in pass@1: the floor, not 0."]
 

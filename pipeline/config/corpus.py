@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import Config, execution, identity_since
-from pipeline.config.content import digest_of_digests, file_digest, library_digest
+from pipeline.config.digests import digest_of_digests, file_digest, library_digest
 
 FORMATS = ("jsonl", "parquet", "txt")
 COMPRESSIONS = (".gz", ".zst")

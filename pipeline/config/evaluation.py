@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Dtype, execution, identity_since
-from pipeline.config.content import digest_of_digests, file_digest
+from pipeline.config.digests import digest_of_digests, file_digest
 
 
 class Verification(Config):

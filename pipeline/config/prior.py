@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,10 @@ class Rewards(Config):
     beta: float = Field(0.0, ge=-1.0, description="positive reward scaling; < 0 precision, > 0 diversity")
     lambda_head: float = Field(0.0, description="reward of wrong tokens inside the head")
     lambda_tail: float = Field(0.0, description="reward of tokens outside the head")
+
+
+SCHEDULED = tuple(name for name in Rewards.model_fields if name != "name")
+"""What a schedule may change."""
 
 
 class Waypoint(Rewards):
@@ -38,6 +43,11 @@ class Prior(Rewards):
     schedule: tuple[Waypoint, ...] = identity_since((), description="later rewards, in the order of time")
     interpolation: Literal["step", "linear"] = identity_since("step", description="how one waypoint of the schedule follows another")
 
+    def knobs(self) -> dict[str, float | int | str]:
+        """Every knob by name, for tables and W&B; k is 0 where no reward looks at ranks."""
+        values = {name: getattr(self, name) for name in KNOBS}
+        return values if self.rank_aware else values | {"k": 0}
+
     @property
     def rank_aware(self) -> bool:
         """Whether any reward, now or later, depends on a token's rank."""
@@ -58,7 +68,7 @@ class Prior(Rewards):
             start = getattr(here, reward)
             return float(start + way * (getattr(there, reward) - start))
 
-        now = {reward: between(reward) for reward in ("beta", "lambda_head", "lambda_tail")}
+        now = {reward: between(reward) for reward in SCHEDULED}
         return Prior(name=here.name, k=self.k, form=self.form, **now)
 
     @model_validator(mode="after")
@@ -101,3 +111,26 @@ class Prior(Rewards):
         if not self.schedule:
             kept.pop("interpolation", None)
         return kept
+
+
+KNOBS = (*SCHEDULED, "k", "form")
+"""All knobs, in the order in which tables show them."""
+RENAMING = (*SCHEDULED, "schedule", "interpolation")
+"""Keys that make a named prior another one; k is set beside a name to fit a vocabulary."""
+
+
+def with_waypoints(prior: dict[str, Any], named: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A prior as written, each waypoint of its schedule replaced by what it names, by way of `named`.
+
+    A name brings its rewards, while a `k` set for the whole prior stays.
+    """
+    if not isinstance(prior.get("schedule"), list):
+        return prior
+
+    def waypoint(node: Any) -> Any:
+        if not isinstance(node, dict) or "use" not in node:
+            return node
+        found = named(node)
+        return found if prior.get("k") is None or "k" in node else {key: value for key, value in found.items() if key != "k"}
+
+    return prior | {"schedule": [waypoint(node) for node in prior["schedule"]]}

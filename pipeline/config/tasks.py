@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, execution
-from pipeline.config.content import file_digest
+from pipeline.config.digests import file_digest
 
 
 class TaskConfig(Config):

@@ -12,12 +12,13 @@ import jinja2
 
 from pipeline.compare.results import result_rows, write_results, write_samples
 from pipeline.compare.summary import Findings
-from pipeline.files import write_text_atomically
-from pipeline.graph import Graph
-from pipeline.report import content, tables
+from pipeline.config.prior import KNOBS
+from pipeline.experiment.graph import Graph
+from pipeline.report import details, tables
 from pipeline.report.figures import Figure, figures
 from pipeline.report.svg import standalone
-from pipeline.store import Home
+from pipeline.store.files import write_text_atomically
+from pipeline.store.folders import Home
 
 _LARGEST_EMBEDDED = 1_500_000
 """Bytes of results.csv that a report carries in itself; a larger one it links to, beside it."""
@@ -59,7 +60,7 @@ def _markdown(name: str, description: str, summary: dict[str, Any], drawn: list[
 
 
 def _html(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home, drawn: list[Figure]) -> str:
-    compared, rows = found.arms, summary["rows"]
+    compared, rows = found.settings, summary["rows"]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, loader=loader
@@ -80,10 +81,11 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         equal_budgets=tables.budget_cells(summary["equal_budgets"]),
         csv=_embedded(home.sweep(name) / "results.csv"),
         figures=drawn,
-        settings=content.settings(compared),
-        priors=content.prior_rows(compared),
-        examples=content.examples(compared, home),
-        sources=content.sources(graph, home),
+        settings=details.settings(compared),
+        knobs=list(KNOBS),
+        priors=details.prior_rows(compared),
+        examples=details.examples(compared, home),
+        sources=details.sources(graph, home),
     )
 
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.evaluations import stage_rows
+from pipeline.compare.measured import Difference, MeasuredSetting
 from pipeline.compare.predictors import Points, Predictor
 from pipeline.compare.summary import Findings
 from pipeline.report import plots
-from pipeline.store import Home
+from pipeline.store.folders import Home
 
 _MOST_LINES = 12
 _MOST_ROWS = 40
@@ -41,13 +41,13 @@ class Figure:
 
 def figures(found: Findings, home: Home) -> list[Figure]:
     """All figures that the finished evaluations give; with many settings, of the first ones."""
-    compared, ks = found.arms, found.ks
+    compared, ks = found.settings, found.ks
     if not compared or not ks:
         return []
     drawn = compared[:_MOST_LINES]
     few = _few(_MOST_LINES, len(compared))
     shown = []
-    if any(arm.finished for arm in compared):
+    if any(setting.finished for setting in compared):
         shown += _gains(compared, found.differences, ks)
     shown.append(
         Figure(
@@ -63,19 +63,19 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     return shown + _training(drawn, home, few)
 
 
-def _gains(compared: Sequence[Arm], between: Sequence[Difference], ks: list[int]) -> list[Figure]:
-    finished = [arm for arm in compared if arm.finished]
+def _gains(compared: Sequence[MeasuredSetting], between: Sequence[Difference], ks: list[int]) -> list[Figure]:
+    finished = [setting for setting in compared if setting.finished]
     few = _few(_MOST_ROWS, len(finished), "finished settings")
     forest = plots.gains(finished[:_MOST_ROWS], compared, ks)
     found = [Figure("What RL gains", forest, f"95% intervals. One that crosses 0 shows no change.{few}")]
     for axis in dict.fromkeys(one.axis for one in between):
         along = [one for one in between if one.axis == axis]
-        every = list(dict.fromkeys((one.arm, one.reference) for one in along))
+        every = list(dict.fromkeys((one.setting, one.reference) for one in along))
         pairs = every[:_MOST_ROWS]
         found.append(
             Figure(
                 f"Who gains more, along {axis}",
-                plots.differences([one for one in along if (one.arm, one.reference) in pairs], compared),
+                plots.differences([one for one in along if (one.setting, one.reference) in pairs], compared),
                 f"Gain minus the reference's gain, paired per problem and seed. The intervals hold for all {along[0].family} "
                 f"together with 95%; one that crosses 0 shows no difference.{_few(_MOST_ROWS, len(every), 'differences')}",
             )
@@ -83,7 +83,7 @@ def _gains(compared: Sequence[Arm], between: Sequence[Difference], ks: list[int]
     return found
 
 
-def _predictors(compared: Sequence[Arm], points: Points, foretold: Sequence[Predictor]) -> list[Figure]:
+def _predictors(compared: Sequence[MeasuredSetting], points: Points, foretold: Sequence[Predictor]) -> list[Figure]:
     if len(points.gain) < _FEWEST_POINTS or not points.varying:
         return []
     told = " Above each panel: rank correlation over base settings, and how often chance makes that of any panel as strong."
@@ -103,15 +103,16 @@ def _few(most: int, count: int, what: str = "settings") -> str:
     return f" The first {most} of {count} {what}." if count > most else ""
 
 
-def _training(drawn: Sequence[Arm], home: Home, few: str) -> list[Figure]:
+def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Figure]:
     found = []
     runs = {
-        kind: [(arm.name, [stage_rows(e.plan, kind, home) for e in arm.before]) for arm in drawn]
+        kind: [(setting.name, [stage_rows(e.plan, kind, home) for e in setting.before]) for setting in drawn]
         for kind in ("rl", "pretrain", "midtrain")
     }
-    bands = " Bands: from the lowest seed to the highest." if any(len(arm.before) > 1 for arm in drawn) else ""
-    known = {metric for _, of_arm in runs["rl"] for run in of_arm for row in run for metric in row}
-    panels = [panel for panel in _RL_PANELS if any(row.get(panel[0]) for _, of_arm in runs["rl"] for run in of_arm for row in run)]
+    bands = " Bands: from the lowest seed to the highest." if any(len(setting.before) > 1 for setting in drawn) else ""
+    rl_rows = [row for _, of_setting in runs["rl"] for run in of_setting for row in run]
+    known = {metric for row in rl_rows for metric in row}
+    panels = [panel for panel in _RL_PANELS if any(row.get(panel[0]) for row in rl_rows)]
     if panels:
         curve = plots.training_curves(runs["rl"], panels, x="step", label="RL step")
         found.append(Figure("RL dynamics", curve, f"Running means over a tenth of the run.{bands}{few}"))
@@ -131,7 +132,7 @@ def _training(drawn: Sequence[Arm], home: Home, few: str) -> list[Figure]:
             )
         ]
     for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training")):
-        if any(run for _, of_arm in runs[kind] for run in of_arm):
+        if any(run for _, of_setting in runs[kind] for run in of_setting):
             curve = plots.training_curves(runs[kind], _PRETRAIN_PANELS, x="tokens", label="tokens")
             found.append(Figure(title, curve, f"Measured on the training batches; the first tenth is not drawn.{bands}{few}"))
     return found

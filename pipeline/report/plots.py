@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from pipeline.compare.arms import Arm, Difference
 from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.format import share
 from pipeline.compare.intervals import Interval
-from pipeline.compare.numbers import share
+from pipeline.compare.measured import Difference, MeasuredSetting
 from pipeline.compare.predictors import MEASUREMENTS, Points, Predictor
 from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
 
@@ -38,26 +38,26 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(6, len(found)))
 
 
-def pass_at_k_curves(arms: Sequence[Arm]) -> str:
-    """pass@k before (dashed) and after RL (solid) against k, one panel per arm, with 95% bands."""
+def pass_at_k_curves(settings: Sequence[MeasuredSetting]) -> str:
+    """pass@k before (dashed) and after RL (solid) against k, one panel per setting, with 95% bands."""
     with plt.rc_context(STYLE):
-        columns = min(3, len(arms))
-        figure, panels = _panels(len(arms), columns, (3.3, 2.7), sharex=True, sharey=True)
-        for index, (arm, axis) in enumerate(zip(arms, panels, strict=True)):
-            ks = sorted(arm.before[0].metrics["pass@k"])
-            before = [arm.before_at("pass@k", k) for k in ks]
+        columns = min(3, len(settings))
+        figure, panels = _panels(len(settings), columns, (3.3, 2.7), sharex=True, sharey=True)
+        for index, (setting, axis) in enumerate(zip(settings, panels, strict=True)):
+            ks = sorted(setting.before[0].metrics["pass@k"])
+            before = [setting.before_at("pass@k", k) for k in ks]
             axis.plot(ks, [i.value for i in before], "--", color=QUIET, label="before RL")
             axis.fill_between(ks, [i.low for i in before], [i.high for i in before], color=QUIET, alpha=0.15, lw=0)
-            after = [interval for k in ks if (interval := arm.after_at("pass@k", k)) is not None]
+            after = [interval for k in ks if (interval := setting.after_at("pass@k", k)) is not None]
             if after:
                 axis.plot(ks, [i.value for i in after], color=colour(index), label="after RL")
                 axis.fill_between(ks, [i.low for i in after], [i.high for i in after], color=colour(index), alpha=0.2, lw=0)
-            if arm.chance:
-                axis.axhline(arm.chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
+            if setting.chance:
+                axis.axhline(setting.chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
             axis.set_xscale("log", base=2)
             axis.set_xticks(ks, [str(k) for k in ks])
             axis.set_ylim(0, 1.02)
-            axis.set_title(arm.name, color=colour(index), fontweight="bold")
+            axis.set_title(setting.name, color=colour(index), fontweight="bold")
             axis.legend(loc="lower right")
         for axis in panels[-columns:]:  # the lowest of each column
             axis.set_xlabel("k (samples)")
@@ -67,21 +67,21 @@ def pass_at_k_curves(arms: Sequence[Arm]) -> str:
         return to_svg(figure)
 
 
-def gains(drawn: Sequence[Arm], arms: Sequence[Arm], ks: Sequence[int]) -> str:
-    """Forest plot: one row per arm that is drawn, one panel per k, with 95% intervals; colours as in the figures of `arms`."""
-    colours = {arm.name: colour(index) for index, arm in enumerate(arms)}
-    rows = [(arm.name, [arm.gain_at("pass@k", k) for k in ks], colours[arm.name]) for arm in drawn]
+def gains(drawn: Sequence[MeasuredSetting], settings: Sequence[MeasuredSetting], ks: Sequence[int]) -> str:
+    """Forest plot: one row per setting that is drawn, one panel per k, with 95% intervals; colours as in the figures of `settings`."""
+    colours = {setting.name: colour(index) for index, setting in enumerate(settings)}
+    rows = [(setting.name, [setting.gain_at("pass@k", k) for k in ks], colours[setting.name]) for setting in drawn]
     return _forest(rows, [f"gain in pass@{k}" for k in ks])
 
 
-def differences(found: Sequence[Difference], arms: Sequence[Arm]) -> str:
-    """Forest plot of what arms gain more than their reference, one panel per k; colours as in the figures of `arms`."""
-    colours = {arm.name: colour(index) for index, arm in enumerate(arms)}
+def differences(found: Sequence[Difference], settings: Sequence[MeasuredSetting]) -> str:
+    """Forest plot of what settings gain more than their reference, one panel per k; colours as in the figures of `settings`."""
+    colours = {setting.name: colour(index) for index, setting in enumerate(settings)}
     ks = sorted({one.k for one in found})
     by_pair: dict[tuple[str, str], dict[int, Interval]] = {}
     for one in found:
-        by_pair.setdefault((one.arm, one.reference), {})[one.k] = one.gain
-    rows = [(f"{arm} - {reference}", [intervals.get(k) for k in ks], colours[arm]) for (arm, reference), intervals in by_pair.items()]
+        by_pair.setdefault((one.setting, one.reference), {})[one.k] = one.gain
+    rows = [(f"{one} - {other}", [intervals.get(k) for k in ks], colours[one]) for (one, other), intervals in by_pair.items()]
     return _forest(rows, [f"difference of gains, pass@{k}" for k in ks])
 
 
@@ -104,17 +104,17 @@ def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: 
         return to_svg(figure)
 
 
-def gain_against(points: Points, arms: Sequence[Arm], foretold: Sequence[Predictor]) -> str:
-    """One panel per measurement of the base model: one point per cell of `arms`, its gain in pass@1 against the measurement."""
+def gain_against(points: Points, settings: Sequence[MeasuredSetting], foretold: Sequence[Predictor]) -> str:
+    """One panel per measurement of the base model: one point per cell of `settings`, its gain in pass@1 against the measurement."""
     measurements = points.varying
     correlations = {one.measurement: one for one in foretold}
     with plt.rc_context(STYLE):
         columns = min(4, len(measurements))
         figure, panels = _panels(len(measurements), columns, (2.7, 2.4), sharey=True)
         for axis, name in zip(panels, measurements, strict=True):
-            for index, arm in enumerate(arms):
-                own = [at for at, of_arm in enumerate(points.arms) if of_arm == arm.name]
-                axis.plot(points.measured[name][own], points.gain[own], "o", color=colour(index), ms=4.5, alpha=0.9, label=arm.name)
+            for index, setting in enumerate(settings):
+                own = [at for at, of_setting in enumerate(points.settings) if of_setting == setting.name]
+                axis.plot(points.measured[name][own], points.gain[own], "o", color=colour(index), ms=4.5, alpha=0.9, label=setting.name)
             axis.set_xlabel(MEASUREMENTS[name])
             axis.xaxis.set_major_locator(MaxNLocator(4))
             if name in correlations:
@@ -157,16 +157,16 @@ def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], shown: Sequenc
         return to_svg(figure)
 
 
-def milestone_curves(arms: Sequence[Arm], evaluations: Sequence[Evaluation], ks: Sequence[int]) -> str:
+def milestone_curves(settings: Sequence[MeasuredSetting], evaluations: Sequence[Evaluation], ks: Sequence[int]) -> str:
     """Entropy, perplexity and pass@k of checkpoints against tokens, up to the one that RL starts from; a line per cell."""
     shown: list[tuple[str, int | None]] = [("entropy", None), ("perplexity", None), *(("pass@k", k) for k in ks)]
     with plt.rc_context(STYLE):
         columns = 3 if len(shown) % 4 else 4
         figure, panels = _panels(len(shown), columns, (9.9 / columns, 2.4))
-        for index, arm in enumerate(arms):
-            for last in arm.before:
+        for index, setting in enumerate(settings):
+            for last in setting.before:
                 path = [evaluation for evaluation in evaluations if evaluation.plan is last.plan and evaluation.after != "rl"]
-                tokens, label = [evaluation.tokens for evaluation in path], arm.name if last is arm.before[0] else None
+                tokens, label = [evaluation.tokens for evaluation in path], setting.name if last is setting.before[0] else None
                 for axis, (metric, k) in zip(panels, shown, strict=True):
                     means = [e.values("cross_entropy" if metric == "perplexity" else metric, k).mean() for e in path]
                     drawn = np.exp(means) if metric == "perplexity" else means

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.compare import numbers
+from pipeline.compare import format as numbers
 
 _DASH = "-"
 

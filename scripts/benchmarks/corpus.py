@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    from stages import processes
+    from stages.training import process as processes
 
     processes.quiet()
     from stages.corpus.pack import packed_blocks, save_blocks

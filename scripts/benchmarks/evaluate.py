@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.config.recipe import EvaluateStage
-from pipeline.store import Home
+from pipeline.config.stages import EvaluateStage
+from pipeline.store.folders import Home
 from scripts.benchmarks.stages import planned, run_stages
 
 

@@ -29,8 +29,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from pipeline.config.prior import Prior
-from stages.pretrain.fused import fused_linear_shaped_loss, fused_loss_and_statistics
-from stages.pretrain.objective import shaped_loss
+from stages.objective.fused import fused_linear_shaped_loss, fused_loss_and_statistics
+from stages.objective.reference import shaped_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -62,7 +62,7 @@ def variants(head_k: int) -> dict[str, Loss]:
     if not ON_GPU:
         print("left out: Liger, our Triton passes (no GPU)", file=sys.stderr)
         return found
-    from stages.pretrain.row_step_triton import PASSES
+    from stages.objective.row_step_triton import PASSES
 
     found["fused shaped, rank-aware, Triton"] = lambda h, w, t: fused_loss_and_statistics(
         h, w, t, rank_aware, head_k=0, divisor=len(t), passes=PASSES

@@ -28,10 +28,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.compose import load_sweep
-from pipeline.files import manifest_of, write_json_atomically
-from pipeline.graph import Graph, StageNode, build_graph
-from pipeline.store import Home
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import Graph, StageNode, build_graph
+from pipeline.store.files import manifest_of, write_json_atomically
+from pipeline.store.folders import Home
 
 ROOT = Path(__file__).parent.parent.parent
 GOALS = {("plan", 10_000): 10.0, ("no-op", 1000): 5.0, ("status", 1000): 2.0, ("report opens", 1000): 3.0}

@@ -26,11 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.compose import load_recipe
-from pipeline.config.recipe import PretrainStage
-from pipeline.graph import StageNode, build_graph
-from pipeline.runner import run
-from pipeline.store import Home
+from pipeline.config.stages import PretrainStage
+from pipeline.experiment.compose import load_recipe
+from pipeline.experiment.graph import StageNode, build_graph
+from pipeline.run.scheduler import run
+from pipeline.store.folders import Home
 from scripts.benchmarks.stages import Silent
 
 STAGE, LOOP, LOOP_OUR_LOSS = "stage", "loop", "loop with the fused loss"
@@ -119,7 +119,7 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
     from transformers import AutoTokenizer
 
     from stages.corpus.pack import Blocks
-    from stages.pretrain.head import attach
+    from stages.objective.head import attach
     from stages.pretrain.model import build_model
     from stages.pretrain.train import OrderedBlocks
 

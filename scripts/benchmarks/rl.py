@@ -28,9 +28,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.config.recipe import RLStage
-from pipeline.files import write_json_atomically
-from pipeline.store import Home, StageFolder
+from pipeline.config.stages import RLStage
+from pipeline.store.files import write_json_atomically
+from pipeline.store.folders import Home, StageFolder
 from scripts.benchmarks.stages import planned, run_stages
 
 STAGE, STAGE_HF, TRL_HF, TRL_VLLM = "stage", "stage, rollouts=transformers", "TRL, HF generate", "TRL, its vLLM path"
@@ -96,9 +96,10 @@ def _own_process(arm: str, spec: Path) -> str:
 
 def _arm(name: str, spec: Path) -> None:
     """One run, in this process; prints the seconds of each part of each step."""
-    from stages import engine, processes
+    from stages import engine
     from stages.contract import Stage
     from stages.guard import Guard
+    from stages.training import process as processes
 
     stage = Stage(spec, Guard())
     config = stage.config_as(RLStage)
@@ -173,10 +174,10 @@ def _plain_trl(stage: Any, config: RLStage, *, vllm: bool) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from stages.evaluate.verify import Verifier
     from stages.rl.problems import training_and_validation
     from stages.rl.train import Reward, grpo_arguments
     from stages.tasks import build_task
+    from stages.tasks.verifier import Verifier
 
     base = stage.parent("checkpoint")
     problems, _ = training_and_validation(build_task(config.task), config.rl, config.seed)

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.compose import load_recipe
-from pipeline.graph import StageNode, build_graph
-from pipeline.runner import StageState, run
-from pipeline.store import Home
+from pipeline.experiment.compose import load_recipe
+from pipeline.experiment.graph import StageNode, build_graph
+from pipeline.run.scheduler import run
+from pipeline.run.state import StageState
+from pipeline.store.folders import Home
 
 
 class Silent:

@@ -17,7 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from pipeline.config.prior import Prior
-from stages.pretrain.objective import positive_weight, shaped_loss
+from stages.objective.reference import positive_weight, shaped_loss
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -6,7 +6,7 @@ from stages.contract import Stage, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    from stages import processes
+    from stages.training import process as processes
 
     processes.quiet()
     from stages.corpus.build import build

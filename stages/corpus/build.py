@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.config.corpus import BPETokenizer, CharacterTokenizer, CorpusConfig, TaskSource
-from pipeline.config.recipe import CorpusStage
+from pipeline.config.stages import CorpusStage
 from pipeline.errors import PriorlabError
 from stages.contract import Stage
 from stages.corpus.pack import Block, interleaved, packed_blocks, save_blocks

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.corpus import FilesSource, TextFile
 from pipeline.errors import PriorlabError
-from pipeline.files import sha256_of
+from pipeline.store.files import sha256_of
 from stages.tasks.rows import column
 
 _ROWS_PER_READ = 1000

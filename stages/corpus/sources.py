@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config.content import library_digest, library_modules
 from pipeline.config.corpus import FilesSource, HubSource, StdlibSource
+from pipeline.config.digests import library_digest, library_modules
 from pipeline.errors import PriorlabError
 from stages.corpus.files import Found, read_file, text_in
 

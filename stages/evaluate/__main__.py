@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from pipeline.config.recipe import EvaluateStage
+from pipeline.config.stages import EvaluateStage
 from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    from stages import engine, processes
+    from stages import engine
+    from stages.training import process as processes
 
     processes.quiet()
     engine.prepare(stage.config_as(EvaluateStage).evaluate.threads)

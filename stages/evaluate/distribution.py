@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.config.base import Dtype
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.pretrain.objective import distribution_statistics
+from stages.objective.reference import distribution_statistics
 
 _BATCH_TOKENS = 8192
 

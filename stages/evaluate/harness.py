@@ -17,8 +17,8 @@ from typing import Any
 
 from pipeline.config.evaluation import EvaluateConfig, HarnessConfig, task_folder_digest
 from pipeline.errors import PriorlabError
-from pipeline.files import read_json
-from pipeline.tether import die_with
+from pipeline.store.files import read_json
+from stages.die_with_parent import die_with
 
 _KEYS = ("WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")

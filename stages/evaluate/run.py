@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-from pipeline.config.recipe import EvaluateStage
+from pipeline.config.stages import EvaluateStage
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.engine import build_engine, check_prompts
@@ -22,8 +22,8 @@ from stages.evaluate.harness import benchmark
 from stages.evaluate.metrics import consensus, distinct_share, doubling_ks, pass_at_k, pass_hat_k, potential_at_k
 from stages.evaluate.sample import GREEDY, Sample, sample
 from stages.evaluate.selection import picking_orders, selection_metrics
-from stages.evaluate.verify import Verifier
 from stages.tasks import Verdict, build_task
+from stages.tasks.verifier import Verifier
 
 
 def evaluate(stage: Stage) -> dict[str, Any]:

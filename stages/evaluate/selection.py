@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.config.evaluation import SelectionConfig
 from stages.evaluate.metrics import doubling_ks, pass_at_k, samples_to_correct
 from stages.evaluate.sample import Sample
-from stages.features import elliptical_order, frozen_model, response_features, sparse_projection
+from stages.novelty import elliptical_order, frozen_model, response_features, sparse_projection
 
 
 def picking_orders(

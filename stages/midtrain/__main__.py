@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from pipeline.config.recipe import MidtrainStage
+from pipeline.config.stages import MidtrainStage
 from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    from stages.processes import prepare
+    from stages.training.process import prepare
 
     config = stage.config_as(MidtrainStage)
     settings = config.midtrain

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from pipeline.config.recipe import PretrainStage
+from pipeline.config.stages import PretrainStage
 from pipeline.errors import PriorlabError
 from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    from stages.processes import prepare
+    from stages.training.process import prepare
 
     config = stage.config_as(PretrainStage)
     settings = config.pretrain

@@ -21,25 +21,18 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
-from pipeline.config.prior import Prior
+from pipeline.config.prior import SCHEDULED, Prior
 from pipeline.config.training import Launch, NextTokenTraining
-from stages.checkpoint import (
-    StepCheckpoints,
-    export_finished,
-    is_split_otherwise,
-    last_complete,
-    save_export,
-    step_of,
-    verify_export,
-)
+from stages.checkpoint import save_export, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.pretrain.balancing import ExpertBalance, routers_of
-from stages.pretrain.head import ShapedHead, attach
+from stages.objective.head import ShapedHead, attach
+from stages.objective.row_step import STATISTICS
 from stages.pretrain.milestones import KeepMilestones, export_milestones
-from stages.pretrain.row_step import STATISTICS
-from stages.processes import trainer_arguments
-from stages.resharding import AsItWas, load_universal, reshard
+from stages.training.balancing import ExpertBalance, routers_of
+from stages.training.process import trainer_arguments
+from stages.training.resharding import AsItWas, load_universal, reshard
+from stages.training.step_checkpoints import StepCheckpoints, export_finished, is_split_otherwise, last_complete, step_of
 
 
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
@@ -132,7 +125,7 @@ class NextTokenTrainer(Trainer):
         if "loss" in logs:
             logs |= self._statistics()
             if self._scheduled:  # of the last step; the averages beside them are over all steps since the last row
-                logs |= {f"prior/{reward}": getattr(self.head.prior, reward) for reward in ("beta", "lambda_head", "lambda_tail")}
+                logs |= {f"prior/{reward}": getattr(self.head.prior, reward) for reward in SCHEDULED}
             step = self.state.global_step
             self.stage.log(step, **{name: value for name, value in logs.items() if name != "epoch"})
             self.stage.progress(step, self.state.max_steps, "steps", loss=logs["loss"], entropy=logs["entropy"])

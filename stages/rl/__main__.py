@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from pipeline.config.recipe import RLStage
+from pipeline.config.stages import RLStage
 from stages.contract import Stage, heavy_imports, main
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    from stages import engine, processes
+    from stages import engine
+    from stages.training import process as processes
 
     threads = stage.config_as(RLStage).rl.launch.threads
     engine.prepare(threads)

@@ -14,19 +14,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from pipeline.config.recipe import RLStage
+from pipeline.config.stages import RLStage
 from pipeline.config.training import RLConfig
-from pipeline.files import read_json
-from stages.checkpoint import export_finished, last_complete, save_export, step_of, verify_export
+from pipeline.store.files import read_json
+from stages.checkpoint import save_export, verify_export
 from stages.contract import Stage
 from stages.engine import check_prompts, engine_arguments
-from stages.evaluate.verify import Verifier
-from stages.pretrain.balancing import ExactBiases
-from stages.processes import trainer_arguments
 from stages.rl.problems import training_and_validation
 from stages.rl.trainer import PREFLIGHT_FILE, RLTrainer
 from stages.rl.validation import best_folder, best_step, validate
 from stages.tasks import Problem, build_task
+from stages.tasks.verifier import Verifier
+from stages.training.balancing import ExactBiases
+from stages.training.process import trainer_arguments
+from stages.training.step_checkpoints import export_finished, last_complete, step_of
 
 
 def train(stage: Stage) -> dict[str, Any]:

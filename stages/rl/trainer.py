@@ -19,8 +19,8 @@ from trl import GRPOTrainer
 
 from pipeline.config.training import RLConfig
 from pipeline.errors import PriorlabError
-from pipeline.files import write_json_atomically
-from stages.checkpoint import StepCheckpoints, save_export
+from pipeline.store.files import write_json_atomically
+from stages.checkpoint import save_export
 from stages.contract import Stage
 from stages.rl.dynamic_sampling import Draw, Group, Row, draw_groups
 from stages.rl.exploration import Context, Tokens, build_exploration
@@ -28,6 +28,7 @@ from stages.rl.preflight import preflight
 from stages.rl.rollout import rollouts_by
 from stages.rl.validation import Response, best_step, forget_others, keep
 from stages.tasks import Problem
+from stages.training.step_checkpoints import StepCheckpoints
 
 PREFLIGHT_FILE = "preflight.json"
 _MISMATCH = "sampling/sampling_logp_difference/max"

@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.config.training import ValidationConfig
 from stages.evaluate.metrics import doubling_ks, pass_at_k
-from stages.evaluate.verify import Verifier
 from stages.tasks import Problem
+from stages.tasks.verifier import Verifier
 
 _PREFIX = "validation/"
 _BEST = re.compile(r"best-(\d+)")

@@ -1,7 +1,7 @@
 """Is the answer of a response equal to the reference? Found by rule, read and compared by math-verify (sympy).
 
 The last `\\boxed{...}` counts; without one, what math-verify finds at the end of the text. Sympy evaluates whatever it reads, however
-long that takes, so this belongs in a worker with limits (`stages.evaluate.verify`). The bounds below spare the worker the texts that
+long that takes, so this belongs in a worker with limits (`stages.tasks.verifier`). The bounds below spare the worker the texts that
 models do produce: endless repetition and runaway brackets are no answer, at once.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config.tasks import MathSource
 from pipeline.errors import PriorlabError
-from pipeline.files import sha256_of
+from pipeline.store.files import sha256_of
 
 
 def read_rows(source: MathSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -113,7 +113,7 @@ def _munge(folder: Path) -> list[str]:
 def _daemon(command: list[str], output: Path) -> Iterator[None]:
     program = _find(command[0])
     assert program is not None
-    start = [sys.executable, "-m", "pipeline.tether", str(os.getpid()), program, *command[1:]]  # no daemon outlives killed tests
+    start = [sys.executable, "-m", "stages.die_with_parent", str(os.getpid()), program, *command[1:]]  # no daemon outlives killed tests
     with output.open("wb") as log:
         process = subprocess.Popen(start, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.compose import load_recipe
 from pipeline.config.model import ModelConfig
-from pipeline.files import manifest_of
-from pipeline.store import Home
+from pipeline.experiment.compose import load_recipe
+from pipeline.store.files import manifest_of
+from pipeline.store.folders import Home
 from stages.corpus.tokenizer import character_tokenizer
 from stages.pretrain.model import build_model
 from stages.tasks import build_task

@@ -76,7 +76,7 @@ def test_cancelling_a_sweep_ends_its_driver_and_its_stages(lab: Lab, driver: sub
 STAND_IN = """
 import sys, time
 from pathlib import Path
-from pipeline.files import take_lock
+from pipeline.store.files import take_lock
 spec = Path(sys.argv[-1])
 if sys.argv[1] == "holds":
     descriptor = take_lock(spec.parent / "lock")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Home, StageFolder
+from pipeline.store.folders import Home, StageFolder
 from tests.conftest import ROOT, smoke_graph
 from tests.pipeline.tiny import started
 
@@ -183,7 +183,7 @@ def test_a_cell_is_finished_before_the_next_is_begun(begin: Callable[..., Run]) 
 
 @pytest.mark.parametrize(("memory", "most"), [(0.6, 1), (0.4, 2)])
 def test_what_does_not_fit_into_memory_beside_what_runs_waits(memory: float, most: int, begin: Callable[..., Run]) -> None:
-    from pipeline.memory import free_gib
+    from pipeline.run.memory import free_gib
 
     need = free_gib() * memory
     run = begin(
@@ -206,3 +206,15 @@ def test_a_stage_that_needs_more_memory_than_there_is_says_so(begin: Callable[..
     assert states["pretrain"][0] == "failed"
     assert "needs cluster.pretrain.memory_gib = 100000, but this machine has" in states["pretrain"][1]
     assert states["evaluate"][0] == "blocked"
+
+
+def test_folders_of_the_current_folder_stand_in_for_no_package(tmp_path: Path) -> None:
+    for name in ("pipeline", "stages", "datasets", "torch"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tests.pipeline.tiny.driver", "tiny", "1", *ONE],
+        cwd=tmp_path / "work", capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PRIORLAB_HOME": str(tmp_path / "home"), "TINY_LOG": str(tmp_path / "log"), "TINY": "{}", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

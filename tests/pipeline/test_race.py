@@ -12,9 +12,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pipeline.compose import load_sweep
-from pipeline.graph import Graph, build_graph
-from pipeline.store import Home, verify_manifest
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import Graph, build_graph
+from pipeline.store.folders import Home, verify_manifest
 from tests.conftest import ROOT
 from tests.pipeline.tiny import started
 

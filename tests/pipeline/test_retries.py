@@ -13,8 +13,9 @@ import pytest
 
 from pipeline.config.cluster import Retries
 from pipeline.errors import DIVERGED_EXIT, MEMORY_EXIT, NO_SPACE_EXIT, REFUSED_EXIT, STOPPED_EXIT
-from pipeline.lease import take
-from pipeline.retries import Attempts, cause_of_exit, cause_of_job
+from pipeline.run.retries import Attempts, cause_of_exit
+from pipeline.run.slurm.queue import cause_of_job
+from pipeline.store.lease import take
 from tests.pipeline.test_endings import ONE, Run, stage_process
 
 FAST = (*ONE, "cluster=local", "cluster.retries.first_delay_seconds=0.2")
@@ -127,8 +128,8 @@ def test_a_stage_that_was_stopped_while_another_machine_took_over_commits_nothin
     run.wait_for(lambda: run.log.exists() and "start" in run.log.read_text())
     process = stage_process(run)
     os.kill(process, signal.SIGSTOP)  # as a machine that sleeps
-    monkeypatch.setattr("pipeline.lease.machine", lambda: "there")
-    monkeypatch.setattr("pipeline.lease.SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.store.lease.machine", lambda: "there")
+    monkeypatch.setattr("pipeline.store.lease.SILENCE_SECONDS", 0.0)
     folder = run.folder("corpus")
     assert take(folder.path) is None  # the first look
     theirs = take(folder.path)

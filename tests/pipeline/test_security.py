@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.compose import load_recipe, load_sweep
 from pipeline.errors import PriorlabError
-from pipeline.files import manifest_of, write_json_atomically
-from pipeline.graph import build_graph
-from pipeline.store import Home
+from pipeline.experiment.compose import load_recipe, load_sweep
+from pipeline.experiment.graph import build_graph
+from pipeline.store.files import manifest_of, write_json_atomically
+from pipeline.store.folders import Home
 from tests.conftest import SECRETS, FinishedSweep, Lab
 from tests.pipeline.test_adopt import SMALL, checkpoint, tokenizer
 from tests.unit.stores import Shelf, shelf_at

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.config.recipe import STAGE_CONFIGS
-from pipeline.slurm.queue import Job, all_jobs, cancel, job_of
-from pipeline.store import Home, StageFolder, status_of
+from pipeline.config.stages import KINDS
+from pipeline.run.slurm.queue import SlurmJob, all_jobs, cancel, job_of
+from pipeline.store.folders import Home, StageFolder, status_of
 from tests.conftest import Lab, rows, smoke_graph
 from tests.pipeline import slurm_cluster
 
-SMALL = [f"cluster.{kind}={{gpus_per_process: 0, cpus_per_process: 1, memory_gib: null, minutes: 5}}" for kind in STAGE_CONFIGS]
+SMALL = [f"cluster.{kind}={{gpus_per_process: 0, cpus_per_process: 1, memory_gib: null, minutes: 5}}" for kind in KINDS]
 QUICK = ("axes.prior=[ce]", "rl=null", "cluster=slurm", "cluster.poll_seconds=1", "cluster.warning_seconds=10", *SMALL)
 SWEEP = ("sweep", "smoke", *QUICK)
 (CELL,) = smoke_graph("axes.prior=[ce]", "rl=null").cells
@@ -52,7 +52,7 @@ def wait_for(condition: Callable[[], object], what: str, driver: subprocess.Pope
         time.sleep(0.1)
 
 
-def job(folder: StageFolder) -> Job:
+def job(folder: StageFolder) -> SlurmJob:
     found = job_of(folder, all_jobs())
     assert found is not None
     return found

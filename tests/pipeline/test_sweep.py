@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.compare.results import COLUMNS
-from pipeline.store import Home, StageFolder
+from pipeline.store.folders import Home, StageFolder
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 
 

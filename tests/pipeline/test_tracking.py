@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.recipe import TrackingConfig
-from pipeline.tools.wandb import comparison_workspace, waiting_runs
-from pipeline.tracking import StageRun, resolve_mode
+from pipeline.config.tracking import TrackingConfig
+from pipeline.tracking.runs import StageRun, resolve_mode
+from pipeline.tracking.sync import waiting_runs
+from pipeline.tracking.workspace import comparison_workspace
 from tests.conftest import ROOT, FinishedSweep, Lab
 from tests.wandb_files import OfflineRun, read_runs
 

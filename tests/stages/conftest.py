@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import write_json_atomically
-from pipeline.graph import StageNode
-from pipeline.store import Home
+from pipeline.experiment.graph import StageNode
+from pipeline.store.files import write_json_atomically
+from pipeline.store.folders import Home
 from tests.conftest import FinishedSweep, Lab, finish, smoke_graph, start
 
 DYNAMIC = ("rl.sampling_rounds=3", "rl.updates_per_rollout=4", "rl.steps=8", "rl.launch.save_steps=4", "rl.launch.micro_batch=4")
@@ -25,7 +25,7 @@ def rl_stage(lab: Lab, smoke: FinishedSweep, *overrides: str, seed: int = 0) -> 
     """The stage, ready to start: its parents and its spec are in the lab. `seed` is of RL alone."""
     (plan,) = smoke_graph("axes.prior=[ce]", *overrides).cells
     node = plan.chain["rl"]
-    node = StageNode("rl", node.slug, node.config.model_copy(update={"seed": seed}), node.parents, node.labels, node.tracking)
+    node = StageNode(node.slug, node.config.model_copy(update={"seed": seed}), node.parents, node.labels, node.tracking)
     lab.borrow(smoke.lab, smoke.node("corpus"), smoke.node("pretrain"))
     folder = lab.folder(node)
     folder.path.mkdir(parents=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from pipeline.files import write_json_atomically
+from pipeline.store.files import write_json_atomically
 from stages.contract import Stage, main
 from stages.pretrain.__main__ import run
 
@@ -30,7 +30,7 @@ class _Peak(TrainerCallback):
 
 
 def measured(stage: Stage) -> dict[str, Any]:
-    from stages.processes import prepare
+    from stages.training.process import prepare
 
     prepare(threads=1)
     import deepspeed  # noqa: F401  (libraries, before counting starts)

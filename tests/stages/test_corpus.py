@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config.corpus import PretrainedTokenizer
 from pipeline.errors import PriorlabError
-from pipeline.files import write_json_atomically
-from pipeline.graph import StageNode
-from pipeline.store import Home
+from pipeline.experiment.graph import StageNode
+from pipeline.store.files import write_json_atomically
+from pipeline.store.folders import Home
 from stages.contract import Stage
 from stages.corpus.build import build
 from stages.corpus.pack import Blocks, packed_blocks, save_blocks

@@ -16,9 +16,9 @@ from pipeline.config.evaluation import Verification
 from pipeline.config.tasks import CountdownTask
 from pipeline.errors import PriorlabError
 from stages.evaluate.metrics import pass_at_k
-from stages.evaluate.verify import Verifier
 from stages.tasks import Document, Problem, Split, Verdict, build_task
 from stages.tasks.protocol import split_of
+from stages.tasks.verifier import Verifier
 from tests.conftest import FinishedSweep
 
 PROBLEM = Problem("2,3,4=14", "4,2,3=14:", {"numbers": [4, 2, 3], "target": 14})

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.files import write_json_atomically
-from pipeline.graph import StageNode
+from pipeline.experiment.graph import StageNode
+from pipeline.store.files import write_json_atomically
 from stages.evaluate.metrics import pass_at_k
 from tests.conftest import FinishedSweep, Lab, finish, smoke_graph, start
 

@@ -10,9 +10,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.compose import load_recipe
 from pipeline.config.evaluation import EvaluateConfig, HarnessConfig
 from pipeline.errors import PriorlabError
+from pipeline.experiment.compose import load_recipe
 from stages.corpus.tokenizer import character_tokenizer
 from stages.evaluate.harness import benchmark
 from stages.pretrain.model import build_model

@@ -25,7 +25,7 @@ def test_training_without_zero_ends_with_the_same_bits_as_deepspeeds_own(process
 def _compare_in_this_process() -> None:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    from stages.processes import prepare
+    from stages.training.process import prepare
 
     originals = {name: getattr(DeepSpeedEngine, name) for name in METHODS}
     prepare(threads=1)
@@ -46,7 +46,7 @@ def _train() -> tuple[list[torch.Tensor], dict[str, int]]:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
     from pipeline.config.training import Launch
-    from stages.processes import deepspeed_config
+    from stages.training.process import deepspeed_config
 
     calls = dict.fromkeys(METHODS, 0)
     inner = {name: getattr(DeepSpeedEngine, name) for name in METHODS}

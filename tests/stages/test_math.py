@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 from pipeline.config.evaluation import Verification
 from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
-from pipeline.files import write_json_atomically
-from pipeline.graph import StageNode
+from pipeline.experiment.graph import StageNode
+from pipeline.store.files import write_json_atomically
 from stages.engine import check_prompts
-from stages.evaluate.verify import Verifier
 from stages.tasks import Problem, build_task
+from stages.tasks.verifier import Verifier
 from tests.conftest import Lab, smoke_graph, start
 
 ROWS = [{"problem": f"{i}+1?", "answer": str(i + 1), "solution": f"{i}+1\n\n= {i + 1}, so \\boxed{{{i + 1}}}."} for i in range(300)]

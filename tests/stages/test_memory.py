@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.recipe import PretrainStage
-from pipeline.costs import training_costs
-from pipeline.graph import StageNode
-from pipeline.store import Home
+from pipeline.config.costs import training_costs
+from pipeline.config.stages import PretrainStage
+from pipeline.experiment.graph import StageNode
+from pipeline.store.folders import Home
 from tests.conftest import Lab, finish, smoke_graph, start
 from tests.stages.conftest import ready
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from pipeline.files import write_json_atomically
-from pipeline.graph import CellPlan, StageNode
-from pipeline.store import Home
+from pipeline.experiment.graph import CellPlan, StageNode
+from pipeline.store.files import write_json_atomically
+from pipeline.store.folders import Home
 from stages.corpus.pack import Blocks
 from tests.conftest import Lab, finish, kill_once_saved, rows, smoke_graph, start
 

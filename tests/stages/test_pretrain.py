@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.files import write_json_atomically
-from pipeline.graph import StageNode
-from pipeline.store import Home
+from pipeline.experiment.graph import StageNode
+from pipeline.store.files import write_json_atomically
+from pipeline.store.folders import Home
 from stages.corpus.pack import Blocks
 from tests.conftest import FinishedSweep, Lab, finish, rows, smoke_graph, start
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
-from pipeline.files import write_json_atomically
-from stages.checkpoint import last_complete
+from pipeline.store.files import write_json_atomically
+from stages.training.step_checkpoints import last_complete
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 
 
@@ -70,7 +70,7 @@ def test_resuming_on_another_layout_of_processes_is_refused(smoke: FinishedSweep
 @pytest.fixture(scope="module")
 def failed(smoke: FinishedSweep, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, str, int]:
     """A sweep whose RL stage stops itself: the bound on the mismatch is below float32's rounding."""
-    from pipeline.store import Home
+    from pipeline.store.folders import Home
 
     lab = Lab(Home(tmp_path_factory.mktemp("failed")))
     lab.borrow(smoke.lab, smoke.node("corpus"), smoke.node("pretrain"), smoke.node("evaluate@pretrain"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pipeline.graph import StageNode
-from pipeline.store import Home
+from pipeline.experiment.graph import StageNode
+from pipeline.store.folders import Home
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, start
 from tests.stages.conftest import DYNAMIC, rl_stage
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.files import read_json
-from pipeline.graph import StageNode
+from pipeline.experiment.graph import StageNode
+from pipeline.store.files import read_json
 from tests.conftest import FinishedSweep, Lab, start
 from tests.stages.conftest import rl_stage
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.compare.evaluations import load_evaluations
-from pipeline.graph import StageNode
-from pipeline.store import Home
+from pipeline.experiment.graph import StageNode
+from pipeline.store.folders import Home
 from stages.rl.validation import best_step
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, start
 from tests.stages.conftest import rl_stage

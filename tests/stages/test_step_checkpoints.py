@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from pipeline.config.training import Launch
 from pipeline.errors import STOPPED_EXIT, DivergedError, Stopped
-from pipeline.files import manifest_of
-from stages.checkpoint import StepCheckpoints, last_complete
+from pipeline.store.files import manifest_of
 from stages.contract import Stage
 from stages.guard import Guard
+from stages.training.step_checkpoints import StepCheckpoints, last_complete
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, start
 from tests.stages.test_pretrain import LOGGED, pretraining, weights
 from tests.unit import crash_points

@@ -1,4 +1,4 @@
-"""Stages that are forked from a server (`pipeline.warm`): what they see, and how they and it end."""
+"""Stages that are forked from a server (`pipeline.run.warm`): what they see, and how they and it end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import STOPPED_EXIT
-from pipeline.graph import StageNode
-from pipeline.launch import command, environment, process_environment, signal_session
-from pipeline.tools.processes import holders, runs_spec
-from pipeline.warm import ForkedStage, WarmServer, start_process, warm_server
+from pipeline.experiment.graph import StageNode
+from pipeline.home.processes import holders, runs_spec
+from pipeline.run.launch import command, environment, process_environment, signal_session
+from pipeline.run.warm import ForkedStage, WarmServer, start_process, warm_server
 from tests.conftest import ROOT, FinishedSweep, Lab, finish, for_tests, server_for_tests, smoke_graph, start
 from tests.stages.conftest import ready
 

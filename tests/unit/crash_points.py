@@ -21,11 +21,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import lease
 from pipeline.errors import PriorlabError
-from pipeline.files import damage, read_json, write_json_atomically
-from pipeline.store import Home, StageFolder
-from pipeline.tools import garbage
+from pipeline.home import garbage
+from pipeline.store import lease
+from pipeline.store.files import damage, read_json, write_json_atomically
+from pipeline.store.folders import Home, StageFolder
 from stages import contract
 from stages.contract import Stage
 from stages.guard import Guard
@@ -127,8 +127,8 @@ def _stage(folder: Path) -> Stage:
 
 
 def _begun(folder: Path) -> None:
-    from pipeline.compose import load_sweep
-    from pipeline.graph import build_graph
+    from pipeline.experiment.compose import load_sweep
+    from pipeline.experiment.graph import build_graph
 
     node = build_graph(load_sweep("smoke").cells()).cells[0].chain["corpus"]
     write_json_atomically(folder / "spec.json", node.spec(Home(folder.parent.parent.parent), "smoke"))

@@ -9,14 +9,14 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import app
-from pipeline.compose import Sweep, load_sweep
-from pipeline.config.recipe import RECIPE_VERSIONS
+from pipeline.cli.app import app
+from pipeline.config.stages import KINDS
 from pipeline.errors import PriorlabError
-from pipeline.files import manifest_of, write_json_atomically
-from pipeline.graph import Graph, StageNode, build_graph
-from pipeline.store import Home, StageFolder
-from pipeline.sweeps import save_definition
+from pipeline.experiment.compose import Sweep, load_sweep
+from pipeline.experiment.graph import Graph, StageNode, build_graph
+from pipeline.experiment.saved import save_definition
+from pipeline.store.files import manifest_of, write_json_atomically
+from pipeline.store.folders import Home, StageFolder
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shelf:
         record = {
             "kind": node.kind,
             "fingerprint": node.fingerprint,
-            "recipe_version": RECIPE_VERSIONS[node.kind],
+            "recipe_version": KINDS[node.kind].version,
             "identity": node.config.identity(),
             "parents": {role: parent.fingerprint for role, parent in node.parents.items()},
             "manifest": manifest_of(folder.export),

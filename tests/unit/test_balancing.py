@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, Tr
 from transformers.trainer_callback import TrainerControl
 
 from pipeline.config.model import ModelConfig
-from stages.pretrain.balancing import ExactBiases, ExpertBalance
 from stages.pretrain.model import transformers_config
+from stages.training.balancing import ExactBiases, ExpertBalance
 
 EXPERTS, ACTIVE = 8, 2
 STATE, CONTROL = TrainerState(), TrainerControl()

@@ -9,17 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline.compare.arms import Arm, shown_ks
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import mean_interval, perplexity
+from pipeline.compare.measured import MeasuredSetting, shown_ks
 from pipeline.compare.results import COLUMNS, result_rows, write_samples
 from pipeline.compare.summary import Findings, findings, summary
-from pipeline.compose import load_sweep
 from pipeline.errors import PriorlabError
-from pipeline.graph import CellPlan, build_graph
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import CellPlan, build_graph
 from pipeline.report.plots import milestone_curves
 from pipeline.report.tables import terminal_table
-from pipeline.store import Home
+from pipeline.store.folders import Home
 from tests.unit.stores import shelf_at
 
 PROBLEMS = 40
@@ -56,8 +56,8 @@ def found_in(evaluations: list[Evaluation], plans: list[CellPlan] | None = None)
     return findings(list(cells.values()), evaluations)
 
 
-def arms(evaluations: list[Evaluation]) -> list[Arm]:
-    return found_in(evaluations).arms
+def measured_settings(evaluations: list[Evaluation]) -> list[MeasuredSetting]:
+    return found_in(evaluations).settings
 
 
 def test_an_interval_covers_the_mean_of_the_population_as_often_as_it_says() -> None:
@@ -96,8 +96,8 @@ def test_a_gain_is_paired_per_problem() -> None:
     before = evaluation(plan, "pretrain", 0.5)
     raised = before.metrics["pass@k"][1] + np.linspace(0.099, 0.101, PROBLEMS)
     after = Evaluation(**{**before.__dict__, "after": "rl", "metrics": {"pass@k": {1: raised}}})
-    (arm,) = arms([before, after])
-    gain = arm.gain_at("pass@k", 1)
+    (setting,) = measured_settings([before, after])
+    gain = setting.gain_at("pass@k", 1)
     assert gain is not None
     # Nearly the same .1 on every problem: however unequal the problems, a paired gain has next to no spread.
     assert (gain.value, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1), abs=0.001)
@@ -106,8 +106,8 @@ def test_a_gain_is_paired_per_problem() -> None:
 def test_the_gain_of_rl_is_over_the_checkpoint_that_it_starts_from() -> None:
     (plan,) = plans("axes.prior=[ce]", "midtrain=countdown")
     base, middle, last = (evaluation(plan, after, rate) for after, rate in (("pretrain", 0.2), ("midtrain", 0.4), ("rl", 0.8)))
-    (arm,) = arms([base, middle, last])
-    assert (arm.before, arm.after) == ([middle], [last])
+    (setting,) = measured_settings([base, middle, last])
+    assert (setting.before, setting.after) == ([middle], [last])
     rows = list(result_rows("mine", [base, middle, last]))
     assert list(dict.fromkeys(row["after"] for row in rows)) == ["pretrain", "midtrain", "rl"]
 
@@ -119,29 +119,29 @@ def test_checkpoints_along_the_way_are_rows_by_step_and_no_part_of_the_gain() ->
     early, late = (replace(evaluation(plan, after, 0.5), milestone=True, step=step) for (after, step) in plan.milestones)
     base, middle = (replace(evaluation(plan, after, 0.5), step=step) for after, step in (("pretrain", 800), ("midtrain", 200)))
     found = [early, base, late, middle, evaluation(plan, "rl", 0.8)]
-    (arm,) = arms(found)
-    assert arm.before == [middle]
+    (setting,) = measured_settings(found)
+    assert setting.before == [middle]
     rows = list(dict.fromkeys((row["after"], row["step"]) for row in result_rows("mine", found)))
     assert rows == [("pretrain", 200), ("pretrain", 800), ("midtrain", 100), ("midtrain", 200), ("rl", 1)]
     pretrained, midtrained = 800 * 16 * 64, 200 * 8 * 128
     assert [e.tokens for e in found] == [
         pretrained // 4, pretrained, pretrained + midtrained // 2, pretrained + midtrained, pretrained + midtrained
     ]  # fmt: skip
-    assert "tokens" in milestone_curves([arm], found, [1, 8])
+    assert "tokens" in milestone_curves([setting], found, [1, 8])
 
 
 def test_a_gain_over_other_problems_is_refused() -> None:
     (plan,) = plans("axes.prior=[ce]")
-    (arm,) = arms([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5, problems=30)])
+    (setting,) = measured_settings([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5, problems=30)])
     with pytest.raises(PriorlabError, match="other problems after RL than before"):
-        arm.gain_at("pass@k", 1)
+        setting.gain_at("pass@k", 1)
 
 
 def test_seeds_of_a_prior_form_one_arm_and_other_axes_do_not() -> None:
-    found = arms([evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[ce,tail]", "axes.seed=[0,1]")])
-    assert [(arm.name, arm.seeds) for arm in found] == [("ce", [0, 1]), ("tail", [0, 1])]
-    found = arms([evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[ce]", "axes.rl.steps=[1,2]")])
-    assert [arm.name for arm in found] == ["ce rl.steps=1", "ce rl.steps=2"]
+    found = measured_settings([evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[ce,tail]", "axes.seed=[0,1]")])
+    assert [(setting.name, setting.seeds) for setting in found] == [("ce", [0, 1]), ("tail", [0, 1])]
+    found = measured_settings([evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[ce]", "axes.rl.steps=[1,2]")])
+    assert [setting.name for setting in found] == ["ce rl.steps=1", "ce rl.steps=2"]
 
 
 def test_an_arm_without_rl_has_no_gain() -> None:
@@ -193,9 +193,9 @@ def test_shown_columns_are_one_eight_and_the_number_of_samples() -> None:
 
 def test_a_gain_never_pairs_different_cells() -> None:
     first, second = plans("axes.prior=[ce]", "axes.seed=[0,1]")
-    (arm,) = arms([evaluation(first, "pretrain", 0.5), evaluation(second, "rl", 0.5)])
-    assert arm.gain_at("pass@k", 1) is None
-    assert arm.after_at("pass@k", 1) is None
+    (setting,) = measured_settings([evaluation(first, "pretrain", 0.5), evaluation(second, "rl", 0.5)])
+    assert setting.gain_at("pass@k", 1) is None
+    assert setting.after_at("pass@k", 1) is None
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

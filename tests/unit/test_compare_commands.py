@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.numbers import share, signed, with_interval
-from pipeline.compose import load_sweep
-from pipeline.files import manifest_of, read_json, write_json_atomically
-from pipeline.graph import StageNode, build_graph
-from pipeline.sweeps import save_definition
+from pipeline.compare.format import share, signed, with_interval
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import StageNode, build_graph
+from pipeline.experiment.saved import save_definition
+from pipeline.store.files import manifest_of, read_json, write_json_atomically
 from tests.unit.stores import Shelf, shelf_at
 from tests.unit.test_compare import evaluation
 from tests.unit.test_statistics import measured

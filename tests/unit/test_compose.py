@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.compose import GROUPS, load_recipe, load_sweep, parse_override
-from pipeline.config.recipe import CorpusStage, MidtrainStage, RecipeConfig
-from pipeline.config_files import available, config_folders
+from pipeline.config.recipe import RecipeConfig
+from pipeline.config.stages import CorpusStage, MidtrainStage
 from pipeline.errors import PriorlabError
-from pipeline.graph import build_graph
+from pipeline.experiment.compose import GROUPS, load_recipe, load_sweep, parse_override
+from pipeline.experiment.config_files import available, config_folders
+from pipeline.experiment.graph import build_graph
 
 
 def only_recipe(*overrides: str) -> RecipeConfig:

@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from pipeline.compose import load_recipe, load_sweep
 from pipeline.config.corpus import AnySource, CorpusConfig, FilesSource, TaskSource
 from pipeline.errors import PriorlabError
-from pipeline.fingerprint import canonical_json
-from pipeline.graph import StageNode, build_graph
-from pipeline.launch import reads_hub
+from pipeline.experiment.compose import load_recipe, load_sweep
+from pipeline.experiment.fingerprint import canonical_json
+from pipeline.experiment.graph import StageNode, build_graph
 
 SIZES: dict[str, Any] = {"tokens": 100_000, "heldout_tokens": 10_000, "block_size": 64}
 
@@ -87,11 +86,11 @@ def test_text_without_the_task_is_shared_by_tasks() -> None:
 
 
 def test_only_what_needs_the_hub_may_ask_it() -> None:
-    assert not reads_hub(corpus_node())
-    assert reads_hub(corpus_node("corpus.sources.web={kind: hub, dataset: some/text}"))
-    assert not reads_hub(corpus_node("corpus.sources.web={kind: hub, dataset: some/text, weight: 0}"))
-    assert reads_hub(corpus_node("task=gsm8k", "model.max_positions=2048"))
-    assert not reads_hub(corpus_node("task=gsm8k", "model.max_positions=2048", "corpus.sources.solutions.weight=0"))
+    assert not corpus_node().config.reads_hub
+    assert corpus_node("corpus.sources.web={kind: hub, dataset: some/text}").config.reads_hub
+    assert not corpus_node("corpus.sources.web={kind: hub, dataset: some/text, weight: 0}").config.reads_hub
+    assert corpus_node("task=gsm8k", "model.max_positions=2048").config.reads_hub
+    assert not corpus_node("task=gsm8k", "model.max_positions=2048", "corpus.sources.solutions.weight=0").config.reads_hub
 
 
 def test_a_weight_can_be_an_axis() -> None:

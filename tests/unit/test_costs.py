@@ -7,11 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from pipeline import costs
+from pipeline.config import costs
 from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
 from pipeline.config.training import AdamWConfig, Launch, PretrainConfig
-from stages.pretrain.head import attach
+from stages.objective.head import attach
 from stages.pretrain.model import transformers_config
 
 VOCABULARY, ROWS, LENGTH = 300, 3, 48

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
+from pipeline.store import files
 from stages.contract import Stage
 from stages.guard import Guard
 from tests.conftest import ROOT

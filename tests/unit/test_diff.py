@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.recipe import RECIPE_VERSIONS
-from pipeline.files import write_json_atomically
-from pipeline.graph import Graph
+from pipeline.config.stages import KINDS
+from pipeline.experiment.graph import Graph
+from pipeline.store.files import write_json_atomically
 from tests.unit.stores import Shelf, shelf_at
 
 ONE_CELL = ("axes.prior=[ce]",)
@@ -82,5 +82,5 @@ def test_plan_names_a_raised_recipe_version(shelf: Shelf) -> None:
         value = json.loads((older / file).read_text())
         write_json_atomically(older / file, value | {"recipe_version": 0, "fingerprint": "0123456789ab" + "0" * 52})
     entries = {e["kind"]: e for e in shelf.json("plan", "smoke", *ONE_CELL)}
-    raised = f"recipe_version: 0 -> {RECIPE_VERSIONS['pretrain']}"
+    raised = f"recipe_version: 0 -> {KINDS['pretrain'].version}"
     assert entries["pretrain"]["drift"] == {"from": "pretrain/ce-s0-0123456789ab", "fields": [raised]}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.doctor import examine
-from pipeline.store import Home
+from pipeline.home.doctor import examine
+from pipeline.store.folders import Home
 
 
 def test_every_part_is_a_finding_and_a_missing_slurm_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.compose import load_recipe
-from pipeline.graph import build_graph
-from pipeline.launch import environment
+from pipeline.experiment.compose import load_recipe
+from pipeline.experiment.graph import build_graph
+from pipeline.run.launch import environment
 
 
 @pytest.mark.parametrize(("task", "offline"), [("countdown", "1"), ("arithmetic", "1"), ("gsm8k", "0"), ("math500", "0")])

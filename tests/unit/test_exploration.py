@@ -18,8 +18,8 @@ from pipeline.config.exploration import (
     NoExploration,
     RepresentationExploration,
 )
-from pipeline.config_files import available
-from stages.features import frozen_model, leverages, response_features, sparse_projection
+from pipeline.experiment.config_files import available
+from stages.novelty import frozen_model, leverages, response_features, sparse_projection
 from stages.rl.dynamic_sampling import Group
 from stages.rl.exploration import Context, Tokens, build_exploration
 

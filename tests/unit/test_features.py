@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.features import elliptical_order, leverages, sparse_projection
+from stages.novelty import elliptical_order, leverages, sparse_projection
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.compose import load_recipe
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.prior import Prior
-from pipeline.config.recipe import RECIPE_VERSIONS, STAGE_CONFIGS
-from pipeline.fingerprint import canonical_json, drift, fingerprint
-from pipeline.graph import Graph, build_graph
+from pipeline.config.stages import KINDS
+from pipeline.experiment.compose import load_recipe
+from pipeline.experiment.fingerprint import canonical_json, drift, fingerprint
+from pipeline.experiment.graph import Graph, build_graph
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -31,7 +32,7 @@ def by_role(graph: Graph) -> dict[str, str]:
 
 
 def test_golden_fingerprints_of_the_quickstart() -> None:
-    """Fails when a default or a config file changes identity: then raise RECIPE_VERSIONS or accept that results are made anew."""
+    """Fails when a default or a config file changes identity: then raise its kind's version, or accept new results."""
     assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
         "corpus": "c9975b39ea40",
         "pretrain": "063e7ba2f112",
@@ -107,8 +108,10 @@ def test_k_and_form_count_once_they_matter() -> None:
     assert Prior(beta=0.5).identity() != Prior(beta=0.5, form="power").identity()
 
 
-def test_every_stage_kind_has_a_version() -> None:
-    assert RECIPE_VERSIONS.keys() == STAGE_CONFIGS.keys()
+def test_every_kind_of_stage_has_a_version_and_resources() -> None:
+    for name, kind in KINDS.items():
+        assert (kind.kind, kind.version >= 1) == (name, True)
+        assert ClusterConfig(kind="local").resources(name)
 
 
 @given(json_values)

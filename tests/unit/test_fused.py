@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.prior import Prior
-from stages.pretrain.fused import fused_linear_shaped_loss, fused_loss_and_statistics
-from stages.pretrain.objective import distribution_statistics, shaped_loss
-from stages.pretrain.row_step import EAGER, STATISTICS, passes_for
+from stages.objective.fused import fused_linear_shaped_loss, fused_loss_and_statistics
+from stages.objective.reference import distribution_statistics, shaped_loss
+from stages.objective.row_step import EAGER, STATISTICS, passes_for
 from tests.unit.test_objective import CE, PRIORS, priors
 
 ROOT = Path(__file__).parents[2]
@@ -161,8 +161,8 @@ def test_without_a_compiler_the_passes_run_eagerly_and_say_so() -> None:
     script = """
 import torch, warnings
 from pipeline.config.prior import Prior
-from stages.pretrain.fused import fused_linear_shaped_loss
-from stages.pretrain.objective import shaped_loss
+from stages.objective.fused import fused_linear_shaped_loss
+from stages.objective.reference import shaped_loss
 hidden, weight = torch.randn(4, 8), torch.randn(8192, 8)
 targets = torch.arange(4)
 with warnings.catch_warnings(record=True) as caught:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PriorlabError
-from pipeline.tools import garbage
+from pipeline.home import garbage
 from tests.unit.stores import Shelf, shelf_at
 
 ONE_CELL = ("axes.prior=[ce]",)

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from pipeline.config.evaluation import Verification
 from pipeline.config.tasks import GymTask
 from pipeline.errors import PriorlabError
-from stages.evaluate.verify import Verifier
 from stages.tasks import Task, build_task
 from stages.tasks.protocol import split_of
+from stages.tasks.verifier import Verifier
 
 
 def gym(dataset: str, **options: Any) -> Task:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from pipeline.config.prior import Prior
-from stages.pretrain.head import attach
-from stages.pretrain.objective import shaped_loss
-from stages.pretrain.row_step import STATISTICS
+from stages.objective.head import attach
+from stages.objective.reference import shaped_loss
+from stages.objective.row_step import STATISTICS
 
 VOCAB = 13
 

@@ -1,50 +1,55 @@
-"""The two halves: `pipeline` starts fast and without torch; `stages` never reach into the runner."""
+"""The order of floors: a room imports from its own floor's rooms never, from lower floors only, and circles cannot arise."""
 
-import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from scripts.figures.house import OPEN_TO_STAGES, PIPELINE, ROOT, STAGES, drawing, imported, modules, room
+
 HEAVY = {"torch", "transformers", "deepspeed", "trl", "vllm", "datasets", "accelerate"}
-OPEN_TO_STAGES = {
-    "pipeline.config",
-    "pipeline.errors",
-    "pipeline.files",
-    "pipeline.lease",
-    "pipeline.store",
-    "pipeline.tether",
-    "pipeline.tracking",
-}
+EVERY = modules("pipeline") | modules("stages")
 
 
-def imported_modules(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module)
-    return found
+@pytest.mark.parametrize(("package", "floors"), [("pipeline", PIPELINE), ("stages", STAGES)])
+def test_every_module_lies_on_a_floor(package: str, floors: tuple[set[str], ...]) -> None:
+    assert {room(name) for name in modules(package)} - {package} == set().union(*floors)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda path: path.name)
-def test_pipeline_imports_neither_stages_nor_heavy_libraries(path: Path) -> None:
-    tops = {name.partition(".")[0] for name in imported_modules(path)}
-    assert not tops & (HEAVY | {"stages"})
+@pytest.mark.parametrize("name", EVERY)
+def test_no_arrow_goes_up_or_across(name: str) -> None:
+    floors = PIPELINE if name.startswith("pipeline") else STAGES
+    package, own = name.partition(".")[0], room(name)
+    level = next((number for number, floor in enumerate(floors) if own in floor), -1)
+    for used in {room(other) for other in imported(EVERY[name]) if other.startswith(f"{package}.")} - {own}:
+        assert any(used in floor for floor in floors[: max(level, 0)]), f"{name} imports {used}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "stages").rglob("*.py")), ids=lambda path: path.name)
-def test_stages_import_only_the_shared_part_of_pipeline(path: Path) -> None:
-    used = {".".join(name.split(".")[:2]) for name in imported_modules(path) if name.partition(".")[0] == "pipeline"}
-    assert used <= OPEN_TO_STAGES
+def test_no_module_is_imported_in_a_circle() -> None:
+    def target(used: str) -> str | None:
+        return used if used in EVERY else used.rpartition(".")[0] if used.rpartition(".")[0] in EVERY else None
+
+    arrows = {name: {found for used in imported(path) if (found := target(used)) and found != name} for name, path in EVERY.items()}
+    left = dict(arrows)
+    while leaves := [name for name, used in left.items() if not used & left.keys()]:
+        for name in leaves:
+            del left[name]
+    assert not left, f"in circles: {sorted(left)}"
+
+
+@pytest.mark.parametrize("name", modules("pipeline"))
+def test_pipeline_imports_neither_stages_nor_heavy_libraries(name: str) -> None:
+    assert not {used.partition(".")[0] for used in imported(EVERY[name])} & (HEAVY | {"stages"})
+
+
+@pytest.mark.parametrize("name", modules("stages"))
+def test_stages_import_only_the_shared_part_of_pipeline(name: str) -> None:
+    assert {room(used) for used in imported(EVERY[name]) if used.startswith("pipeline.")} <= OPEN_TO_STAGES
 
 
 def test_the_command_line_starts_at_once_and_without_heavy_libraries() -> None:
-    code = "import sys; import pipeline.cli; print(*sys.modules)"
+    code = "import sys; import pipeline.cli.app; print(*sys.modules)"
     took = []
     for _ in range(2):  # the first start may compile bytecode
         started = os.times()
@@ -54,3 +59,8 @@ def test_the_command_line_starts_at_once_and_without_heavy_libraries() -> None:
     assert not HEAVY & set(loaded)
     assert not {"wandb", "matplotlib", "pyarrow"} & set(loaded)
     assert min(took) < 3.0  # of processor time, so that a busy machine does not count; usually 0.6
+
+
+@pytest.mark.parametrize("package", ["pipeline", "stages"])
+def test_the_drawing_in_the_guide_for_contributors_is_of_this_house(package: str) -> None:
+    assert f"```mermaid\n{drawing(package)}\n```" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease
 from pipeline.errors import PriorlabError
-from pipeline.store import StageFolder
+from pipeline.store import lease
+from pipeline.store.folders import StageFolder
 from stages.contract import Stage
 from stages.guard import Guard
 from tests.conftest import ROOT
@@ -139,7 +139,7 @@ def test_of_eight_machines_one_gets_a_free_lease(tmp_path: Path) -> None:
 RACE = """
 import json, sys, time
 from pathlib import Path
-from pipeline import lease
+from pipeline.store import lease
 lease.machine = lambda: sys.argv[1]
 won = []
 for number in range(int(sys.argv[3])):
@@ -169,7 +169,7 @@ def test_of_eight_machines_that_replace_a_dead_one_one_goes_on(tmp_path: Path) -
 REPLACE = """
 import sys, time
 from pathlib import Path
-from pipeline import lease
+from pipeline.store import lease
 lease.machine = lambda: sys.argv[1]
 folder = Path(sys.argv[2])
 lease.SILENCE_SECONDS = 0.5

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipeline.compose import load_recipe
 from pipeline.config.tasks import MathSource, MathTask
-from pipeline.config_files import available
 from pipeline.errors import PriorlabError
+from pipeline.experiment.compose import load_recipe
+from pipeline.experiment.config_files import available
 from stages.tasks import Problem, build_task
 from stages.tasks.answers import judge
 from stages.tasks.protocol import split_of

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.compose import load_recipe
 from pipeline.config.model import ModelConfig
+from pipeline.experiment.compose import load_recipe
 from stages.pretrain.model import transformers_config
 
 NAMED = {  # total, and what a token passes through without embedding and output layer

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config.prior import Prior
-from stages.pretrain.objective import MIN_COMPLEMENT, distribution_statistics, head_mask, positive_weight, shaped_loss
+from stages.objective.reference import MIN_COMPLEMENT, distribution_statistics, head_mask, positive_weight, shaped_loss
 
 CE = Prior()
 PRIORS = [

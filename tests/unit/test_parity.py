@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.compose import load_recipe
 from pipeline.config.tasks import ParityTask
-from pipeline.graph import Graph, build_graph
+from pipeline.experiment.compose import load_recipe
+from pipeline.experiment.graph import Graph, build_graph
 from stages.tasks import Problem, Verdict, build_task
 from stages.tasks.protocol import split_of
 

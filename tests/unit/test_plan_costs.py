@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.config_files import available
+from pipeline.cli.app import app
+from pipeline.experiment.config_files import available
 
 PAPER = [name for name in available("sweep") if name.startswith("paper_")]
 

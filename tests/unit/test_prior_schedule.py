@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from pipeline.compose import load_recipe, load_sweep
 from pipeline.config.prior import Prior
 from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
-from stages.pretrain.fused import fused_loss_and_statistics
-from stages.pretrain.objective import shaped_loss
-from stages.pretrain.row_step import EAGER, Passes
+from pipeline.experiment.compose import load_recipe, load_sweep
+from stages.objective.fused import fused_loss_and_statistics
+from stages.objective.reference import shaped_loss
+from stages.objective.row_step import EAGER, Passes
 
 DIVERSITY_THEN = "prior={use: diversity, schedule: [{at: 0.5, use: precision}, {at: 0.75, use: tail}]"
 

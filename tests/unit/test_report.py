@@ -11,12 +11,12 @@ import pytest
 
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.summary import summary
-from pipeline.graph import Graph
+from pipeline.experiment.graph import Graph
 from pipeline.report.build import write_comparison
-from pipeline.report.content import _extremes_and_middle, prior_rows
+from pipeline.report.details import _extremes_and_middle, prior_rows
 from pipeline.report.figures import figures
 from pipeline.report.svg import COLOURS
-from pipeline.store import Home
+from pipeline.store.folders import Home
 from tests.unit.test_compare import evaluation, found_in, plans
 from tests.unit.test_statistics import measured
 
@@ -98,4 +98,4 @@ def test_examples_are_called_what_they_are(gains: list[float], words: list[str])
 
 def test_priors_of_one_name_are_all_listed() -> None:
     evaluations = [evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[{use: tail, k: 3}, {use: tail, k: 4}]")]
-    assert [row[4] for row in prior_rows(found_in(evaluations).arms)] == ["3", "4"]
+    assert [row[4] for row in prior_rows(found_in(evaluations).settings)] == ["3", "4"]

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.config.training import Launch
 from pipeline.errors import PriorlabError
-from pipeline.files import write_json_atomically
-from stages.checkpoint import is_split_otherwise, last_complete
+from pipeline.store.files import write_json_atomically
+from stages.training.step_checkpoints import is_split_otherwise, last_complete
 
 
 def checkpoint(folder: Path, *, processes: int, zero_stage: int) -> Path:

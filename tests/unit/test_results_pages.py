@@ -8,10 +8,10 @@ from statistics import mean
 
 import pytest
 
-from pipeline.compare.numbers import share
+from pipeline.compare.format import share
 from pipeline.compare.results import COLUMNS
-from pipeline.compare.settings import settings
-from pipeline.compose import Cell, load_sweep
+from pipeline.compare.settings import planned_settings
+from pipeline.experiment.compose import Cell, load_sweep
 from pipeline.report.tables import headings
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "results"
@@ -37,15 +37,25 @@ def test_the_table_shows_the_means_of_the_data(page: Path) -> None:
     titles, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.group().splitlines())
     keys = [title.removesuffix(" before") for title in titles if title.endswith(" before")]
     assert titles == headings(keys)
-    assert [line[0] for line in lines] == [setting.name for setting in settings(_cells(page))]
+    assert [line[0] for line in lines] == [setting.name for setting in planned_settings(_cells(page))]
 
     measured = _values(page)
-    for setting, line in zip(settings(_cells(page)), lines, strict=True):
+    for setting, line in zip(planned_settings(_cells(page)), lines, strict=True):
         for position, key in enumerate(keys):
             before, after, gain = line[3 + 3 * position : 6 + 3 * position]
             means = [mean(measured[cell.id, side, key] for cell in setting.cells) for side in ("before", "after")]
             assert [before, after] == [share(value) for value in means]
             assert float(gain.split()[0]) == pytest.approx(means[1] - means[0], abs=6e-4)
+
+
+def test_the_levels_by_seed_are_those_of_the_data() -> None:
+    page = FOLDER / "countdown.md"
+    measured = _values(page)
+    lines = page.read_text(encoding="utf-8").partition("| pass@1 after RL | seed 0 ")[2].partition("\n\n")[0].splitlines()[2:]
+    told = dict(zip([line.split()[1] for line in lines], [re.findall(r"\.\d+", line) for line in lines], strict=True))
+    for setting in planned_settings(_cells(page)):
+        assert told.pop(setting.name) == [share(measured[cell.id, "after", "pass@1"]) for cell in setting.cells]
+    assert not told
 
 
 def _rows(page: Path) -> list[dict[str, str]]:
@@ -54,7 +64,7 @@ def _rows(page: Path) -> list[dict[str, str]]:
 
 
 def _cells(page: Path) -> list[Cell]:
-    (command,) = re.findall(r"^    scripts/priorlab sweep (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    (command,) = re.findall(r"^scripts/priorlab sweep (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     name, *rest = shlex.split(command)
     return list(load_sweep(name, [word for word in rest if "=" in word]).cells())
 

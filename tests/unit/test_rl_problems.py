@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.compose import load_recipe
+from pipeline.experiment.compose import load_recipe
 from stages.rl.problems import training_and_validation
 from stages.tasks import build_task
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.pretrain.row_step import EAGER, kth_largest, row_sums, write_gradient_
+from stages.objective.row_step import EAGER, kth_largest, row_sums, write_gradient_
 
 
 @settings(max_examples=100, deadline=None)

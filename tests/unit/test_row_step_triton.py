@@ -15,8 +15,9 @@ pytest.importorskip("triton")
 _SCRIPT = """
 import itertools, torch
 from pipeline.config.prior import Prior
-from stages.pretrain import row_step, row_step_triton
-from stages.pretrain.fused import fused_loss_and_statistics
+from stages.objective import row_step
+from stages.objective import row_step_triton
+from stages.objective.fused import fused_loss_and_statistics
 
 generator = torch.Generator().manual_seed(0)
 row_step_triton._BLOCK = 64

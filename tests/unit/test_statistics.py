@@ -14,20 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.compare.across import compare_across
-from pipeline.compare.arms import Difference
-from pipeline.compare.equal import equal_budgets
+from pipeline.compare.budgets import equal_budgets
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Contrast, bayesian_mean, contrasts, mean_interval
-from pipeline.compare.precision import PROBLEM_SPREAD, SEED_SPREAD, Precision, in_words, precision
+from pipeline.compare.measured import Difference
+from pipeline.compare.power import PROBLEM_SPREAD, SEED_SPREAD, Power, in_words, power_of
 from pipeline.compare.predictors import MEASUREMENTS, Points, cell_points, predictors
-from pipeline.compare.settings import pairs, settings
+from pipeline.compare.settings import pairs, planned_settings
 from pipeline.compare.summary import summary
-from pipeline.compose import load_sweep
+from pipeline.compare.two_sweeps import compare_across
 from pipeline.errors import PriorlabError
-from pipeline.graph import CellPlan
-from pipeline.store import Home
-from tests.unit.test_compare import NOWHERE, arms, evaluation, found_in, plans
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import CellPlan
+from pipeline.store.folders import Home
+from tests.unit.test_compare import NOWHERE, evaluation, found_in, measured_settings, plans
 
 
 def measured(gains: dict[str, float], *overrides: str, seeds: int = 1, problems: int = 60, noise: float = 0.02) -> list[Evaluation]:
@@ -90,14 +90,14 @@ def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
 
 def test_cross_entropy_is_the_reference_wherever_it_stands() -> None:
     found = at_one(measured({"tail": 0.1, "ce": 0.0, "head": -0.1}))
-    assert [(one.arm, one.reference, round(one.gain.value, 1)) for one in found] == [("tail", "ce", 0.1), ("head", "ce", -0.1)]
+    assert [(one.setting, one.reference, round(one.gain.value, 1)) for one in found] == [("tail", "ce", 0.1), ("head", "ce", -0.1)]
     assert all(one.family == 4 and one.gain.shown for one in found)  # at two k
 
 
 def test_settings_are_compared_with_those_that_differ_along_one_axis_only() -> None:
     found = at_one(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]"))
     rate = "rl.optimizer.learning_rate"
-    assert {(one.axis, one.arm, one.reference) for one in found} == {
+    assert {(one.axis, one.setting, one.reference) for one in found} == {
         ("prior", f"tail {rate}=0.0001", f"ce {rate}=0.0001"),
         ("prior", f"tail {rate}=0.0002", f"ce {rate}=0.0002"),
         (rate, f"ce {rate}=0.0002", f"ce {rate}=0.0001"),
@@ -109,7 +109,7 @@ def test_only_seeds_that_both_have_are_paired() -> None:
     both = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
     without = [e for e in both if not (e.plan.cell.recipe.prior.name == "tail" and e.plan.cell.recipe.seed == 1)]
     (found,) = at_one(without)
-    ce, tail = arms(both)
+    ce, tail = measured_settings(both)
     gains = [tail.gains("pass@k", 1), ce.gains("pass@k", 1)]
     assert gains[0] is not None
     assert gains[1] is not None
@@ -125,7 +125,7 @@ def test_a_seed_whose_rl_is_not_finished_leaves_the_others_of_its_setting_in(pri
     whole = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
     without = [one for one in whole if one is not of(whole, prior, "rl")[1]]
     found = found_in(without)
-    assert [(one.arm, one.reference, one.seeds) for one in found.differences if one.k == 1] == [("tail", "ce", 2)]
+    assert [(one.setting, one.reference, one.seeds) for one in found.differences if one.k == 1] == [("tail", "ce", 2)]
     (row,) = (row for row in summary(found, NOWHERE)["rows"] if row["arm"] == prior)
     assert row["seeds"] == [0, 2]
     assert row["pass@1"]["gain"]["value"] == pytest.approx(row["pass@1"]["after"]["value"] - row["pass@1"]["before"]["value"])
@@ -139,7 +139,7 @@ def test_a_reference_that_is_not_finished_is_told_and_not_replaced() -> None:
     cells = plans("axes.prior=[tail,head,ce]", "axes.seed=[0]", rate)
     lacking = [id(one) for one in of(whole, "ce", "rl") + of(whole, "tail", "rl")[:1]]
     found = found_in([one for one in whole if id(one) not in lacking], cells)
-    assert {(one.arm, one.reference) for one in found.differences} == {
+    assert {(one.setting, one.reference) for one in found.differences} == {
         (f"head rl.optimizer.learning_rate={other}", "head rl.optimizer.learning_rate=0.0001") for other in (0.0002, 0.0004)
     }
     said = " ".join(summary(found, NOWHERE)["verdict"])
@@ -150,7 +150,7 @@ def test_a_reference_that_is_not_finished_is_told_and_not_replaced() -> None:
 
 def test_cross_entropy_with_changes_is_the_reference_and_so_is_that_of_mid_training() -> None:
     def references(*overrides: str) -> set[tuple[str, str]]:
-        sweep = settings([plan.cell for plan in plans(*overrides)])
+        sweep = planned_settings([plan.cell for plan in plans(*overrides)])
         return {(axis, reference.name) for axis, along in pairs(sweep).items() for _, reference in along}
 
     assert references("axes.prior=[tail, {use: ce, k: 4}, head]") == {("prior", "ce,k=4")}
@@ -195,9 +195,9 @@ def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
         passed = {k: values + 0.1 * rank * (one.after == "rl") for k, values in one.metrics["pass@k"].items()}
         entropy = {"entropy": np.full(10, 1 + 0.1 * rank + 0.01 * one.plan.cell.recipe.seed)}
         told.append(replace(one, heldout=one.heldout | entropy, metrics=one.metrics | {"pass@k": passed}))
-    first = predictors(cell_points(arms(told)))[0]
+    first = predictors(cell_points(measured_settings(told)))[0]
     assert (first.measurement, first.bases, first.shown) == ("entropy", 7, True)
-    assert len(cell_points(arms(told)).gain) == 14
+    assert len(cell_points(measured_settings(told)).gain) == 14
     assert "goes along with the base model's entropy" in summary(found_in(told), NOWHERE)["verdict"][-1]
 
 
@@ -208,7 +208,7 @@ def test_seeds_and_ways_of_rl_are_no_base_settings_of_their_own() -> None:
         of_base = {name: np.repeat(rng.random(5), 4) + 0.1 * rng.random(20) for name in (*MEASUREMENTS, "gain")}
         shown += any(one.shown for one in predictors(Points(bases, bases, of_base.pop("gain"), of_base)))
     assert shown <= 6
-    points = cell_points(arms(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.steps=[1,2]", seeds=2)))
+    points = cell_points(measured_settings(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.steps=[1,2]", seeds=2)))
     assert (len(points.bases), len(set(points.bases))) == (8, 2)
 
 
@@ -242,19 +242,19 @@ def test_luck_of_the_samples_before_rl_makes_no_correlation() -> None:
             one = evaluation(plan, after, 0.5, problems=50)
             metrics = one.metrics | {"avg@n": {16: correct}, "pass@k": {1: correct}}
             evaluations.append(replace(one, n=16, metrics=metrics))
-    points = cell_points(arms(evaluations))
+    points = cell_points(measured_settings(evaluations))
     for name in ("pass@1", "pass@n", "mixed"):
         assert abs(stats.spearmanr(points.measured[name], points.gain).statistic) < 0.35
 
 
 def test_cells_that_share_a_base_model_have_one_measurement_of_it() -> None:
-    points = cell_points(arms(measured({"ce": 0.0}, "axes.rl.steps=[1,2,3,4,5,6]")))
+    points = cell_points(measured_settings(measured({"ce": 0.0}, "axes.rl.steps=[1,2,3,4,5,6]")))
     assert len(points.gain) == 6
     assert points.varying == []
 
 
 def test_fewer_than_five_base_settings_foretell_nothing() -> None:
-    assert predictors(cell_points(arms(measured({"ce": 0.0, "tail": 0.1}, seeds=2)))) == []
+    assert predictors(cell_points(measured_settings(measured({"ce": 0.0, "tail": 0.1}, seeds=2)))) == []
 
 
 def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
@@ -296,19 +296,19 @@ def test_the_verdict_says_what_guessing_scores_of_each_task() -> None:
 def test_two_sweeps_are_compared_setting_by_setting() -> None:
     first, second = measured({"ce": 0.05, "tail": 0.05}), measured({"tail": 0.15, "head": 0.05})
     found = across(first, second)
-    assert [(one.arm, one.reference, one.k) for one in found] == [("b:tail", "a:tail", k) for k in (1, 8)]
+    assert [(one.setting, one.reference, one.k) for one in found] == [("b:tail", "a:tail", k) for k in (1, 8)]
     assert found[0].gain.value == pytest.approx(0.1, abs=0.02)
 
 
 def test_settings_of_two_sweeps_are_matched_on_the_axes_that_both_have() -> None:
     rate = "rl.optimizer.learning_rate"
     found = across(measured({"ce": 0.0, "tail": 0.0}), measured({"ce": 0.0, "head": 0.1}, f"axes.{rate}=[2e-4, 4e-4]"))
-    assert {(one.arm, one.reference) for one in found} == {(f"b:ce {rate}={value}", "a:ce") for value in (0.0002, 0.0004)}
+    assert {(one.setting, one.reference) for one in found} == {(f"b:ce {rate}={value}", "a:ce") for value in (0.0002, 0.0004)}
 
 
 def test_a_single_setting_is_compared_with_each_of_another_sweep() -> None:
     found = across(measured({"ce": 0.0}), measured({"tail": 0.1, "head": 0.0}))
-    assert {(one.arm, one.reference) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
+    assert {(one.setting, one.reference) for one in found} == {("b:tail", "a:ce"), ("b:head", "a:ce")}
 
 
 def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
@@ -321,7 +321,7 @@ def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
 
 
 def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
-    expected = Precision(problems=100, samples=16, seeds=3, comparisons=1)
+    expected = Power(problems=100, samples=16, seeds=3, comparisons=1)
     rng = np.random.default_rng(3)
     shown, means = 0, []
     for _ in range(400):
@@ -336,12 +336,12 @@ def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
 
 def test_two_seeds_show_less_than_their_standard_error_alone_would_say() -> None:
     """The spread over seeds is then hardly known, which widens the interval of the finished sweep."""
-    two, many = Precision(5000, 64, 2, 4), Precision(5000, 64, 50, 4)
+    two, many = Power(5000, 64, 2, 4), Power(5000, 64, 50, 4)
     assert two.detectable / two.error > 3 * many.detectable / many.error
 
 
 def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
-    plan = Precision(problems=128, samples=64, seeds=1, comparisons=4)
+    plan = Power(problems=128, samples=64, seeds=1, comparisons=4)
     problems = plan.problems_for(0.12)
     assert problems is not None
     assert replace(plan, problems=problems).detectable <= 0.12 < replace(plan, problems=problems - 1).detectable
@@ -354,15 +354,15 @@ def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
 
 
 def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None:
-    assert precision(list(load_sweep("quickstart", ["rl=null"]).cells())) is None
-    assert precision(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells())) is None
-    found = precision(list(load_sweep("quickstart", ["axes.seed=[0,1,2]"]).cells()))
-    assert found == Precision(problems=128, samples=64, seeds=3, comparisons=4 * 3)  # four priors beside cross-entropy, at three k
+    assert power_of(list(load_sweep("quickstart", ["rl=null"]).cells())) is None
+    assert power_of(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells())) is None
+    found = power_of(list(load_sweep("quickstart", ["axes.seed=[0,1,2]"]).cells()))
+    assert found == Power(problems=128, samples=64, seeds=3, comparisons=4 * 3)  # four priors beside cross-entropy, at three k
 
 
 def test_a_plan_counts_the_differences_that_the_report_makes() -> None:
     rate = "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]"
-    expected = precision([plan.cell for plan in plans("axes.prior=[ce,tail,head]", rate, "evaluate.samples=8")])
+    expected = power_of([plan.cell for plan in plans("axes.prior=[ce,tail,head]", rate, "evaluate.samples=8")])
     assert expected is not None
     found = found_in(measured({"ce": 0.0, "tail": 0.1, "head": 0.1}, rate)).differences
     assert expected.comparisons == max(one.family for one in found) == 2 * 2 * 2  # two rates, two priors, two k
@@ -375,10 +375,10 @@ def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_made_fewer_s
         folder.path.mkdir(parents=True)
         rows = [{"step": s, "rollouts_generated": per_step * s, "validation/pass@1": 0.1 + 0.01 * s} for s in (0, 5, 10)]
         folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 11, "loss": 0.0}]))
-    found = equal_budgets(arms(evaluations), Home(tmp_path))
+    found = equal_budgets(measured_settings(evaluations), Home(tmp_path))
     assert found is not None
     assert (found["steps"], found["rollouts"]) == (10, 100)
     gains = {row["arm"]: [row["sampled"], row["at_steps"], row["at_rollouts"]] for row in found["rows"]}
     assert gains["ce"] == pytest.approx([100, 0.1, 0.1])
     assert gains["tail"] == pytest.approx([200, 0.1, 0.05])
-    assert equal_budgets(arms(evaluations[:2]), Home(tmp_path)) is None  # nothing to tell apart
+    assert equal_budgets(measured_settings(evaluations[:2]), Home(tmp_path)) is None  # nothing to tell apart

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.progress import rate
-from pipeline.store import status_of
+from pipeline.store.folders import status_of
+from pipeline.store.progress import rate
 from stages.contract import Stage
 from stages.guard import Guard
 from tests.unit.stores import Shelf, shelf_at
@@ -131,9 +131,10 @@ def test_following_a_log_ends_with_the_stage_and_misses_nothing(shelf: Shelf) ->
     folder = shelf.begun(node, log="begun\n")
     log = folder.last_log()
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.files import take_lock; take_lock(Path(sys.argv[1]) / 'lock'); "
-        "print('held', flush=True); log = open(sys.argv[2], 'a'); time.sleep(0.5); log.write('working\\n'); log.flush(); "
-        "time.sleep(0.5); log.write('ended\\n'); log.flush()"
+        "import sys; from time import sleep; from pathlib import Path; from pipeline.store.files import take_lock; "
+        "take_lock(Path(sys.argv[1]) / 'lock'); "
+        "print('held', flush=True); log = open(sys.argv[2], 'a'); sleep(.5); log.write('working\\n'); log.flush(); "
+        "sleep(.5); log.write('ended\\n'); log.flush()"
     )
     stage = subprocess.Popen([sys.executable, "-c", code, str(folder.path), str(log)], stdout=subprocess.PIPE)
     assert stage.stdout is not None

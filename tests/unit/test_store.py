@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PriorlabError
-from pipeline.files import manifest_of, read_json, take_lock, write_json_atomically
-from pipeline.store import Home, StageFolder, verify_manifest
+from pipeline.store.files import manifest_of, read_json, take_lock, write_json_atomically
+from pipeline.store.folders import Home, StageFolder, verify_manifest
 
 
 def test_a_write_that_the_disk_refuses_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_an_unreadable_record_says_which_file(tmp_path: Path) -> None:
 def test_a_lock_is_exclusive_and_dies_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"from pathlib import Path; from pipeline.files import take_lock; take_lock(Path({str(path)!r})); "
+        [sys.executable, "-c", f"from pathlib import Path; from pipeline.store.files import take_lock; take_lock(Path({str(path)!r})); "
          "print('held', flush=True); import time; time.sleep(60)"],
         stdout=subprocess.PIPE,
     )  # fmt: skip

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compose import load_recipe
 from pipeline.config.evaluation import Verification
 from pipeline.config.tasks import CountdownTask
 from pipeline.config.training import RLConfig, ValidationConfig
 from pipeline.errors import PriorlabError
-from stages.evaluate.verify import Verifier
+from pipeline.experiment.compose import load_recipe
 from stages.rl.validation import Response, best_folder, best_step, forget_others, keep, validate
 from stages.tasks import Problem, build_task
+from stages.tasks.verifier import Verifier
 
 PROBLEMS = [Problem(f"{n},1={n + 1}", f"{n},1={n + 1}:", {"numbers": [n, 1], "target": n + 1}) for n in range(2, 6)]
 

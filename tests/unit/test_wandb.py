@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner
 from wandb_workspaces.workspaces import Workspace
 
-from pipeline.cli import app
-from pipeline.store import Home, StageFolder
-from pipeline.sweeps import summary_run_id
-from pipeline.tools.wandb import comparison_workspace, waiting_runs
+from pipeline.cli.app import app
+from pipeline.store.folders import Home, StageFolder
+from pipeline.tracking.comparison import summary_run_id
+from pipeline.tracking.sync import waiting_runs
+from pipeline.tracking.workspace import comparison_workspace
 from tests.unit.stores import Shelf, shelf_at
 
 

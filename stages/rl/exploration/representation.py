@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.config.exploration import RepresentationExploration
-from stages.features import frozen_model, leverages, response_features, sparse_projection
+from stages.novelty import frozen_model, leverages, response_features, sparse_projection
 from stages.rl.dynamic_sampling import Group
 from stages.rl.exploration.protocol import Context, Exploration
 

@@ -8,11 +8,11 @@ import sys
 
 from rich.console import Console
 
-from pipeline.compose import load_sweep
-from pipeline.graph import build_graph
-from pipeline.runner import run
-from pipeline.store import Home
-from pipeline.view import PlainView
+from pipeline.cli.view import PlainView
+from pipeline.experiment.compose import load_sweep
+from pipeline.experiment.graph import build_graph
+from pipeline.run.scheduler import run
+from pipeline.store.folders import Home
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""The command line: every command, one module per group, and what they print."""

@@ -1,0 +1,175 @@
+"""The commands that show what was found: the comparison of a sweep, and of two sweeps with one another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cli.options import AsJson
+from pipeline.cli.terminal import WIDE, console, print_json, print_wide, some_of
+from pipeline.compare.evaluations import load_evaluations
+from pipeline.compare.settings import Setting, planned_settings
+from pipeline.compare.summary import Findings, findings
+from pipeline.errors import PriorlabError
+from pipeline.experiment.compose import Sweep
+from pipeline.experiment.graph import Graph, build_graph
+from pipeline.experiment.saved import known_sweep
+from pipeline.report.comparison import compare_sweep
+from pipeline.store.folders import Home
+
+AsCsv = Annotated[bool, typer.Option("--csv", help="results.csv: every metric of every cell, with intervals")]
+
+
+def report(
+    name: Annotated[str, typer.Argument(help="a sweep that was started")],
+    sort: Annotated[
+        str | None,
+        typer.Option(help="order of rows, largest first: entropy, perplexity, before@K, after@K, gain@K; or arm", show_default=False),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--filter", help="only settings with this text in their name; the verdict stays on all", show_default=False),
+    ] = None,
+    bayes: Annotated[bool, typer.Option("--bayes", help="gains in pass@1 with credible intervals for these very problems")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Write and print the comparison of a sweep, as far as it has come."""
+    idle = {"--json": as_csv and as_json, "--sort": as_csv and sort is not None, "--bayes": (as_csv or as_json) and bayes}
+    for option in (option for option, given in idle.items() if given):
+        raise PriorlabError(f"{option} changes nothing of what {'--csv' if as_csv else '--json'} prints; leave one of the two out")
+    home = Home.from_environment()
+    saved = known_sweep(name, home)
+    graph = build_graph(saved.cells())
+    comparison = compare_sweep(saved, graph, home)
+    if comparison is None:
+        raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows how far it is")
+    chosen = _chosen(planned_settings([plan.cell for plan in graph.cells]), only)
+    if as_csv:
+        sys.stdout.write(_csv(comparison.report.with_name("results.csv"), chosen))
+        return
+    shown = _of(chosen, comparison.summary, sort)
+    if not shown["rows"]:
+        raise PriorlabError(
+            f"sweep {name!r} has no finished evaluation of what RL starts from yet{' in these settings' if only else ''}; `priorlab "
+            f"status {name}` shows how far it is, and --csv has the checkpoints along the way"
+        )
+    if as_json:
+        print_json(shown)
+        return
+    _show(name, shown, comparison.report, bayes=bayes, filtered=only is not None)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="a sweep")],
+    second: Annotated[str, typer.Argument(help="another sweep")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare what RL gained in two sweeps: second minus first, per setting, paired per problem and seed."""
+    from pipeline.compare.two_sweeps import compare_across
+    from pipeline.report.tables import differences_table
+
+    home = Home.from_environment()
+    both = [_findings(name, home) for name in (first, second)]
+    found = compare_across((first, second), *both)
+    if as_json:
+        print_json([one.as_dict() for one in found])
+        return
+    print_wide(differences_table([one.as_dict() for one in found], f"what {second} gains more than {first}"))
+    shown = sum(one.gain.shown for one in found)
+    console.print(
+        f"\n{shown} of {len(found)} differences are shown; the intervals hold for all of them together with 95%", soft_wrap=True
+    )
+
+
+def _findings(name: str, home: Home) -> Findings:
+    graph = build_graph(known_sweep(name, home).cells())
+    return findings([plan.cell for plan in graph.cells], load_evaluations(graph, home))
+
+
+def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
+    """Write and print the comparison; False while nothing is evaluated."""
+    comparison = compare_sweep(sweep, graph, home)
+    if comparison is None:
+        return False
+    _show(sweep.name, comparison.summary, comparison.report)
+    return True
+
+
+def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = False, filtered: bool = False) -> None:
+    from pipeline.report.tables import pass_keys, terminal_table
+
+    rows = summary["rows"]
+    whole = terminal_table(rows, f"sweep {name}", bayes=bayes)
+    apart = [] if _fits(whole) else pass_keys(rows)  # too narrow for one line per setting: one table per k
+    for table in [terminal_table(rows, f"sweep {name}, {key}", [key], bayes=bayes) for key in apart] or [whole]:
+        console.print()
+        print_wide(table)
+    console.print()
+    if filtered:
+        console.print("of all settings:")
+    for sentence in summary["verdict"]:
+        console.print(Text(f"- {sentence}"), soft_wrap=not console.is_terminal)
+    console.print()
+    console.print(Text(f"report: {_short(written)}"), soft_wrap=True)
+
+
+def _fits(table: Table) -> bool:
+    return not console.is_terminal or Console(width=WIDE).measure(table).maximum <= console.width
+
+
+def _chosen(of_sweep: list[Setting], only: str | None) -> list[Setting]:
+    chosen = [setting for setting in of_sweep if only is None or only.lower() in setting.name.lower()]
+    if not chosen:
+        raise PriorlabError(f"--filter {only!r} fits no setting; there are: {some_of([setting.name for setting in of_sweep])}")
+    return chosen
+
+
+def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dict[str, Any]:
+    """Rows and differences of the chosen settings; what holds for the sweep stays."""
+    names = {setting.name for setting in chosen}
+    rows = [row for row in summary["rows"] if row["arm"] in names]
+    if sort == "arm":
+        rows.sort(key=lambda row: str(row["arm"]))
+    elif sort is not None:
+        rows.sort(key=lambda row: _sort_value(row, sort), reverse=True)
+    return summary | {"rows": rows, "differences": [one for one in summary["differences"] if names & {one["arm"], one["reference"]}]}
+
+
+def _sort_value(row: dict[str, Any], sort: str) -> float:
+    """The number to sort by; settings that lack it come last."""
+    side, at, k = sort.partition("@")
+    if at and side in ("before", "after", "gain") and f"pass@{k}" in row:
+        interval = row[f"pass@{k}"][side]
+    elif sort in ("entropy", "perplexity"):
+        interval = row[sort]
+    else:
+        ks = "|".join(key.removeprefix("pass@") for key in row if key.startswith("pass@"))
+        raise PriorlabError(
+            f"--sort is {sort!r}; it can be setting, entropy, perplexity, or before@K, after@K, gain@K with K one of {ks}"
+        )
+    return float("-inf") if interval is None else float(interval["value"])
+
+
+def _csv(file: Path, chosen: list[Setting]) -> str:
+    """The rows of results.csv that are of cells of the chosen settings."""
+    cells = {cell.id for setting in chosen for cell in setting.cells}
+    head, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8")))
+    kept, column = io.StringIO(), head.index("cell")
+    csv.writer(kept, lineterminator="\n").writerows([head, *(row for row in rows if row[column] in cells)])
+    return kept.getvalue()
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,215 @@
+"""The commands that look at a home and tidy it: parsing and printing only."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import filesize
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from pipeline.cli.options import AsJson
+from pipeline.cli.terminal import console, plain_table, print_json, print_wide
+from pipeline.cli.view import choose_view
+from pipeline.errors import PriorlabError
+from pipeline.home import adopt as adopting
+from pipeline.home import cancel as cancelling
+from pipeline.home import garbage
+from pipeline.home.diff import compare
+from pipeline.home.logs import find_log, follow_log, read_log
+from pipeline.home.status import STATES, StageReport, folders_of, report_on
+from pipeline.run.backends import jobs_of
+from pipeline.store.folders import Home
+from pipeline.store.progress import duration, number
+
+STAGE_HELP = "digits of its fingerprint, [KIND/]slug, folder name or path; `priorlab status` lists them"
+_WATCH_SECONDS = 2.0
+_SILENT_SECONDS = 600.0
+"""A running stage that has not reported for so long is worth a look."""
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(help="only stages of this sweep (default: every stage)", show_default=False)] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help=f"only stages that are {', '.join(STATES)}; may be repeated", show_default=False)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="keep showing what is not done, until Ctrl-C")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the stages on disk: state, progress, rate, time left, attempts, log."""
+    home = Home.from_environment()
+    unknown = [wanted for wanted in state or [] if wanted not in STATES]
+    if unknown:
+        raise PriorlabError(f"--state is {unknown[0]!r}; a stage is one of {', '.join(STATES)}")
+
+    def look() -> list[StageReport]:
+        folders = folders_of(home, name)
+        jobs = jobs_of(folders)
+        reports = [report_on(folder, jobs.get(folder)) for folder in folders]
+        return [report for report in reports if not state or report.state in state]
+
+    if watch and not as_json:
+        with suppress(KeyboardInterrupt):  # how watching ends
+            _watch(look)
+        return
+    reports = look()
+    if as_json:
+        print_json([asdict(report) for report in reports])
+        return
+    if not reports:
+        found = f"no stage of it is {' or '.join(state)}" if state else "start with `priorlab sweep quickstart`"
+        console.print(Text(f"nothing to show below {home.path}; {found}"), soft_wrap=True)
+        return
+    table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped=["progress"])
+    for report in reports:
+        table.add_row(*_cells(report))
+    print_wide(table)
+    console.print(_totals(reports))
+    for report in reports:
+        if report.state == "failed":
+            console.print(Text(f"log of {report.stage}: {report.log}"), soft_wrap=True)
+
+
+def _cells(report: StageReport) -> list[Text]:
+    pace = "" if report.rate is None else f"{number(report.rate)} {report.unit}/s"
+    left = "" if report.seconds_left is None else duration(report.seconds_left)
+    silent = time.time() - (report.reported or time.time())
+    note = f"  (no report for {duration(silent)})" if report.state == "running" and silent > _SILENT_SECONDS else ""
+    return [Text(cell) for cell in (report.stage, report.state, pace, left, str(report.attempts or ""), report.progress + note)]
+
+
+def _totals(reports: list[StageReport]) -> str:
+    counts = Counter(report.state for report in reports)
+    return f"{len(reports)} stages: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+def _watch(look: Callable[[], list[StageReport]]) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            reports = look()
+            table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped=["progress"])
+            for report in reports:
+                if report.state not in ("done", "new"):
+                    table.add_row(*_cells(report))
+            live.update(Group(_totals(reports), table), refresh=True)
+            time.sleep(_WATCH_SECONDS)
+
+
+def logs(
+    stage: Annotated[str, typer.Argument(help=STAGE_HELP)],
+    attempt: Annotated[int | None, typer.Option(help="an older try, by its number (default: the newest)", show_default=False)] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="go on with what the stage prints, until it ends")] = False,
+) -> None:
+    """Print what a stage printed."""
+    folder = Home.from_environment().find_stage(stage)
+    log = find_log(folder, attempt)
+    with suppress(KeyboardInterrupt):
+        for piece in follow_log(log, folder) if follow else read_log(log):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+
+def diff(
+    first: Annotated[str, typer.Argument(help=f"a stage ({STAGE_HELP}), or a cell as SWEEP:CELL")],
+    second: Annotated[str, typer.Argument(help="another stage, or another cell")],
+    as_json: AsJson = False,
+) -> None:
+    """Show in what two stages, or two cells, are not the same experiment."""
+    found = compare(first, second, Home.from_environment())
+    if as_json:
+        print_json(asdict(found))
+        return
+    console.print(Text(f"{found.before} -> {found.after}"), soft_wrap=True)
+    for line in found.differences or ["the same experiment: no identity field differs"]:
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    if found.shared:
+        console.print(Text(f"both use {', '.join(found.shared)}"), soft_wrap=True)
+
+
+def cancel(name: Annotated[str, typer.Argument(help=f"a sweep, or a stage: {STAGE_HELP}")]) -> None:
+    """End what runs of a sweep, or one stage. What they have saved stays: `priorlab resume` goes on from there."""
+    found = cancelling.cancel(name, Home.from_environment())
+    if found.driver is not None:
+        console.print(f"ended the command that ran sweep {name} (process {found.driver})", soft_wrap=True)
+    for ended in found.stages:
+        console.print(Text(f"cancelled {ended}"), soft_wrap=True)
+    for kept, sweep in found.left.items():
+        console.print(Text(f"left {kept}: sweep {sweep} runs it"), soft_wrap=True)
+    if found.driver is None and not found.stages:
+        console.print(Text(f"nothing to end: {name} is not running"), soft_wrap=True)
+
+
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="delete it; without this, only show it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show, or delete with --yes, what no kept sweep needs: stages, half-written exports, logs of older attempts.
+
+    A sweep is kept while its folder is below $PRIORLAB_HOME/sweeps. What it needs, what runs, and what was adopted always stays.
+    """
+    home = Home.from_environment()
+    found = garbage.find(home)
+    items = list(garbage.delete(found, home)) if yes else found
+    total = sum(item.bytes for item in items)
+    if as_json:
+        listed = [{"path": str(item.path), "why": item.why, "bytes": item.bytes} for item in items]
+        print_json({"deleted": yes, "bytes": total, "kept_sweeps": garbage.kept_sweeps(home), "items": listed})
+        return
+    table = plain_table("size", "what", "why", wrapped=["what"])
+    for item in items:
+        table.add_row(Text(filesize.decimal(item.bytes)), Text(str(item.path.relative_to(home.path))), Text(item.why))
+    if items:
+        print_wide(table)
+    console.print(f"kept sweeps: {', '.join(garbage.kept_sweeps(home)) or 'none'}", soft_wrap=True)
+    if yes:
+        console.print(f"deleted {total:,} bytes", soft_wrap=True)
+    elif items:
+        console.print(
+            f"{total:,} bytes are needed by no kept sweep; `priorlab gc --yes` deletes them, nothing was deleted now", soft_wrap=True
+        )
+    else:
+        console.print("nothing to delete: the kept sweeps need all there is", soft_wrap=True)
+
+
+def adopt(
+    checkpoint: Annotated[Path, typer.Argument(help="a Hugging Face folder: config.json, *.safetensors, tokenizer")],
+    recipe: Annotated[str, typer.Option("--as", help="the recipe whose pre-training it stands for", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes of the recipe", show_default=False)
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="hard links instead of copies; the folder must not change afterwards")] = False,
+) -> None:
+    """Bring in a checkpoint made elsewhere, in place of a recipe's pre-training."""
+    with choose_view(console) as view:
+        adopted = adopting.adopt(checkpoint, recipe, overrides or [], Home.from_environment(), link=link, view=view)
+    console.print(Text(f"{'adopted as' if adopted.is_new else 'was adopted before, as'} {adopted.stage}"), soft_wrap=True)
+    changes = shlex.join([*(overrides or []), f"pretrain.adopted={adopted.digest}"])
+    named = any(change.startswith("prior.name=") for change in overrides or [])
+    console.print(
+        Text(f"go on with: priorlab run {shlex.quote(recipe)} {changes}{'' if named else ' prior.name=NAME'}"), soft_wrap=True
+    )
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine: versions, devices, disk, W&B login, Slurm."""
+    from pipeline.home.doctor import examine
+
+    findings = examine(Home.from_environment())
+    if as_json:
+        print_json([finding.__dict__ for finding in findings])
+    else:
+        for finding in findings:
+            mark = "[green]ok[/]  " if finding.ok else "[red]bad[/] "
+            console.print(mark, Text(f"{finding.name:<10} {finding.text}"), sep="", soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

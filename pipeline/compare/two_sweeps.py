@@ -1,0 +1,49 @@
+"""Two sweeps side by side: the same settings, or one setting against many, by what RL gained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.compare.measured import Difference, MeasuredSetting, compare_pairs
+from pipeline.compare.summary import Findings
+from pipeline.errors import PriorlabError
+
+
+def compare_across(names: tuple[str, str], first: Findings, second: Findings) -> list[Difference]:
+    """Differences of gains, second minus first, per pair of settings and shown k.
+
+    Pairs are settings with the same values on the axes that both sweeps have; where there are none and one sweep has a single setting,
+    that one against each of the other. Gains are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with
+    problems and seeds in common.
+    """
+    ours, theirs = (_finished(name, found) for name, found in zip(names, (first, second), strict=True))
+    pairs = _pairs(ours, theirs)
+    if not pairs:
+        raise PriorlabError(
+            f"sweeps {names[0]!r} and {names[1]!r} share no setting: {', '.join(setting.name for setting in ours)} against "
+            f"{', '.join(setting.name for setting in theirs)}"
+        )
+    found = compare_pairs("sweep", [(other, one) for one, other in pairs], [k for k in first.ks if k in second.ks])
+    if not found:
+        raise PriorlabError(
+            f"sweeps {names[0]!r} and {names[1]!r} cannot be compared: their settings were measured on other problems, or with "
+            "other seeds"
+        )
+    return [replace(one, setting=f"{names[1]}:{one.setting}", reference=f"{names[0]}:{one.reference}") for one in found]
+
+
+def _finished(name: str, found: Findings) -> list[MeasuredSetting]:
+    finished = [setting for setting in found.settings if setting.finished]
+    if not finished:
+        raise PriorlabError(
+            f"sweep {name!r} has no setting that was measured before and after RL; `priorlab status {name}` shows how far it is"
+        )
+    return finished
+
+
+def _pairs(ours: Sequence[MeasuredSetting], theirs: Sequence[MeasuredSetting]) -> list[tuple[MeasuredSetting, MeasuredSetting]]:
+    common = [axis for axis in ours[0].coordinates if axis in theirs[0].coordinates]
+    every = [(one, other) for one in ours for other in theirs]
+    same = [(one, other) for one, other in every if common and all(one.coordinates[axis] == other.coordinates[axis] for axis in common)]
+    return same if same or 1 not in (len(ours), len(theirs)) else every

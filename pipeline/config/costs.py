@@ -1,0 +1,230 @@
+"""What a stage will cost: floating-point operations, memory per device, hours, and space on disk. docs/costs.md derives the formulas.
+
+Everything follows from the config and the size of the vocabulary; nothing is run. One device holds one process of a stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.base import Dtype
+from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.model import ModelConfig, MoEConfig
+from pipeline.config.training import Launch, NextTokenTraining, RLConfig
+from pipeline.errors import PriorlabError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peak of dense bf16 matrix products in FLOP/s, and memory in bytes, both by the vendor's data sheet."""
+
+    flops: float
+    memory: float
+
+
+DEVICES = {
+    "a100-40": Device(312e12, 40e9),
+    "a100": Device(312e12, 80e9),
+    "h100": Device(989e12, 80e9),
+    "h200": Device(989e12, 141e9),
+    "b200": Device(2250e12, 180e9),
+    "mi300x": Device(1307e12, 192e9),
+    "rtx4090": Device(165e12, 24e9),
+    "l40s": Device(362e12, 48e9),
+}
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """Share of a device's peak that a stage reaches: declared, not measured."""
+
+    training: float = 0.4
+    sampling: float = 0.1
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one stage. `memory` is in bytes per device, by what takes it; as if all of it were there at the same time."""
+
+    tokens: int
+    steps: int
+    training_flops: float
+    sampling_flops: float
+    memory: dict[str, float]
+    stored: float
+    """Bytes on disk at most: step checkpoints while it runs, and the export."""
+
+    @property
+    def flops(self) -> float:
+        return self.training_flops + self.sampling_flops
+
+    def hours(self, device: Device, count: int, utilisation: Utilisation) -> float:
+        seconds = self.training_flops / utilisation.training + self.sampling_flops / utilisation.sampling
+        return seconds / (count * device.flops) / 3600
+
+
+def forward_flops(model: ModelConfig, vocabulary: int, *, tokens: float, context: float, predicted: float) -> float:
+    """Of a forward pass over `tokens` that attend to `context` tokens each, with logits for `predicted` of them.
+
+    Two per parameter of a matrix that a token passes through, and two products of queries with keys and of weights with values.
+    """
+    counts = model.parameters(vocabulary)
+    attention = 4 * context * model.layers * model.heads * model.head_dim
+    return tokens * (2 * (counts.active - counts.embedding) + attention) + predicted * 2 * vocabulary * model.width
+
+
+def training_costs(model: ModelConfig, vocabulary: int, settings: NextTokenTraining, block_size: int) -> Costs:
+    """Of pre-training and mid-training: backward costs twice a forward pass; activation checkpointing one more of the layers, without
+    the last product of each, of which backward needs the inputs only.
+    """
+    tokens = settings.steps * settings.global_batch * block_size
+    layers = forward_flops(model, vocabulary, tokens=tokens, context=block_size, predicted=0)
+    output = tokens * 2 * vocabulary * model.width
+    recomputed = layers - tokens * _last_products(model) if settings.launch.gradient_checkpointing else 0
+    one_pass = settings.launch.micro_batch * block_size
+    memory = state_memory(model, vocabulary, settings.launch, settings.dtype) | {
+        "activations": activation_memory(model, settings.launch, settings.dtype, tokens=one_pass),
+        "logits": fused_head_memory(model, vocabulary, settings.dtype, tokens=one_pass),
+    }
+    return Costs(
+        tokens, settings.steps, 3 * (layers + output) + recomputed, 0.0, memory,
+        stored=_stored(model, vocabulary, settings.dtype, step_checkpoints=2),
+    )  # fmt: skip
+
+
+def _last_products(model: ModelConfig) -> float:
+    """FLOPs per token of the product that ends each layer."""
+    dense = model.dense_layers * 2 * (model.ffn_width or 0) * model.width
+    if model.moe is None:
+        return dense
+    return dense + (model.layers - model.dense_layers) * 2 * model.moe.shared_experts * model.moe.expert_width * model.width
+
+
+def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: int) -> Costs:
+    """If every prompt and response is as long as allowed, and every round of dynamic sampling is needed: an upper bound.
+
+    A step samples, computes the log-probs of what it sampled once more, and trains on it: as much as five forward passes.
+    """
+    generated = trained = steps_tokens = 0.0
+    for step in range(0, settings.steps, settings.updates_per_rollout):
+        response = settings.response_tokens_at(step)
+        rollouts = settings.prompts_per_step * settings.samples_per_prompt
+        one = forward_flops(model, vocabulary, tokens=prompt + response, context=(prompt + response) / 2, predicted=response)
+        generated += settings.sampling_rounds * rollouts * one
+        full = forward_flops(model, vocabulary, tokens=prompt + response, context=prompt + response, predicted=response)
+        trained += rollouts * full * (4 + settings.launch.gradient_checkpointing)
+        steps_tokens += rollouts * (prompt + response)
+    launch, longest = settings.launch, prompt + settings.longest_response
+    at_once = settings.prompts_per_step * settings.samples_per_prompt // launch.processes
+    memory = state_memory(model, vocabulary, launch, settings.dtype) | {
+        "activations": activation_memory(model, launch, settings.dtype, tokens=launch.micro_batch * longest),
+        # TRL keeps the logits of a micro-batch's responses whole, in forward and in backward.
+        "logits": 2.0 * launch.micro_batch * settings.longest_response * vocabulary * _bytes(settings.dtype),
+        "engine": float(model.parameters(vocabulary).total * _bytes(settings.dtype)),
+        "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=longest),
+    }
+    stored = _stored(model, vocabulary, settings.dtype, step_checkpoints=2)
+    return Costs(int(steps_tokens), settings.steps, trained, generated, memory, stored)
+
+
+def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConfig, prompt: int, block_size: int) -> Costs:
+    """If every response is as long as allowed; held-out text is read once."""
+    responses = settings.problems * settings.samples
+    length = prompt + settings.max_response_tokens
+    sampled = responses * forward_flops(
+        model, vocabulary, tokens=length, context=length / 2, predicted=settings.max_response_tokens
+    )  # fmt: skip
+    read = settings.heldout_blocks * block_size
+    scored = forward_flops(model, vocabulary, tokens=read, context=block_size, predicted=read)
+    memory = {
+        "parameters": float(model.parameters(vocabulary).total * _bytes(settings.dtype)),
+        "kv cache": kv_cache_memory(model, settings.dtype, sequences=responses, length=length),
+    }
+    return Costs(responses * length + read, 1, 0.0, sampled + scored, memory, stored=0.0)
+
+
+# DeepSpeed's defaults, in numbers of elements: gradients reduced at a time, and parameters gathered at a time under ZeRO-3.
+_BUCKET = 5e8
+_GATHERED = 1e9
+
+
+def state_memory(model: ModelConfig, vocabulary: int, launch: Launch, dtype: Dtype) -> dict[str, float]:
+    """Bytes per device of what training keeps: DeepSpeed's ZeRO with AdamW, whose moments and master weights are float32."""
+    total, width = model.parameters(vocabulary).total, _bytes(dtype)
+    parts = launch.processes
+    if launch.zero_stage == 0:
+        return {"parameters": 4.0 * total, "gradients": 4.0 * total, "optimizer": 8.0 * total}
+    split = {"parameters": 3, "gradients": 2}
+    held = {name: total * width / (parts if launch.zero_stage >= stage else 1) for name, stage in split.items()}
+    gathered = min(total, _GATHERED) * width if launch.zero_stage == 3 and parts > 1 else 0.0
+    copies = {2: 1, 3: 2 if parts > 1 else 1}.get(launch.zero_stage, 0)  # stage 3 lays gradients out anew to scatter them
+    bucket = copies * min(total, _BUCKET) * width
+    # Master weights, two moments, and the float32 gradients of the part that is stepped.
+    return held | {"optimizer": 16.0 * total / parts, "buffers": gathered + bucket}
+
+
+def activation_memory(model: ModelConfig, launch: Launch, dtype: Dtype, *, tokens: int) -> float:
+    """Bytes that backward needs of a forward pass over so many tokens, attention not held whole (flash or SDPA).
+
+    With activation checkpointing: each layer's input, and all of one layer.
+    """
+    width = _bytes(dtype)
+    layers = [_layer_activations(model, width, None if at < model.dense_layers else model.moe) for at in range(model.layers)]
+    ends = (8 + 2 * width) * model.width  # the last norm, in float32 within, and the head's gradient
+    if launch.gradient_checkpointing:
+        return tokens * (len(layers) * width * model.width + max(layers) + ends)
+    return tokens * (sum(layers) + ends)
+
+
+def _layer_activations(model: ModelConfig, width: int, moe: MoEConfig | None) -> float:
+    """Bytes per token of one layer; norms work in float32 whatever the dtype, and so does a router."""
+    heads = (model.heads + 2 * model.kv_heads) * model.head_dim
+    normed = (model.heads + model.kv_heads) * model.head_dim
+    attention = (8 + 4 * width) * model.width + normed * (4 + width) + heads * width + model.heads * model.head_dim * width
+    if moe is None:
+        return attention + 4 * (model.ffn_width or 0) * width
+    inner = 4 * moe.expert_width
+    routed = moe.active_experts * ((inner + 2 * model.width) * width + 48) + moe.experts * 5  # 48: indices and weights
+    copied = model.heads * model.head_dim * width + (4 * model.width if width < 4 else 0)  # attention's output; the router's input
+    return attention + routed + moe.shared_experts * inner * width + copied
+
+
+# As `stages.objective.fused` cuts tokens into chunks on a GPU; on a CPU they are smaller.
+_CHUNK_BYTES = 1 << 26
+_MIN_CHUNK_ROWS = 256
+
+
+def fused_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, tokens: int) -> float:
+    """Bytes of the fused loss: logits of one chunk, and the output layer's gradient, summed in float32 over more than one."""
+    width = _bytes(dtype)
+    rows = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocabulary * width))
+    gradient = vocabulary * model.width * (4 if tokens > rows else width)
+    return float(min(rows, tokens) * vocabulary * width + gradient)
+
+
+_AT_ONCE = 256
+"""Sequences that vLLM samples at a time at most, by its default on most devices."""
+
+
+def kv_cache_memory(model: ModelConfig, dtype: Dtype, *, sequences: int, length: int) -> float:
+    """Bytes of keys and values of the sequences that are sampled at a time, at full length; with less, an engine takes fewer."""
+    return 2.0 * model.layers * model.kv_heads * model.head_dim * _bytes(dtype) * min(sequences, _AT_ONCE) * length
+
+
+def _stored(model: ModelConfig, vocabulary: int, dtype: Dtype, *, step_checkpoints: int) -> float:
+    """A step checkpoint holds the weights twice, for transformers and DeepSpeed, master weights and moments; an export the weights."""
+    total, width = model.parameters(vocabulary).total, _bytes(dtype)
+    return total * (step_checkpoints * (2 * width + (12 if width < 4 else 8)) + width)
+
+
+def _bytes(dtype: Dtype) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+def known_device(name: str) -> Device:
+    """Raises `PriorlabError` for one that the table does not have."""
+    if name not in DEVICES:
+        raise PriorlabError(f"{name!r} is no known device; the table has {', '.join(DEVICES)}")
+    return DEVICES[name]

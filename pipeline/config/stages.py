@@ -1,0 +1,233 @@
+"""The kinds of stage. One class holds all that is known of a kind: its input, identity, version, processes, memory, work and costs.
+
+A new kind is one more class here, and a package of its name in `stages`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pipeline.config.base import Config, identity_since
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.costs import Costs, evaluation_costs, rl_costs, training_costs
+from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.midtraining import MidtrainConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.prior import Prior
+from pipeline.config.tasks import Task
+from pipeline.config.training import Launch, NextTokenTraining, PretrainConfig, RLConfig
+
+
+class StageConfig(Config):
+    """The input of a stage of one kind, and what is the same for all stages of that kind."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int]
+    """Raised by hand when a change of code changes what the kind produces; code itself is not fingerprinted."""
+    library_gib: ClassVar[float]
+    """Memory of one process on the quickstart's model, mostly of libraries: the guess while nothing was measured."""
+    needs_devices: ClassVar[bool] = True
+    charted: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """What metrics are drawn against in W&B: {axis: metrics}."""
+
+    @property
+    def launch(self) -> Launch | None:
+        """How it is spread over processes; None for a kind that has one process and saves no step checkpoints."""
+        return None
+
+    @property
+    def processes(self) -> int:
+        return 1 if self.launch is None else self.launch.processes
+
+    @property
+    def threads(self) -> int:
+        """CPU threads per process."""
+        return 1 if self.launch is None else self.launch.threads
+
+    @property
+    def reads_hub(self) -> bool:
+        """Whether it reads data from the Hugging Face hub."""
+        return False
+
+    @property
+    def adopted(self) -> str | None:
+        """Digest of the checkpoint that was brought in as the stage's result, in place of computing one."""
+        return None
+
+    @property
+    def kv_cache_gib(self) -> int:
+        """Of the engine in each process, on a CPU."""
+        return 0
+
+    @property
+    def gpu_memory_share(self) -> float:
+        """Of each GPU, for the engine."""
+        return 1.0
+
+    @abstractmethod
+    def work(self, block_size: int) -> str:
+        """The size of its work, for people; `block_size` in tokens is its corpus's."""
+
+    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
+        """With a model of so many tokens' vocabulary. Raises `NotImplementedError` for a kind that needs no device."""
+        raise NotImplementedError(self.kind)
+
+
+class CorpusStage(StageConfig):
+    """Input of the stage `corpus`: a tokenizer, training blocks and held-out blocks.
+
+    Parent of a later corpus: the first one, as `tokenizer`, whose own it then uses.
+    """
+
+    kind, version, library_gib, needs_devices = "corpus", 1, 0.8, False
+
+    task: Task
+    corpus: CorpusConfig
+
+    @property
+    def reads_hub(self) -> bool:
+        return self.corpus.reads_hub or (self.corpus.uses_task and self.task.reads_hub)
+
+    def identity(self) -> dict[str, Any]:
+        """The task is part of it where it has a say in the text."""
+        kept = super().identity() | {"task": self.task.text_identity()}
+        if not self.corpus.uses_task:
+            del kept["task"]
+        return kept
+
+    def work(self, block_size: int) -> str:
+        return self.corpus.size
+
+
+def _training_work(settings: NextTokenTraining, block_size: int) -> str:
+    return f"{settings.steps:,} steps, {settings.steps * settings.global_batch * block_size:,} tokens"
+
+
+class PretrainStage(StageConfig):
+    """Input of the stage `pretrain`; parent: corpus."""
+
+    kind, version, library_gib = "pretrain", 3, 1.5
+    charted: ClassVar = {"tokens": ("*",)}
+
+    model: ModelConfig
+    prior: Prior
+    pretrain: PretrainConfig
+    seed: int
+
+    @property
+    def launch(self) -> Launch:
+        return self.pretrain.launch
+
+    @property
+    def adopted(self) -> str | None:
+        return self.pretrain.adopted
+
+    def identity(self) -> dict[str, Any]:
+        """An adopted checkpoint is its files and nothing else: what it was trained with is not known here."""
+        return super().identity() if self.adopted is None else {"adopted": self.adopted}
+
+    def work(self, block_size: int) -> str:
+        return _training_work(self.pretrain, block_size) if self.adopted is None else f"adopted checkpoint {self.adopted[:19]}"
+
+    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
+        return training_costs(model, vocabulary, self.pretrain, block_size)
+
+
+class MidtrainStage(StageConfig):
+    """Input of the stage `midtrain`; parents: checkpoint and corpus."""
+
+    kind, version, library_gib = "midtrain", 2, 1.5
+    charted: ClassVar = {"tokens": ("*",)}
+
+    prior: Prior
+    midtrain: MidtrainConfig
+    seed: int
+
+    @property
+    def launch(self) -> Launch:
+        return self.midtrain.launch
+
+    def identity(self) -> dict[str, Any]:
+        """Without what the settings say of corpus and prior: the one is a parent, the other resolved in `prior`."""
+        kept = super().identity()
+        return kept | {"midtrain": {key: value for key, value in kept["midtrain"].items() if key not in ("corpus", "prior")}}
+
+    def work(self, block_size: int) -> str:
+        return _training_work(self.midtrain, block_size)
+
+    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
+        return training_costs(model, vocabulary, self.midtrain, block_size)
+
+
+class RLStage(StageConfig):
+    """Input of the stage `rl`; parent: checkpoint."""
+
+    kind, version, library_gib = "rl", 2, 2.5
+    charted: ClassVar = {"step": ("*",), "rollouts_generated": ("validation/*",)}
+
+    task: Task
+    rl: RLConfig
+    seed: int
+
+    @property
+    def launch(self) -> Launch:
+        return self.rl.launch
+
+    @property
+    def reads_hub(self) -> bool:
+        return self.task.reads_hub
+
+    @property
+    def kv_cache_gib(self) -> int:
+        return self.rl.kv_cache_gib
+
+    @property
+    def gpu_memory_share(self) -> float:
+        return self.rl.gpu_memory_share
+
+    def work(self, block_size: int) -> str:
+        return f"{self.rl.steps:,} steps, {self.rl.steps * self.rl.prompts_per_step * self.rl.samples_per_prompt:,} rollouts"
+
+    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
+        return rl_costs(model, vocabulary, self.rl, prompt_tokens)
+
+
+class EvaluateStage(StageConfig):
+    """Input of the stage `evaluate`; parents: checkpoint and corpus."""
+
+    kind, version, library_gib = "evaluate", 1, 2.0
+
+    task: Task
+    evaluate: EvaluateConfig
+    step: int | None = identity_since(None, description="of training, whose checkpoint is evaluated in place of the last one")
+
+    @property
+    def threads(self) -> int:
+        return self.evaluate.threads
+
+    @property
+    def reads_hub(self) -> bool:
+        """The harness's tasks lie there, but for those of one's own."""
+        return self.task.reads_hub or self.evaluate.harness is not None
+
+    @property
+    def kv_cache_gib(self) -> int:
+        return self.evaluate.kv_cache_gib
+
+    @property
+    def gpu_memory_share(self) -> float:
+        return self.evaluate.gpu_memory_share
+
+    def work(self, block_size: int) -> str:
+        return f"{self.evaluate.problems:,} problems x {self.evaluate.samples} samples"
+
+    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
+        return evaluation_costs(model, vocabulary, self.evaluate, prompt_tokens, block_size)
+
+
+KINDS: dict[str, type[StageConfig]] = {
+    config.kind: config for config in (CorpusStage, PretrainStage, MidtrainStage, RLStage, EvaluateStage)
+}
+"""All kinds by name."""

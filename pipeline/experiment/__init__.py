@@ -1,0 +1,1 @@
+"""From YAML to what will run, and why: configs by name, cells, the graph of stages, fingerprints, costs."""

@@ -1,0 +1,257 @@
+"""From YAML names and `dotted.key=value` overrides to validated configs.
+
+A name in a config means a file: `model: nano` is `configs/model/nano.yaml`. `{use: NAME, key: value}` takes that file and changes keys.
+Choosing another name, on the command line or by an axis, replaces the name and keeps the keys written beside it: with
+`prior: {use: ce, k: 5}`, the override `prior=tail` means `{use: tail, k: 5}`. Groups lie at the top of a recipe, or inside one of those
+(`rl.exploration`).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.prior import RENAMING, with_waypoints
+from pipeline.config.recipe import RecipeConfig
+from pipeline.errors import PriorlabError
+from pipeline.experiment.config_files import bare_name, parse_yaml, read_config
+from pipeline.experiment.explain import explain, unknown_key
+from pipeline.store.folders import NAME
+
+GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain", "rl", "evaluate", "cluster")} | {
+    "midtrain.corpus": "corpus", "midtrain.prior": "prior", "rl.exploration": "exploration",
+}  # fmt: skip
+"""Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
+_RENAMING = {"prior": RENAMING}
+"""By group, the keys that make what a file holds another thing, which is then called by the file and these keys."""
+_WRITTEN_OUT = {"prior": with_waypoints}
+"""By group, what else of its keys may name files."""
+_SWEEP_KEYS = {"recipe", "axes", "description"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a sweep: its axis values, and the recipe they make."""
+
+    id: str
+    coordinates: dict[str, Any]
+    recipe: RecipeConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    axes: dict[str, list[Any]]
+    recipe: dict[str, Any]
+    description: str = ""
+    saved_cells: tuple[Cell, ...] | None = None
+    """Cells of a sweep read back from its folder: what it ran with, whatever the config files say now."""
+
+    def cells(self) -> Iterator[Cell]:
+        """The product of all axes, last axis fastest."""
+        if self.saved_cells is not None:
+            yield from self.saved_cells
+            return
+        seen: set[str] = set()
+        for values in itertools.product(*self.axes.values()):
+            coordinates = dict(zip(self.axes, values, strict=True))
+            tree = dict(self.recipe)
+            tree |= {key: copy.deepcopy(tree[key]) for key in {path.partition(".")[0] for path in coordinates} if key in tree}
+            for path, value in coordinates.items():
+                assign(tree, path.split("."), value)
+            where = ", ".join(f"{path}={label(value)}" for path, value in coordinates.items())
+            name = "-".join(_cell_word(path, value) for path, value in coordinates.items()) or "cell"
+            if name in seen:
+                raise PriorlabError(f"two cells of sweep {self.name!r} are called {name!r} ({where}); give their configs other names")
+            seen.add(name)
+            yield Cell(
+                id=name,
+                coordinates={path: label(value) for path, value in coordinates.items()},
+                recipe=validate_recipe(tree, where=f"cell {where}" if where else "recipe"),
+            )
+
+    def as_yaml(self) -> str:
+        return yaml.safe_dump({"description": self.description, "axes": self.axes, "recipe": self.recipe}, sort_keys=False, width=120)
+
+
+def label(value: Any) -> Any:
+    """An axis value as one word or number: a config with changes is called by its name, or its base and its changes."""
+    if not isinstance(value, dict):
+        return value
+    if "name" in value:
+        return str(value["name"])
+    changes = ",".join(f"{key}={_schedule_word(inner)}" for key, inner in value.items() if key != "use")
+    return ",".join(filter(None, [str(value.get("use", "")), changes]))
+
+
+def _schedule_word(value: Any) -> Any:
+    """A prior's schedule as `precision@0.5`; any other value as it is."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) and "at" in item for item in value):
+        return value
+    return "-".join(f"{label({key: inner for key, inner in item.items() if key != 'at'})}@{item['at']}" for item in value)
+
+
+def _cell_word(path: str, value: Any) -> str:
+    word = str(label(value))
+    return word if path in GROUPS else f"{path.rpartition('.')[2]}{word}"
+
+
+def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None = None) -> Sweep:
+    """The sweep file `name` with overrides: `axes.PATH=[...]` changes an axis, any other key the recipe."""
+    tree = read_config("sweep", name)
+    unknown = tree.keys() - _SWEEP_KEYS
+    if unknown:
+        raise PriorlabError(unknown_key(f"sweep {name}", unknown.pop(), _SWEEP_KEYS))
+    axes = _flatten_axes(tree.get("axes") or {}, name)
+    recipe = _recipe_tree(tree.get("recipe", {}))
+    set_by_hand: list[str] = []
+    for override in overrides:
+        path, value = parse_override(override)
+        if path[0] == "axes" and len(path) > 1:
+            axes[".".join(path[1:])] = value
+        elif path == ["recipe"]:
+            recipe = _recipe_tree(value)
+        else:
+            assign(recipe, path, value)
+            set_by_hand.append(".".join(path).removesuffix(".use"))
+    for key in set_by_hand:
+        if key in axes:
+            raise PriorlabError(
+                f"{key} is an axis of sweep {name!r}, so {key}=... would change nothing; narrow the axis instead, e.g. axes.{key}=[...]"
+            )
+    for axis, values in axes.items():
+        if not isinstance(values, list):
+            raise PriorlabError(f"axes.{axis} of sweep {name!r} is {values!r}; an axis is a list, e.g. axes.{axis}=[{values}]")
+        if not values:
+            raise PriorlabError(f"axes.{axis} of sweep {name!r} is empty; give at least one value, or drop the axis")
+        repeated = next((value for value in values if values.count(value) > 1), None)
+        if repeated is not None:
+            raise PriorlabError(f"axes.{axis} of sweep {name!r} lists {label(repeated)!r} twice")
+    return Sweep(_sweep_name(rename or bare_name(name)), axes, recipe, tree.get("description", ""))
+
+
+def _sweep_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise PriorlabError(f"{name!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
+    return name
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
+    """A recipe alone, as a sweep of one cell."""
+    recipe = _recipe_tree(name)
+    for override in overrides:
+        path, value = parse_override(override)
+        assign(recipe, path, value)
+    return Sweep(_sweep_name(f"{bare_name(name)}-run"), {}, recipe)
+
+
+def _flatten_axes(tree: dict[str, Any], sweep: str, prefix: str = "") -> dict[str, Any]:
+    """`rl: {learning_rate: [..]}` and `rl.learning_rate: [..]` are the same axis."""
+    if not isinstance(tree, dict):
+        raise PriorlabError(f"axes of sweep {sweep!r} is {tree!r}; give a mapping from keys to lists")
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten_axes(value, sweep, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _recipe_tree(node: Any, used: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe by name, or `{use: NAME, ...}`, or in full; bases are merged, groups stay references."""
+    if isinstance(node, str):
+        node = {"use": node}
+    if not isinstance(node, dict):
+        raise PriorlabError(f"recipe is {node!r}; give the name of a file in configs/recipe, or a mapping")
+    node = dict(node)
+    base: dict[str, Any] = {}
+    if "use" in node:
+        name = node.pop("use")
+        if name in used:
+            raise PriorlabError(f"recipe {name!r} uses itself, by way of {' -> '.join([*used, str(name)])}")
+        base = _recipe_tree(read_config("recipe", name), (*used, name))
+        base["name"] = bare_name(name)
+    for key, value in node.items():
+        assign(base, [key], value)
+    return base
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`rl.steps=50` -> (["rl", "steps"], 50); values are YAML."""
+    key, equals, value = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise PriorlabError(f"{text!r} is no override; write key=value, e.g. rl.steps=50 or axes.seed=[0,1,2]")
+    try:
+        return path, parse_yaml(value)
+    except ValueError as error:
+        raise PriorlabError(f"the value of {text!r} is no YAML: {error}") from error
+
+
+def assign(tree: dict[str, Any], path: list[str], value: Any, inside: tuple[str, ...] = ()) -> None:
+    """Set a key; mappings merge, and a name given to a group keeps the keys beside the old one. `inside` is where `tree` lies."""
+    *parents, last = path
+    for depth, key in enumerate(parents):
+        inner = tree.get(key)
+        if isinstance(inner, str) and ".".join([*inside, *path[: depth + 1]]) in GROUPS:
+            inner = {"use": inner}
+        elif inner is None:
+            inner = {}
+        elif not isinstance(inner, dict):
+            raise PriorlabError(f"cannot set {'.'.join(path)}: {'.'.join(path[: depth + 1])} is {inner!r}, not a mapping")
+        tree[key] = inner
+        tree = inner
+    old = tree.get(last)
+    if ".".join([*inside, *path]) in GROUPS:
+        if isinstance(value, str):
+            value = {"use": value}
+        if isinstance(old, str):
+            old = {"use": old}
+    if isinstance(old, dict) and isinstance(value, dict):
+        for key, inner_value in value.items():
+            assign(old, [key], inner_value, (*inside, *path))
+        tree[last] = old
+    else:
+        tree[last] = copy.deepcopy(value)
+
+
+def validate_recipe(tree: dict[str, Any], *, where: str) -> RecipeConfig:
+    """Load the named groups and validate everything; errors name the full key, the value and the nearest valid key."""
+    try:
+        return RecipeConfig.model_validate({key: _resolved(key, node) for key, node in tree.items()})
+    except ValidationError as error:
+        raise PriorlabError(f"{where}: " + "; ".join(explain(detail) for detail in error.errors())) from None
+
+
+def _resolved(path: str, node: Any) -> Any:
+    """The part of a recipe at `path`, names of groups at and inside it replaced by what the files of those names hold."""
+    group = GROUPS.get(path)
+    if group is not None and isinstance(node, str):
+        node = {"use": node}
+    if not isinstance(node, dict):
+        return node
+    if group is not None and "use" in node:
+        changes = dict(node)
+        name = changes.pop("use")
+        merged = read_config(group, name) | {"name": bare_name(str(name))}
+        renaming = {key: value for key, value in changes.items() if key in _RENAMING.get(group, ())}
+        if renaming:
+            merged["name"] = label({"use": merged["name"], **renaming})
+        for key, value in changes.items():
+            assign(merged, [key], value, tuple(path.split(".")))
+        node = merged
+    if group in _WRITTEN_OUT:
+        node = _WRITTEN_OUT[group](node, functools.partial(_resolved, path))
+    for inner in GROUPS:
+        outer, _, key = inner.rpartition(".")
+        if outer == path and key in node:
+            node = node | {key: _resolved(inner, node[key])}
+    return node

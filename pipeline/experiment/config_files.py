@@ -1,0 +1,96 @@
+"""The YAML files of `configs`: where a name is looked up, and how a file is read."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import PriorlabError
+from pipeline.store.folders import NAME
+
+_SHIPPED = Path(__file__).resolve().parents[2] / "configs"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with two repairs: `1e-4` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def config_folders() -> list[Path]:
+    """Where names are looked up: `configs` of the current folder first, then the ones shipped with the project."""
+    return list(dict.fromkeys([Path.cwd() / "configs", _SHIPPED]))
+
+
+def bare_name(name: str) -> str:
+    """Of a name, itself, whatever dots it has; of a path, that of its file."""
+    return re.sub(r"\.ya?ml$", "", Path(name).name)
+
+
+def parse_yaml(text: str) -> Any:
+    """Raises `ValueError` for what is no YAML, or too deep."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def read_config(group: str, name: Any) -> dict[str, Any]:
+    """The YAML file of a name, or of a path ending in .yaml. Raises `PriorlabError` with the nearest name, or what is wrong with it."""
+    if not isinstance(name, str) or not name:
+        raise PriorlabError(f"{group} is {name!r}; give the name of a file in configs/{group}")
+    if name.endswith((".yaml", ".yml")):
+        candidates = [Path(name)]
+    elif NAME.fullmatch(name):
+        candidates = [folder / group / f"{name}.yaml" for folder in config_folders()]
+    else:
+        raise PriorlabError(f"{name!r} is no name of a {group}; names have letters, digits, '.', '_' and '-'")
+    for path in candidates:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except UnicodeDecodeError as error:
+            raise PriorlabError(f"{path} is no valid YAML: {error}") from error
+        return copy.deepcopy(_parse(path, text))
+    known = available(group)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise PriorlabError(f"there is no {group} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    """A YAML file's mapping; each text once, because that takes milliseconds."""
+    try:
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise PriorlabError(f"{path} is no valid YAML: {error}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise PriorlabError(f"{path} holds no mapping of names to values, as a config is")
+    return tree
+
+
+def available(group: str) -> list[str]:
+    """Names of a group that are known here."""
+    return sorted({bare_name(path.name) for folder in config_folders() for path in (folder / group).glob("*.yaml")})

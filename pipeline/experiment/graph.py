@@ -1,0 +1,222 @@
+"""From cells to stages: a cell is a short chain, and equal stages of different cells are one stage.
+
+    corpus -> pretrain -> midtrain -> rl
+       |         |           |         |
+       +---> evaluate    evaluate   evaluate
+
+`midtrain` may be left out, and so may `rl`. Mid-training can have a corpus of its own, which takes the tokenizer of the first. All
+evaluations look at the first corpus's held-out text, so that perplexities compare.
+
+Equal means equal fingerprint: a corpus is shared by all priors, a pre-training by all RL settings on top of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config.recipe import RecipeConfig
+from pipeline.config.stages import KINDS, CorpusStage, EvaluateStage, MidtrainStage, PretrainStage, RLStage, StageConfig
+from pipeline.config.tracking import TrackingConfig
+from pipeline.errors import PriorlabError
+from pipeline.experiment.compose import Cell
+from pipeline.experiment.fingerprint import fingerprint
+from pipeline.store.folders import Home, StageFolder
+
+
+@dataclass
+class StageNode:
+    """A stage to run: resolved config, identity, and the stages whose results it reads, by role."""
+
+    slug: str
+    config: StageConfig
+    parents: dict[str, StageNode]
+    labels: dict[str, Any]
+    tracking: TrackingConfig
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fingerprint = fingerprint(
+            self.kind,
+            self.config.version,
+            self.config.identity(),
+            {role: parent.fingerprint for role, parent in self.parents.items()},
+        )
+
+    @property
+    def kind(self) -> str:
+        return self.config.kind
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.slug}-{self.fingerprint[:12]}"
+
+    @property
+    def work(self) -> str:
+        """Its size, for people."""
+        return self.config.work(self.block_size)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block of the corpus that it reads; 0 if it reads none."""
+        corpus = self.parents.get("corpus")
+        return corpus.config.corpus.block_size if corpus is not None and isinstance(corpus.config, CorpusStage) else 0
+
+    def folder(self, home: Home) -> StageFolder:
+        return home.stage(self.kind, self.slug, self.fingerprint)
+
+    def spec(self, home: Home, sweep: str) -> dict[str, Any]:
+        """Everything the stage process needs; parents by folder and fingerprint, never "the latest"."""
+        return {
+            "kind": self.kind,
+            "slug": self.slug,
+            "fingerprint": self.fingerprint,
+            "recipe_version": self.config.version,
+            "identity": self.config.identity(),
+            "config": self.config.model_dump(mode="json"),
+            "parents": {
+                role: {"kind": parent.kind, "fingerprint": parent.fingerprint, "folder": str(parent.folder(home).path)}
+                for role, parent in self.parents.items()
+            },
+            "labels": self.labels,
+            "sweep": sweep,
+            "tracking": self.tracking.model_dump(mode="json"),
+        }
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did.
+
+    `milestones` are the evaluations of checkpoints along the way, by role and step.
+    """
+
+    cell: Cell
+    chain: dict[str, StageNode]
+    evaluations: dict[str, StageNode]
+    milestones: dict[tuple[str, int], StageNode] = field(default_factory=dict)
+
+    @property
+    def base(self) -> str:
+        """The role of the checkpoint that RL starts from, and whose evaluation is the "before" of every gain."""
+        return "midtrain" if "midtrain" in self.chain else "pretrain"
+
+    def stages(self) -> list[StageNode]:
+        return [*self.chain.values(), *self.evaluations.values(), *self.milestones.values()]
+
+
+@dataclass(frozen=True)
+class Graph:
+    cells: list[CellPlan]
+    stages: dict[str, StageNode]
+    """By fingerprint, parents before children, early cells first."""
+
+    def descendants(self, node: StageNode) -> set[str]:
+        """Fingerprints of all stages computed, directly or not, from `node`."""
+        found = {node.fingerprint}
+        for other in self.stages.values():  # parents come first, so one pass is enough
+            if any(parent.fingerprint in found for parent in other.parents.values()):
+                found.add(other.fingerprint)
+        return found - {node.fingerprint}
+
+    def ancestors(self, node: StageNode) -> list[StageNode]:
+        """All stages that `node` is computed from, directly or not."""
+        found: dict[str, StageNode] = {}
+        for parent in node.parents.values():
+            found |= {ancestor.fingerprint: ancestor for ancestor in [*self.ancestors(parent), parent]}
+        return list(found.values())
+
+
+def build_graph(cells: Iterable[Cell]) -> Graph:
+    """Plan all cells; stages with equal fingerprints are merged into the first one met."""
+    stages: dict[str, StageNode] = {}
+    return Graph([_plan(cell, stages) for cell in cells], stages)
+
+
+def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
+    """The stages of a cell: those of equal fingerprint that `stages` has already, or new ones, which it then has, too."""
+    recipe, seed = cell.recipe, cell.recipe.seed
+    told = _labels(recipe)
+
+    def add(config: StageConfig, slug: str, **parents: StageNode) -> StageNode:
+        node = StageNode(_slug(slug), config, parents, told[config.kind], recipe.tracking)
+        return stages.setdefault(node.fingerprint, node)
+
+    def evaluated(checkpoint: StageNode, name: str, step: int | None = None) -> StageNode:
+        protocol = EvaluateStage(task=recipe.task, evaluate=recipe.evaluate, step=step)
+        return add(protocol, f"{name}-{checkpoint.kind}" + ("" if step is None else f"-{step}"), checkpoint=checkpoint, corpus=corpus)
+
+    slug = f"{recipe.prior.name}-s{seed}"
+    corpus = add(CorpusStage(task=recipe.task, corpus=recipe.corpus), recipe.task.name)
+    base = add(PretrainStage(model=recipe.model, prior=recipe.prior, pretrain=recipe.pretrain, seed=seed), slug, corpus=corpus)
+    chain, evaluations = {"corpus": corpus, "pretrain": base}, {"pretrain": evaluated(base, slug)}
+    milestones = {("pretrain", step): evaluated(base, slug, step) for step in recipe.pretrain.milestones}
+    if recipe.midtrain is not None:
+        text, own = corpus, recipe.midtrain.prior
+        if recipe.midtrain_corpus is not None:
+            mixture = CorpusStage(task=recipe.task, corpus=recipe.midtrain_corpus)
+            text = chain["midtrain-corpus"] = add(mixture, f"{recipe.task.name}-midtrain", tokenizer=corpus)
+        slug = slug if own is None else f"{recipe.prior.name}-{own.name}-s{seed}"
+        later = MidtrainStage(prior=recipe.midtrain_prior, midtrain=recipe.midtrain, seed=seed)
+        base = chain["midtrain"] = add(later, slug, checkpoint=base, corpus=text)
+        evaluations["midtrain"] = evaluated(base, slug)
+        milestones |= {("midtrain", step): evaluated(base, slug, step) for step in recipe.midtrain.milestones}
+    if recipe.rl is not None:
+        chain["rl"] = add(RLStage(task=recipe.task, rl=recipe.rl, seed=seed), slug, checkpoint=base)
+        evaluations["rl"] = evaluated(chain["rl"], slug)
+    return CellPlan(cell, chain, evaluations, milestones)
+
+
+def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
+    """The stages on disk as a graph without cells, parents before children.
+
+    Raises `PriorlabError` if `target` (a fingerprint) cannot be rebuilt from its spec; others that cannot are left out.
+    """
+    by_fingerprint = {spec["fingerprint"]: spec for spec in specs}
+    stages: dict[str, StageNode] = {}
+
+    def add(fingerprint_: str) -> StageNode:
+        if fingerprint_ in stages:
+            return stages[fingerprint_]
+        spec = by_fingerprint.get(fingerprint_)
+        if spec is None:
+            raise PriorlabError(f"a stage with fingerprint {fingerprint_[:12]} is referred to, but its folder is gone")
+        parents = {role: add(parent["fingerprint"]) for role, parent in spec["parents"].items()}
+        config = KINDS[spec["kind"]].model_validate(spec["config"])
+        tracking = TrackingConfig.model_validate(spec["tracking"])
+        node = StageNode(_slug(spec["slug"]), config, parents, spec["labels"], tracking)
+        if node.fingerprint != fingerprint_:
+            raise PriorlabError(
+                f"{spec['kind']}/{spec['slug']}-{fingerprint_[:12]} was made by another version of priorlab (this one would give "
+                f"it the fingerprint {node.fingerprint[:12]}); run its sweep again to build it anew"
+            )
+        return stages.setdefault(fingerprint_, node)
+
+    add(target)
+    for known in by_fingerprint:
+        with contextlib.suppress(PriorlabError, ValidationError):  # made by another version, or their parent was removed
+            add(known)
+    return Graph([], stages)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)[:48].strip("._-") or "stage"
+
+
+def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
+    """By kind of stage, flat coordinates for W&B: what a user groups and filters by."""
+    text: dict[str, Any] = {"task": recipe.task.name, "recipe": recipe.name}
+    model = text | {"prior.name": recipe.prior.name} | {f"prior.{name}": value for name, value in recipe.prior.knobs().items()}
+    if recipe.prior.schedule:
+        model["prior.schedule"] = [waypoint.at for waypoint in recipe.prior.schedule]
+    model |= {"model": recipe.model.name, "seed": recipe.seed}
+    if recipe.pretrain.adopted is not None:
+        model["adopted"] = recipe.pretrain.adopted[:19]
+    later = model if recipe.midtrain is None else model | {"midtrain.prior.name": recipe.midtrain_prior.name}
+    policy = later if recipe.rl is None else later | {"exploration": recipe.rl.exploration.name}
+    return {"corpus": text, "pretrain": model, "midtrain": later, "rl": policy, "evaluate": model}

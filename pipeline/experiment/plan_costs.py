@@ -1,0 +1,77 @@
+"""`priorlab plan --costs`: what the stages of a sweep will cost on given devices, by the formulas of `pipeline.config.costs`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.costs import GIB, Costs, Device, Utilisation
+from pipeline.config.recipe import RecipeConfig
+from pipeline.errors import PriorlabError
+from pipeline.experiment.graph import Graph, StageNode
+from pipeline.store.folders import Home
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """`devices` are per stage, one a process, unless given; `vocabulary` is that of the corpus, once it is made."""
+
+    device_name: str
+    device: Device
+    devices: int | None
+    utilisation: Utilisation
+    vocabulary: int | None
+
+
+def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[str, Any]]:
+    """One entry for each kind of stage and each cost among the graph's stages, with the names of those that cost as much."""
+    entries: dict[tuple[Any, ...], dict[str, Any]] = {}
+    seen: set[str] = set()
+    for plan in graph.cells:
+        recipe = plan.cell.recipe
+        for role, node in [*plan.chain.items(), *((f"evaluate@{after}", node) for after, node in plan.evaluations.items())]:
+            if node.fingerprint in seen or node.config.adopted is not None or not node.config.needs_devices:
+                continue
+            seen.add(node.fingerprint)
+            vocabulary = assumed.vocabulary or _vocabulary(plan.chain["corpus"], home)
+            costs = node.config.costs(recipe.model, vocabulary, recipe.task.max_prompt_tokens, node.block_size)
+            devices, engine = assumed.devices or node.config.processes, node.config.gpu_memory_share * assumed.device.memory
+            entry = _entry(role, recipe, costs, vocabulary, devices, assumed, engine)
+            known = entries.setdefault((role, repr(entry)), entry | {"stages": []})
+            known["stages"].append(node.name)
+    return list(entries.values())
+
+
+def _vocabulary(corpus: StageNode, home: Home) -> int:
+    record = corpus.folder(home).record()
+    if record is None:
+        raise PriorlabError(
+            f"how many tokens the vocabulary has is known once {corpus.name} has run; until then give --vocabulary, "
+            "e.g. 151936 for Qwen3's"
+        )
+    return int(record["metrics"]["vocabulary"])
+
+
+def _entry(
+    role: str, recipe: RecipeConfig, costs: Costs, vocabulary: int, devices: int, assumed: Assumptions, engine: float
+) -> dict[str, Any]:
+    """`engine`: bytes of a device that vLLM is given, for weights and cache; what does not fit into the cache waits."""
+    counts, memory = recipe.model.parameters(vocabulary), dict(costs.memory)
+    if "kv cache" in memory:
+        room = engine - memory.get("engine", memory["parameters"])
+        memory["kv cache"] = min(memory["kv cache"], room) if room > 0 else memory["kv cache"]
+    return {
+        "stage": role,
+        "parameters": counts.total,
+        "active_parameters": counts.active,
+        "vocabulary": vocabulary,
+        "tokens": costs.tokens,
+        "steps": costs.steps,
+        "flops": costs.flops,
+        "device": assumed.device_name,
+        "devices": devices,
+        "hours": costs.hours(assumed.device, devices, assumed.utilisation),
+        "memory_gib": {name: size / GIB for name, size in memory.items()},
+        "fits": sum(memory.values()) <= assumed.device.memory,
+        "stored_gib": costs.stored / GIB,
+    }

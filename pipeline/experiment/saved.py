@@ -1,0 +1,84 @@
+"""A sweep's definition in its folder: written when it starts, and read back by whoever looks at it or goes on with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from pipeline.config.recipe import RecipeConfig
+from pipeline.errors import PriorlabError
+from pipeline.experiment.compose import Cell, Sweep
+from pipeline.experiment.fingerprint import drift
+from pipeline.experiment.graph import CellPlan, Graph
+from pipeline.store.files import write_text_atomically
+from pipeline.store.folders import NAME, Home
+
+
+def save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
+    folder = home.sweep(sweep.name)
+    definition = folder / "sweep.yaml"
+    text = sweep.as_yaml()
+    if not definition.exists() or definition.read_text(encoding="utf-8") != text:
+        write_text_atomically(definition, text)
+    cells = "".join(json.dumps(_cell_row(plan)) + "\n" for plan in graph.cells)
+    listed = folder / "cells.jsonl"
+    if not listed.exists() or listed.read_text(encoding="utf-8") != cells:
+        write_text_atomically(listed, cells)
+
+
+def _cell_row(plan: CellPlan) -> dict[str, Any]:
+    return {
+        "cell": plan.cell.id,
+        "coordinates": plan.cell.coordinates,
+        "stages": [node.name for node in plan.stages()],
+        "recipe": plan.cell.recipe.model_dump(mode="json"),
+    }
+
+
+def saved_sweep(name: str, home: Home) -> Sweep | None:
+    """A sweep as it was last started, with the recipes its cells had then; None if it never was."""
+    if not NAME.fullmatch(name):  # the name of a stage, or a path
+        return None
+    folder = home.sweep(name)
+    definition, listed = folder / "sweep.yaml", folder / "cells.jsonl"
+    if not definition.exists() or not listed.exists():
+        return None
+    try:
+        tree = yaml.safe_load(definition.read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+        cells = tuple(Cell(row["cell"], row["coordinates"], RecipeConfig.model_validate(row["recipe"])) for row in rows)
+        return Sweep(name, tree["axes"], tree["recipe"], tree["description"], cells)
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise PriorlabError(
+            f"{folder} is damaged, or of another version of priorlab ({error}); start the sweep again with its `priorlab sweep` command"
+        ) from error
+
+
+def known_sweep(name: str, home: Home) -> Sweep:
+    """`saved_sweep`, or a `PriorlabError` that lists the sweeps there are."""
+    saved = saved_sweep(name, home)
+    if saved is None:
+        known = sorted(path.parent.name for path in home.path.glob("sweeps/*/sweep.yaml"))
+        raise PriorlabError(f"no sweep {name!r} below {home.path}; there are: {', '.join(known) or 'none'}")
+    return saved
+
+
+def redefinition(sweep: Sweep, home: Home) -> list[str]:
+    """How a sweep differs from what its folder was last started with; empty if it is new or the same."""
+    try:
+        saved = saved_sweep(sweep.name, home)
+    except PriorlabError as error:
+        return [str(error)]
+    if saved is None:
+        return []
+    before = {cell.id: cell.recipe for cell in saved.cells()}
+    after = {cell.id: cell.recipe for cell in sweep.cells()}
+    changes = [f"cell {name} is new" for name in after.keys() - before.keys()]
+    changes += [f"cell {name} is no longer part of it" for name in before.keys() - after.keys()]
+    fields: dict[str, None] = {}  # ordered, each change once however many cells share it
+    for name in after.keys() & before.keys():
+        if before[name] != after[name]:
+            fields |= dict.fromkeys(drift(before[name].model_dump(mode="json"), after[name].model_dump(mode="json")))
+    return sorted(changes) + list(fields)

@@ -1,0 +1,100 @@
+"""`priorlab adopt`: a checkpoint made elsewhere, as the result of a recipe's pre-training.
+
+Its identity is its content. The recipe gets `pretrain.adopted: DIGEST` (a sha256 over the names and sha256s of its files), and the
+stage's fingerprint is made of that digest and of the corpus, whose tokenizer it must share. So it never stands in for a model that was
+trained here: a recipe without the key has another fingerprint, trains, and shares nothing with it from there on. The same files give
+the same stage whatever prior, seed or schedule the recipe names, since none of these is known of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PriorlabError
+from pipeline.experiment.compose import load_recipe
+from pipeline.experiment.fingerprint import canonical_json
+from pipeline.experiment.graph import StageNode, build_graph
+from pipeline.run.launch import environment
+from pipeline.run.scheduler import run
+from pipeline.run.state import View
+from pipeline.store.files import read_json, sha256_of, write_json_atomically
+from pipeline.store.folders import Home, status_of
+
+_KEPT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""What a Hugging Face folder is read by; optimizer states and READMEs stay behind."""
+
+
+@dataclass(frozen=True)
+class Adopted:
+    stage: str
+    digest: str
+    is_new: bool
+
+
+def adopt(checkpoint: Path, recipe: str, overrides: list[str], home: Home, *, link: bool, view: View) -> Adopted:
+    """Check it, copy it into the store and write its record. The corpus is built first if it is not there."""
+    manifest = _manifest(checkpoint)
+    digest = f"sha256:{hashlib.sha256(canonical_json(manifest).encode()).hexdigest()}"
+    chosen = load_recipe(recipe, [*overrides, f"pretrain.adopted={digest}"])
+    graph = build_graph(chosen.cells())
+    node = graph.cells[0].chain["pretrain"]
+    folder = node.folder(home)
+    if folder.record() is not None:
+        return Adopted(folder.name, digest, is_new=False)
+    corpus = graph.cells[0].chain["corpus"]
+    built = run(graph, home, sweep=chosen.name, jobs=1, view=view, only={corpus.fingerprint})
+    if not built.complete:
+        reason = next((f"{state.reason}; log: {state.log}" for state in built.failed), "it was stopped")
+        raise PriorlabError(f"{corpus.name}, whose tokenizer the checkpoint must share, could not be built: {reason}")
+    source = {"source": str(checkpoint.absolute()), "manifest": manifest, "link": link}
+    _import(node, source, home, chosen.name)
+    return Adopted(folder.name, digest, is_new=True)
+
+
+def _manifest(checkpoint: Path) -> dict[str, str]:
+    """sha256 of the files that make up the checkpoint. Raises `PriorlabError` if it is none."""
+    if not checkpoint.is_dir():
+        raise PriorlabError(f"{checkpoint} is no folder; give the folder of a Hugging Face checkpoint")
+    files = sorted({path for pattern in _KEPT for path in checkpoint.glob(pattern) if path.is_file()})
+    names = {path.name for path in files}
+    missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
+    if not any(name.endswith(".safetensors") for name in names):
+        missing.append("*.safetensors")
+    if missing:
+        raise PriorlabError(
+            f"{checkpoint} has no {', '.join(missing)}; write it with model.save_pretrained(...) and tokenizer.save_pretrained(...) "
+            "of transformers"
+        )
+    for index in checkpoint.glob("*.index.json"):
+        parts = set((read_json(index) or {}).get("weight_map", {}).values())
+        if not parts <= names or not all(str(part).endswith(".safetensors") for part in parts):
+            raise PriorlabError(
+                f"{index} names files that are no .safetensors beside it; write the checkpoint with save_pretrained(...)"
+            )
+    return {path.name: sha256_of(path) for path in files}
+
+
+def _import(node: StageNode, source: dict[str, object], home: Home, sweep: str) -> None:
+    """Run `stages.adopt`, which knows models and tokenizers, in the stage's folder and under its lock."""
+    folder = node.folder(home)
+    lock = folder.lock()
+    if lock is None:
+        raise PriorlabError(f"{node.name} is being adopted by another process; wait for it")
+    try:
+        write_json_atomically(folder.spec, node.spec(home, sweep) | {"adopt": source})
+        log = folder.new_attempt() / "stdout.log"
+        command = [sys.executable, "-m", "stages.adopt", "--spec", str(folder.spec)]
+        with log.open("wb") as output:
+            code = subprocess.run(
+                command, env=environment(node, lock, "unknown"), pass_fds=[lock], stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, check=False,
+            ).returncode  # fmt: skip
+    finally:
+        folder.unlock(lock)
+    if not folder.record_file.exists():
+        message = status_of(folder).get("message", f"ended with exit code {code}")
+        raise PriorlabError(f"{source['source']} was not adopted: {message}\n       log: {log}")

@@ -1,0 +1,138 @@
+"""`priorlab cancel`: end what runs, so that nothing starts it again by itself.
+
+A sweep: its driver is asked to end, as by Ctrl-C; it ends its stages in order. Stages of it that another command started are then
+ended one by one; those that another sweep's driver runs are left to that sweep, and named. Its jobs on a cluster are cancelled.
+
+A stage: it is marked (`cancelled.json`) and ended. A driver that runs it, or waits for it, reports it as cancelled, starts it no more,
+and goes on with what does not depend on it. The next command that runs the stage removes the mark and goes on from the last checkpoint.
+
+Only processes that hold the lock in question are signalled.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import PriorlabError
+from pipeline.experiment.graph import build_graph
+from pipeline.experiment.saved import known_sweep
+from pipeline.home.processes import holder_text, holders, runs_spec, signal_holder
+from pipeline.run.backends import cancel_jobs
+from pipeline.store.files import lock_is_held, read_json, write_json_atomically
+from pipeline.store.folders import NAME, Home, StageFolder
+
+_POLL_SECONDS = 0.1
+_START_SECONDS = 3.0
+"""An orchestrator holds a stage's lock for an instant before the stage does."""
+_GRACE_SECONDS = 90.0
+"""A stage takes up to sixty to save a step checkpoint; a driver gives its stages a little more."""
+
+
+@dataclass
+class Cancelled:
+    """What was ended, and which stages of the sweep go on for another one."""
+
+    driver: int | None = None
+    stages: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    """Stage -> the sweep that runs it."""
+
+
+def cancel(name: str, home: Home) -> Cancelled:
+    """A sweep if there is one of this name, else a stage."""
+    if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
+        return _cancel_sweep(name, home)
+    folder = home.find_stage(name)
+    return Cancelled(stages=[folder.name] if cancel_jobs([folder]) or _cancel_stage(folder) else [])
+
+
+def _cancel_sweep(name: str, home: Home) -> Cancelled:
+    found = Cancelled()
+    folders = [node.folder(home) for node in build_graph(known_sweep(name, home).cells()).stages.values()]
+    running = [folder.name for folder in folders if folder.is_held() and _sweep_of(folder) == name]
+    lock = home.sweep(name) / "lock"
+    if lock_is_held(lock):
+        found.driver = _end(lock, lambda _: True, group=False)
+        found.stages = [folder for folder in running if not StageFolder(home.path / "stages" / folder).is_held()]
+    in_queue = cancel_jobs(folders)
+    found.stages += [folder.name for folder in in_queue]
+    folders = [folder for folder in folders if folder not in in_queue]
+    while active := [folder for folder in folders if folder.is_held()]:  # a driver of single stages may start the next in between
+        mine = [folder for folder in active if _sweep_of(folder) == name]
+        if not mine:
+            found.left = {folder.name: _sweep_of(folder) for folder in active}
+            break
+        found.stages += [folder.name for folder in mine if _cancel_stage(folder)]
+    return found
+
+
+def _cancel_stage(folder: StageFolder) -> bool:
+    """Whether the stage was running, and was ended before it was done."""
+    if not folder.is_held():
+        return False
+    by = f"process {os.getpid()} on {socket.gethostname()}"
+    write_json_atomically(folder.cancelled, {"time": time.time(), "by": by})  # before the signal: a driver looks when the stage ends
+    try:
+        _end(folder.path / "lock", lambda process: runs_spec(process, folder.spec), group=True)
+    except PriorlabError:
+        folder.cancelled.unlink(missing_ok=True)
+        raise
+    if folder.record_file.exists():  # it was quicker
+        folder.cancelled.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _end(lock: Path, is_meant: Callable[[int], bool], *, group: bool) -> int | None:
+    """Have the holder of a lock end: SIGTERM, then SIGKILL if it has not. Its process number, or None if it ended by itself."""
+    process = _find(lock, is_meant)
+    if process is None:
+        return None
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        signal_holder(process, lock, number, group=group and number == signal.SIGKILL)  # else a stage needs its workers until it ends
+        if _wait(lambda: process not in holders(lock), _GRACE_SECONDS):
+            return process
+    raise PriorlabError(f"process {process} holds {lock} and does not end, not even by SIGKILL; see what it waits for (a dead disk?)")
+
+
+def _find(lock: Path, is_meant: Callable[[int], bool]) -> int | None:
+    deadline = time.time() + _START_SECONDS
+    while lock_is_held(lock):
+        meant = [process for process in holders(lock) if is_meant(process)]
+        if meant:  # children that inherited the lock come after their parent
+            return min(meant, key=_age)
+        if time.time() > deadline:
+            raise PriorlabError(
+                f"{lock} is held by {holder_text(lock)}, and no process of {socket.gethostname()} that could be ended holds it; "
+                "run the command on that machine"
+            )
+        time.sleep(_POLL_SECONDS)
+    return None
+
+
+def _age(process: int) -> int:
+    """Start time in clock ticks, the 22nd field of stat; the command's name before it may hold blanks."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    except OSError:  # it has just ended
+        return 0
+
+
+def _wait(is_so: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.time() + seconds
+    while not is_so():
+        if time.time() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _sweep_of(folder: StageFolder) -> str:
+    spec = read_json(folder.spec)
+    return str(spec.get("sweep", "")) if isinstance(spec, dict) else ""

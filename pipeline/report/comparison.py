@@ -1,0 +1,74 @@
+"""The comparison of a sweep: its files and its W&B run, written anew when results are new."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.compare.evaluations import load_evaluations
+from pipeline.compare.summary import findings, summary
+from pipeline.errors import PriorlabError
+from pipeline.experiment.compose import Sweep
+from pipeline.experiment.graph import Graph
+from pipeline.store.files import read_json, write_json_atomically
+from pipeline.store.folders import Home
+from pipeline.tracking.comparison import log_comparison, summary_run_id
+
+_VERSION = 5
+"""Raised when the files change for the same results: they are then written anew."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of a sweep so far, and where its files are."""
+
+    summary: dict[str, Any]
+    report: Path
+
+
+def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
+    """Write the comparison if results are new; None while nothing is evaluated."""
+    folder = home.sweep(sweep.name)
+    report = folder / "report.html"
+    digest = _digest(sweep, graph, home)
+    stamp = folder / "comparison.json"
+    kept = _kept_comparison(stamp)
+    if kept.get("digest") == digest and report.exists() and (folder / "results.csv").exists():
+        return Comparison(kept["summary"], report)
+    evaluations = load_evaluations(graph, home)
+    if not evaluations:
+        return None
+    from pipeline.report.build import write_comparison  # matplotlib and pyarrow take a second to import
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = findings([plan.cell for plan in graph.cells], evaluations)
+    shown = summary(found, home)
+    write_comparison(sweep.name, sweep.description, graph, found, shown, home)
+    log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, shown, summary_run_id(sweep.name, graph))
+    write_json_atomically(stamp, {"digest": digest, "summary": shown})
+    return Comparison(shown, report)
+
+
+def _kept_comparison(stamp: Path) -> dict[str, Any]:
+    """The comparison as last written, or {} if there is none to rely on: it is derived, and made again at little cost."""
+    try:
+        kept = read_json(stamp)
+    except PriorlabError:
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _digest(sweep: Sweep, graph: Graph, home: Home) -> str:
+    """Changes when a record of the sweep does, or its description."""
+    digest = hashlib.sha256(json.dumps([_VERSION, sweep.name, sweep.description, [plan.cell.id for plan in graph.cells]]).encode())
+    for node in graph.stages.values():
+        record = node.folder(home).record_file
+        try:
+            stamp = f"{node.fingerprint} {record.stat().st_mtime_ns}"
+        except FileNotFoundError:
+            stamp = f"{node.fingerprint} -"
+        digest.update(stamp.encode())
+    return digest.hexdigest()

@@ -1,0 +1,147 @@
+"""What a report tells beside tables and figures: the settings, example responses, and where each number comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.intervals import Floats
+from pipeline.compare.measured import MeasuredSetting
+from pipeline.experiment.graph import Graph
+from pipeline.store.folders import Home
+
+_SETTINGS_WITH_EXAMPLES = 12
+_SAMPLES = 4
+_LONGEST = 2000
+"""Characters of a response that are shown."""
+
+
+def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
+    """Name and value of what all cells share, as far as a reader needs it."""
+    if not compared:
+        return []
+    cell = compared[0].before[0].plan.cell
+    recipe = cell.recipe
+    tokens = recipe.pretrain.steps * recipe.pretrain.global_batch * recipe.corpus.block_size
+    rl, protocol, model = recipe.rl, recipe.evaluate, recipe.model
+    found = {
+        "task": recipe.task.name,
+        "model": f"{model.name}: {model.layers} layers of width {model.width}",
+        "pretrain": f"{tokens:,} tokens in {recipe.pretrain.steps:,} steps, learning rate {recipe.pretrain.optimizer.learning_rate:g}",
+        "evaluate": f"{protocol.problems} problems, {protocol.samples} samples each at temperature {protocol.temperature:g}, "
+        f"up to {protocol.max_response_tokens} tokens",
+    }
+    if recipe.midtrain is not None:
+        later = recipe.midtrain
+        block = (later.corpus or recipe.corpus).block_size
+        found["midtrain"] = (
+            f"{later.steps * later.global_batch * block:,} tokens in {later.steps:,} steps and blocks of {block}, learning rate "
+            f"{later.optimizer.learning_rate:g}, prior {recipe.midtrain_prior.name}"
+        )
+    if rl is not None:
+        found["rl"] = (
+            f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "
+            f"{rl.optimizer.learning_rate:g}, exploration {rl.exploration.name}"
+        )
+    varied = {path.split(".")[0] for setting in compared for path in setting.coordinates}
+    return [(name, text + (" (varied, see the table)" if name in varied else "")) for name, text in found.items()]
+
+
+def prior_rows(compared: Sequence[MeasuredSetting]) -> list[list[str]]:
+    """The name of each prior that occurs, and its knobs; a dash where one cannot matter."""
+    rows = []
+    for prior in (setting.before[0].plan.cell.recipe.prior for setting in compared):
+        matter = prior.identity()
+        knobs = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in prior.knobs().items()}
+        row = [prior.name, *(value if name in matter else "-" for name, value in knobs.items())]
+        if row not in rows:  # priors of one name may differ in k
+            rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Response:
+    text: str
+    correct: bool
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem, with its greedy response and the first samples, before and after RL."""
+
+    problem: str
+    kind: str
+    rates: tuple[str, str]
+    before: list[Response]
+    after: list[Response]
+
+
+def examples(compared: Sequence[MeasuredSetting], home: Home) -> list[tuple[str, list[Example]]]:
+    """For each finished setting, by its first cell: the problem that gained most, one in the middle, and the one that gained least."""
+    found = []
+    for setting in [setting for setting in compared if setting.finished][:_SETTINGS_WITH_EXAMPLES]:
+        before, after = setting.before[0], setting.after[0]
+        chosen = _extremes_and_middle(after.values("pass@k", 1) - before.values("pass@k", 1))
+        texts = [_responses(evaluation, [before.problems[index] for index in chosen], home) for evaluation in (before, after)]
+        found.append(
+            (
+                before.plan.cell.id,
+                [
+                    Example(
+                        before.problems[index],
+                        kind,
+                        (f"{before.values('pass@k', 1)[index]:.2f}", f"{after.values('pass@k', 1)[index]:.2f}"),
+                        *(of_side.get(before.problems[index], []) for of_side in texts),
+                    )
+                    for index, kind in chosen.items()
+                ],
+            )
+        )
+    return found
+
+
+def _extremes_and_middle(gains: Floats) -> dict[int, str]:
+    """Which problems, largest gain first, with words for them; of few problems, one that is an extreme is not in the middle."""
+    order = gains.argsort(kind="stable")
+    least, middle, most = int(order[0]), int(order[len(order) // 2]), int(order[-1])
+    words = {
+        middle: "in the middle",
+        least: "gained least" if gains[least] >= 0 else "lost most",
+        most: "gained most" if gains[most] >= 0 else "lost least",
+    }
+    return {index: words[index] for index in dict.fromkeys((most, middle, least))}
+
+
+def _responses(evaluation: Evaluation, problems: list[str], home: Home) -> dict[str, list[Response]]:
+    import pyarrow.parquet as pq
+
+    file = evaluation.plan.evaluations[evaluation.after].folder(home).export / "samples.parquet"
+    wanted = [("problem_id", "in", problems), ("sample", "<", _SAMPLES)]
+    found: dict[str, list[Response]] = {}
+    for row in pq.read_table(file, filters=wanted, columns=["problem_id", "sample", "text", "correct"]).to_pylist():
+        text = row["text"] if len(row["text"]) <= _LONGEST else row["text"][:_LONGEST] + " ..."
+        found.setdefault(row["problem_id"], []).append(Response(text, row["correct"], row["sample"] < 0))
+    for responses in found.values():
+        responses.sort(key=lambda one: not one.greedy)
+    return found
+
+
+def sources(graph: Graph, home: Home) -> list[dict[str, Any]]:
+    """Where every number comes from: stage, commit, seconds, and which set of package versions (`versions`, from 1)."""
+    found = []
+    for node in graph.stages.values():
+        record = node.folder(home).record()
+        origin = {} if record is None else record["provenance"]
+        found.append(
+            {
+                "stage": node.name,
+                "commit": origin.get("commit", ""),
+                "seconds": json.dumps(origin["seconds"]) if origin else "not finished",
+                "versions": ", ".join(f"{package} {version}" for package, version in origin.get("packages", {}).items()),
+            }
+        )
+    return found

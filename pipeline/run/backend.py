@@ -1,0 +1,108 @@
+"""What the scheduler asks of the place where stages run. A further place is one module with a subclass, and a line in `backends.py`."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pipeline.config.cluster import ClusterConfig
+from pipeline.run.retries import Cause
+from pipeline.run.state import StageState
+from pipeline.store.folders import Home, StageFolder
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command that the backend works for."""
+
+    home: Home
+    sweep: str
+    cluster: ClusterConfig
+    jobs: int
+    """Stages at a time, where this machine runs them."""
+    commit: str
+    package: str = "stages"
+    """Holds the programs of the stages, a module for each kind, with the contract of `stages.contract`."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a backend sees of a stage: it waits there, runs, is run by another command, or has ended."""
+
+    state: Literal["queued", "running", "elsewhere", "ended"]
+    reason: str = ""
+    """Why it waits, who else runs it, or why it ended without a record."""
+    cause: Cause = "bug"
+    """Of an end without a record."""
+    log: Path | None = None
+    """Where to look, if the attempt has left no log of its own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage that is at work without a command that watches it."""
+
+    id: str
+    waiting: bool
+    reason: str
+
+
+class Backend(ABC):
+    """One place where stages run, for one command."""
+
+    chains: ClassVar[bool]
+    """Whether it takes a stage whose parents are still at work, and holds it back itself until they are done."""
+    detached = False
+    """Whether the command may return once all is handed over."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+
+    def begin(self, states: Sequence[StageState]) -> None:
+        """Called once, before anything else. Raises `PriorlabError` if stages cannot run here at all."""
+
+    @contextlib.contextmanager
+    def handover(self) -> Iterator[None]:
+        """Held around `found` and a round of `start`."""
+        yield
+
+    def found(self, states: Sequence[StageState]) -> Iterator[tuple[StageState, Seen]]:
+        """Stages that are at work already, parents first; read one by one, so that each sees what came of its parents."""
+        return iter(())
+
+    @property
+    def full(self) -> bool:
+        """Whether `start` would return None whatever the stage."""
+        return False
+
+    @abstractmethod
+    def start(self, state: StageState) -> Seen | None:
+        """Start a stage, or take it into a queue; None if there is no room now.
+
+        Raises `PriorlabError` or `OSError` if it cannot start here, ever.
+        """
+
+    @abstractmethod
+    def poll(self, active: Sequence[StageState]) -> Iterator[tuple[StageState, Seen]]:
+        """What is new of the stages that were started or found; read one by one, parents first."""
+
+    def withdraw(self, state: StageState) -> None:
+        """Take a stage back that waits in the queue."""
+
+    @abstractmethod
+    def interrupt(self, active: Sequence[StageState], *, kill: bool) -> list[StageState]:
+        """Ask stages to end, or with `kill` end them; those that will. The command leaves the others to themselves."""
+
+    @classmethod
+    def jobs(cls, folders: Iterable[StageFolder], *, strict: bool = False) -> dict[StageFolder, Job]:
+        """Stages at work here without a command. Raises `PriorlabError` if `strict` and nobody answers; else silence is no job."""
+        return {}
+
+    @classmethod
+    def cancel(cls, folders: Sequence[StageFolder]) -> list[StageFolder]:
+        """End the jobs of stages, whoever started them; the stages that had one."""
+        return []

@@ -1,0 +1,142 @@
+"""How a stage's process is started, here or inside a cluster's job: command, environment, devices; and why it ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.config.stages import StageConfig
+from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
+from pipeline.experiment.graph import StageNode
+from pipeline.store.folders import StageFolder, status_of
+
+CODE = Path(__file__).resolve().parents[2]
+"""The folder that holds the packages `pipeline` and `stages`."""
+
+
+class Process(Protocol):
+    """As much of `subprocess.Popen` as whoever starts a stage needs."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines that the processes of a stage are spread over, as one of them sees it; `address` and `port` are of the first."""
+
+    count: int = 1
+    rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+
+
+def command(node: StageNode, folder: StageFolder, package: str = "stages") -> list[str]:
+    """The stage's process on this machine; `package` holds a program for each kind of stage."""
+    return launch_command(node.kind, folder, node.config.processes, Nodes(), package)
+
+
+def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes, package: str = "stages") -> list[str]:
+    """Plain Python, or torchrun when the stage has several processes. Alone on a machine, torchrun picks its own free port."""
+    stage = ["-m", f"{package}.{kind}", "--spec", str(folder.spec)]
+    if processes == 1:
+        start = [sys.executable, *stage]
+    else:
+        if nodes.count == 1:
+            meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+        else:
+            meeting = [f"--node-rank={nodes.rank}", f"--master-addr={nodes.address}", f"--master-port={nodes.port}"]
+        spread = [f"--nnodes={nodes.count}", f"--nproc-per-node={processes // nodes.count}"]
+        start = [sys.executable, "-m", "torch.distributed.run", *meeting, *spread, *stage]
+    return [sys.executable, "-m", "stages.die_with_parent", str(os.getpid()), *start]
+
+
+_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "WANDB_SERVICE")
+"""What each stage sets for itself: a caller's W&B service outlives a killed stage, and refuses its run to the next attempt."""
+
+
+def environment(node: StageNode, lock: int, commit: str, devices: list[str] | None = None) -> dict[str, str]:
+    """What the stage's process sees; `devices` are its GPUs, and no others."""
+    return process_environment(node.config.threads, lock, commit, devices, hub=node.config.reads_hub)
+
+
+def process_environment(threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool) -> dict[str, str]:
+    """`environment` without a node; no lock on a machine that is not the stage's first, `hub` if the stage's data lie on one."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _OWN}
+    # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
+    if devices:
+        inherited["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    if lock is not None:
+        inherited["PRIORLAB_LOCK_FD"] = str(lock)
+    return inherited | {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # The hub is for stages whose data lie there; all else is on disk, and asking would only cost time.
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0" if hub else "1"),
+        # Some of reasoning-gym's generators follow the order of sets: the problems before and after RL must be the same.
+        "PYTHONHASHSEED": "0",
+        "PRIORLAB_COMMIT": commit,
+        "PYTHONUNBUFFERED": "1",
+        # Else a folder of the user's that is called pipeline or datasets, in the current folder, would stand in for the package.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH", "")])),
+    }
+
+
+def visible_devices() -> list[str]:
+    """GPUs that stages may use: those of CUDA_VISIBLE_DEVICES, else all that the NVIDIA driver lists."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device.strip() for device in chosen.split(",") if device.strip() not in ("", "-1")]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def needed_devices(config: StageConfig) -> int:
+    """One GPU per process of a stage that needs any."""
+    return config.processes if config.needs_devices else 0
+
+
+def failure(folder: StageFolder, code: int) -> str:
+    """Why a stage's process ended with this code and no record, for people."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    if code == NO_SPACE_EXIT:
+        return f"no space left on the disk of {folder.path}; free some and run the same command again"
+    if code == STOPPED_EXIT:
+        return "ended because somebody else asked it to (SIGTERM)"
+    message = status_of(folder).get("message")
+    return str(message) if message else f"ended with exit code {code}" if code else "ended without writing its record"
+
+
+def signal_session(process: Process, number: signal.Signals) -> None:
+    """Signal a process started as the leader of a session, and all in its group."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def git_commit() -> str:
+    """Commit of the code, with a mark if the tree differs from it."""
+    git = shutil.which("git")
+    if git is None or not (CODE / ".git").exists():
+        return "unknown"
+    try:
+        head = subprocess.run([git, "rev-parse", "--short=12", "HEAD"], cwd=CODE, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run([git, "status", "--porcelain", "-uno"], cwd=CODE, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return (head.stdout.strip() or "unknown") + ("-dirty" if dirty.stdout.strip() else "")

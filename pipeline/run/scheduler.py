@@ -1,0 +1,246 @@
+"""One scheduler for every backend: what waits for what, what is tried again, what is recorded, and how a command ends.
+
+A stage whose record is there is reused. One that fails is tried again as `cluster.retries` says, and stops only what depends on it. One
+that another command runs is waited for.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from pipeline.config.cluster import ClusterConfig, Retries
+from pipeline.errors import PriorlabError
+from pipeline.experiment.graph import Graph
+from pipeline.run.backend import Backend, Command, Seen
+from pipeline.run.backends import BACKENDS
+from pipeline.run.launch import git_commit
+from pipeline.run.retries import Attempts
+from pipeline.run.state import AT_WORK, FINISHED, LOST, Outcome, StageState, State, View
+from pipeline.store.folders import Home, status_of
+
+_TICK_SECONDS = 0.1
+_GRACE_SECONDS = 75.0
+"""A stage gives itself sixty to save a step checkpoint."""
+
+
+def run(
+    graph: Graph,
+    home: Home,
+    *,
+    sweep: str,
+    jobs: int,
+    view: View,
+    cluster: ClusterConfig | None = None,
+    only: Iterable[str] | None = None,
+    package: str = "stages",
+) -> Outcome:
+    """Run every stage of the graph that has no record (or those whose fingerprint is in `only`), parents first.
+
+    `package` is that of `Command`.
+    """
+    wanted = set(graph.stages if only is None else only)
+    states = {f: StageState(node, node.folder(home)) for f, node in graph.stages.items() if f in wanted}
+    for state in states.values():
+        state.parents = [states[parent.fingerprint] for parent in state.node.parents.values() if parent.fingerprint in states]
+        for parent in state.parents:
+            parent.children.append(state)
+        if state.folder.record() is not None:
+            state.state = "reused"
+    cluster = cluster or ClusterConfig(kind="local")
+    backend = BACKENDS[cluster.kind](Command(home, sweep, cluster, jobs, git_commit(), package))
+    scheduler = Scheduler(list(states.values()), backend, cluster.retries, view)
+    with _interruptible(scheduler):
+        scheduler.loop()
+    return Outcome(scheduler.states, scheduler.stopping)
+
+
+class Scheduler:
+    """Brings stages to an end state, or as far as they come before `stop` is called."""
+
+    def __init__(self, states: Sequence[StageState], backend: Backend, retries: Retries, view: View) -> None:
+        """`states`: parents before children."""
+        self.states = list(states)
+        self.backend = backend
+        self.view = view
+        self.attempts = Attempts(retries)
+        # A cell that has come far is finished before the next is begun: first results show early. What chains starts all at once.
+        self._order = self.states if backend.chains else sorted(self.states, key=_depth, reverse=True)
+        self._active: dict[str, StageState] = {}
+        self._changed = True
+        self._asked_to_stop = self._heeded = 0
+        self._stopped_at = 0.0
+        self._ending: list[StageState] = []
+
+    @property
+    def stopping(self) -> bool:
+        return self._asked_to_stop > 0
+
+    def stop(self) -> None:
+        """First call: ask the stages to end and wait for them. Second call: kill them. For a signal handler: the loop does the work."""
+        self._asked_to_stop += 1
+
+    def loop(self) -> None:
+        self.backend.begin(self.states)
+        with self.backend.handover():
+            for state, seen in self.backend.found(self.states):
+                self._see(state, seen)
+            self._start_round()
+        if self.backend.detached:
+            return
+        while True:
+            self._heed_stop()
+            if not self._at_it():
+                return
+            self._start()
+            self._poll()
+            self.view.tick(self.states)
+            if self._at_it():
+                time.sleep(_TICK_SECONDS)
+
+    def _at_it(self) -> bool:
+        if self.stopping:
+            return self._asked_to_stop > self._heeded or any(state.node.fingerprint in self._active for state in self._ending)
+        return bool(self._active) or any(state.state == "waiting" for state in self.states)
+
+    def _start(self) -> None:
+        now = time.time()
+        if self.stopping or self.backend.full or not (self._changed or any(0 < state.not_before <= now for state in self.states)):
+            return
+        if any(self._startable(state) for state in self._order):
+            with self.backend.handover():
+                self._start_round()
+        else:
+            self._changed = False
+
+    def _start_round(self) -> None:
+        """Start what can be. One that finds no room holds back those behind it: else large stages would wait for all small ones."""
+        self._changed = False
+        for state in self._order:
+            if self.stopping:
+                return
+            if not self._startable(state):
+                continue
+            state.not_before = 0.0
+            try:
+                seen = self.backend.start(state)
+            except PriorlabError as error:
+                self._enter(state, "failed", str(error))
+                continue
+            except OSError as error:
+                reason = f"could not start: {error.strerror or error} ({error.filename or state.folder.path})"
+                self._enter(state, "failed", reason)
+                continue
+            if seen is None:
+                self._changed = True  # so that it is asked again
+                return
+            self._see(state, seen)
+
+    def _startable(self, state: StageState) -> bool:
+        far_enough = FINISHED + AT_WORK if self.backend.chains else FINISHED
+        return (
+            state.state == "waiting" and state.not_before <= time.time() and all(parent.state in far_enough for parent in state.parents)
+        )
+
+    def _poll(self) -> None:
+        started = [state for state in self._active.values() if state.state != "elsewhere"]
+        for state, seen in self.backend.poll(started):
+            self._see(state, seen)
+        for state in list(self._active.values()):
+            state.progress = status_of(state.folder)
+            if state.state == "elsewhere" and not state.folder.is_held():
+                self._see(state, Seen("ended"))
+
+    def _see(self, state: StageState, seen: Seen) -> None:
+        """Take in what a backend has seen."""
+        if seen.state != "ended":
+            if state.state != seen.state:
+                self._enter(state, seen.state, seen.reason)
+            state.reason = seen.reason
+            return
+        ours = state.state in ("queued", "running")
+        if state.folder.record_file.exists():  # whatever came after it
+            self._enter(state, "done" if ours else "reused")
+        elif state.folder.cancelled.exists():
+            self._enter(state, "cancelled", "by `priorlab cancel`")
+        elif self.stopping:
+            self._enter(state, "waiting", "interrupted")
+        elif not ours:  # whoever ran it is gone without finishing: our turn
+            self._enter(state, "waiting")
+        else:
+            self._fail_or_retry(state, seen)
+
+    def _fail_or_retry(self, state: StageState, seen: Seen) -> None:
+        name = state.node.fingerprint
+        delay = self.attempts.next_delay(name, seen.cause)
+        if delay is None:
+            state.log = state.folder.last_log() or seen.log
+            self._enter(state, "failed", seen.reason)
+            return
+        state.not_before = time.time() + delay
+        state.alone = seen.cause == "out_of_memory"
+        self._enter(state, "waiting", f"{seen.reason}; {self.attempts.words(name, seen.cause, delay)}")
+
+    def _enter(self, state: StageState, name: State, reason: str = "") -> None:
+        """Set a stage's state, and what follows from it for those that depend on it."""
+        if state.state in ("queued", "running") and name not in AT_WORK:
+            state.ended = time.time()
+        if name == "running":
+            state.started, state.ended, state.log = time.time(), 0.0, state.folder.last_log()
+        state.state, state.reason, self._changed = name, reason, True
+        if name in AT_WORK:
+            self._active[state.node.fingerprint] = state
+        else:
+            self._active.pop(state.node.fingerprint, None)
+        self.view.changed(state, self.states)
+        for child in state.children:
+            if name in LOST and child.state in ("waiting", "queued"):
+                self._withdraw(child)
+                self._enter(child, "blocked", f"needs {state.node.name}, which {name}")
+            elif name == "waiting" and child.state == "queued":  # behind a parent that is tried again, or not
+                self._withdraw(child)
+                self._enter(child, "waiting")
+
+    def _withdraw(self, state: StageState) -> None:
+        if state.state == "queued":
+            self.backend.withdraw(state)
+
+    def _heed_stop(self) -> None:
+        """Hand on what `stop` was called for; what has not ended after a while is killed."""
+        late = bool(self._ending) and time.time() > self._stopped_at + _GRACE_SECONDS
+        if self._asked_to_stop == self._heeded and not late:
+            return
+        first = self._heeded == 0
+        self._heeded = self._asked_to_stop
+        started = [state for state in self._active.values() if state.state != "elsewhere"]
+        self._ending = self.backend.interrupt(started, kill=not first)
+        if first:
+            self._stopped_at = time.time()
+            if self._ending:
+                self.view.note("stopping: what trains saves a step checkpoint first; Ctrl-C again kills it")
+
+
+def _depth(state: StageState) -> int:
+    """Of its ancestors, the longest chain."""
+    depth, nodes = 0, [state.node]
+    while nodes := [parent for node in nodes for parent in node.parents.values()]:
+        depth += 1
+    return depth
+
+
+@contextmanager
+def _interruptible(scheduler: Scheduler) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) once ends the stages in order, twice kills them."""
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        scheduler.stop()
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

@@ -1,0 +1,229 @@
+"""Where results live on disk, and the rules that keep them trustworthy.
+
+    HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  cancelled.json  metrics.jsonl  attempts/0001/  checkpoints/
+                                  leases/  export/  record.json
+    HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md  figures/
+
+`record.json` is written last and atomically; a stage without it is not done. A stage is run by whoever holds its `lock` (an OS file
+lock: the kernel frees it when the last process of the attempt dies, however it dies) and, between machines, its lease
+(`pipeline.store.lease`). Files under `export/` are listed with their sha256 in the record, and verified by every stage that reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PriorlabError
+from pipeline.store import lease
+from pipeline.store.files import damage, lock_is_held, read_json, take_lock
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of what becomes a folder below the home, or is looked up as a file: no part of it leads elsewhere."""
+
+
+def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
+    """Raises `PriorlabError` naming every file that is missing or differs from what was recorded."""
+    problems = damage(folder, manifest)
+    if problems:
+        raise PriorlabError(
+            f"{folder} is corrupt: {'; '.join(problems)}. Rebuild it with `priorlab stage {folder.parent.name} --force`."
+        )
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one stage, named after its slug and the first 12 digits of its fingerprint."""
+
+    path: Path
+
+    @property
+    def kind(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        """KIND/SLUG-FINGERPRINT, as `priorlab status` lists it."""
+        return f"{self.kind}/{self.path.name}"
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def cancelled(self) -> Path:
+        """A mark that `priorlab cancel` ended the stage; whoever starts it again removes it."""
+        return self.path / "cancelled.json"
+
+    @property
+    def record_file(self) -> Path:
+        return self.path / "record.json"
+
+    def record(self) -> dict[str, Any] | None:
+        """What the finished stage wrote, or None while it is not done."""
+        record = read_json(self.record_file)
+        if record is not None and not (isinstance(record, dict) and {"fingerprint", "manifest", "provenance"} <= record.keys()):
+            raise PriorlabError(f"{self.record_file} holds no record. Remove the file to have its stage run again.")
+        return record
+
+    def new_attempt(self) -> Path:
+        """A fresh numbered folder for the output of one try."""
+        last = self.attempts()
+        folder = self.path / "attempts" / f"{int(last[-1].name) + 1 if last else 1:04d}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def last_log(self) -> Path | None:
+        return next((log for attempt in reversed(self.attempts()) if (log := attempt / "stdout.log").exists()), None)
+
+    def lock(self) -> int | None:
+        """A descriptor that holds the stage's lock, or None if somebody else does.
+
+        Handed on to the stage process, so that the lock outlives a killed orchestrator for as long as its stage still writes. The
+        lease is taken with it: None also if a process on another machine has that.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = take_lock(self.path / "lock")
+        if descriptor is None:
+            return None
+        try:
+            if lease.take(self.path) is not None:
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def unlock(self, descriptor: int) -> None:
+        """Give back a lock that was not handed on to a stage."""
+        own = lease.handed_down(self.path)
+        if own is not None:
+            own.release()
+        os.close(descriptor)
+
+    def free_dead_lease(self) -> None:
+        """After a stage of this machine has died without a word: other machines need not wait out its silence."""
+        if lease.handed_down(self.path) is not None and (descriptor := self.lock()) is not None:
+            self.unlock(descriptor)
+
+    def runs_elsewhere(self) -> str | None:
+        """Who on another machine runs this stage, for people; None if nobody does."""
+        holder = lease.other_holder(self.path)
+        return holder and f"{holder} (taken over once it has been silent for {lease.SILENCE_SECONDS:.0f} seconds)"
+
+    def holder(self) -> str:
+        """Who runs this stage, for people."""
+        elsewhere = self.runs_elsewhere()
+        if elsewhere is not None:
+            return elsewhere
+        try:
+            return (self.path / "lock").read_text(encoding="utf-8") or "another process"
+        except OSError:
+            return "another process"
+
+    def attempts(self) -> list[Path]:
+        """Folders of all tries, oldest first."""
+        found = [path for path in self.path.glob("attempts/*") if path.name.isdigit()]
+        return sorted(found, key=lambda path: int(path.name))
+
+    def is_held(self) -> bool:
+        """Whether a process runs this stage. Only looks: unlike `lock`, it creates nothing and leaves the holder's name alone."""
+        return lock_is_held(self.path / "lock") or lease.other_holder(self.path) is not None
+
+    def clear(self) -> None:
+        """Forget results and checkpoints (attempts' logs stay). The record goes first: from then on the stage is not done."""
+        self.record_file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.export):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.metrics, self.status, self.cancelled):
+            file.unlink(missing_ok=True)
+
+
+def status_of(folder: StageFolder) -> dict[str, Any]:
+    """What the stage last said of its progress; empty if nothing, or nothing readable: it is for people, and nothing depends on it."""
+    try:
+        status = read_json(folder.status)
+    except PriorlabError:
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+@dataclass(frozen=True)
+class Home:
+    """The root of all runs: $PRIORLAB_HOME, or `runs` in the current folder."""
+
+    path: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        return cls(Path(os.environ.get("PRIORLAB_HOME", "runs")).absolute())
+
+    def stage(self, kind: str, slug: str, fingerprint: str) -> StageFolder:
+        """The folder with this fingerprint: names are labels, so one made under another slug is found and reused."""
+        parent = self.path / "stages" / kind
+        usual = parent / f"{slug}-{fingerprint[:12]}"
+        return StageFolder(usual if usual.exists() else next(parent.glob(f"*-{fingerprint[:12]}"), usual))
+
+    def stages(self) -> list[StageFolder]:
+        return [StageFolder(path.parent) for path in sorted(self.path.glob("stages/*/*/spec.json"))]
+
+    def find_stage(self, name: str) -> StageFolder:
+        """A stage by folder path, [KIND/]folder name, [KIND/]slug, or a prefix of its fingerprint (4 digits or more)."""
+        as_path = Path(name).absolute()
+        matches = []
+        for stage in self.stages():
+            slug, _, digits = stage.path.name.rpartition("-")
+            names = (stage.path.name, stage.name, slug, f"{stage.kind}/{slug}")
+            if name in names or stage.path == as_path or (len(name) >= 4 and digits.startswith(name)):
+                matches.append(stage)
+        if len(matches) == 1:
+            return matches[0]
+        if not matches:
+            raise PriorlabError(f"no stage {name!r} below {self.path}; `priorlab status` lists them")
+        listed = ", ".join(stage.name for stage in matches)
+        raise PriorlabError(f"{name!r} means several stages ({listed}); give one of these names, or more digits of the fingerprint")
+
+    def sweep(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
+            raise PriorlabError(f"{name!r} is no name for a sweep: use letters, digits, '.', '_' and '-', at most 64")
+        return self.path / "sweeps" / name
+
+    @contextlib.contextmanager
+    def sweep_lock(self, name: str) -> Iterator[None]:
+        """Only one process drives a sweep; a second one is told who does. Freed by the kernel if the driver dies."""
+        folder = self.sweep(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = take_lock(folder / "lock")
+        if descriptor is None:
+            holder = (folder / "lock").read_text(encoding="utf-8") or "another process"
+            raise PriorlabError(
+                f"sweep {name!r} is already run by {holder}. Wait for it (`priorlab status {name}`), or give this one "
+                "another name with --name."
+            )
+        try:
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,123 @@
+"""Weights & Biases: one run per stage (group = sweep, job type = stage kind, id = fingerprint) and one summary run per sweep.
+
+Offline unless the user is logged in. Keys stay where W&B looks for them (environment, netrc) and enter no file of ours.
+metrics.jsonl in the stage folder always holds the same rows.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pipeline.config.stages import KINDS
+from pipeline.config.tracking import TrackingConfig
+
+Mode = Literal["online", "offline", "disabled"]
+_HOST = "api.wandb.ai"
+
+
+def resolve_mode(tracking: TrackingConfig) -> Mode:
+    """`online`, `offline` or `disabled`; WANDB_MODE wins over the config."""
+    for mode in get_args(Mode):
+        if os.environ.get("WANDB_MODE") == mode:
+            return mode
+    if tracking.mode != "auto":
+        return tracking.mode
+    return "online" if logged_in() else "offline"
+
+
+def logged_in() -> bool:
+    """Whether a key for W&B is found, in the environment or in netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", f"https://{_HOST}").split("//")[-1].split("/")[0].split(":")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
+    """A `wandb.Run`, quiet, with its files below `folder`."""
+    import wandb  # 0.7 s to import, and only stages and finished sweeps need it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = run | {
+        "project": tracking.project,
+        "entity": tracking.entity,
+        "dir": str(folder),
+        "resume": "allow",
+        "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False),
+    }
+    try:
+        return wandb.init(mode=resolve_mode(tracking), **arguments)
+    except wandb.Error as error:
+        # Hours of computing must not end because a server does not answer.
+        print(f"warning: W&B is not available ({error}); this run is kept offline below {folder}", file=sys.stderr)
+        return wandb.init(mode="offline", **arguments)
+
+
+def run_id(fingerprint: str) -> str:
+    """Of a stage's run."""
+    return fingerprint[:32]
+
+
+def artifact_name(kind: str, fingerprint: str) -> str:
+    return f"{kind}-{fingerprint[:12]}"
+
+
+class StageRun:
+    """The W&B run of one stage. Rows carry their own `step`, so a resumed stage may log a step again."""
+
+    def __init__(self, spec: dict[str, Any], folder: Path, tracking: TrackingConfig) -> None:
+        self._run: Any = None
+        self._spec, self._artifacts = spec, tracking.artifacts
+        if resolve_mode(tracking) == "disabled":  # importing wandb takes longer than all the rest around a small stage
+            return
+        self._run = open_run(
+            tracking,
+            folder,
+            id=run_id(spec["fingerprint"]),
+            name=f"{spec['kind']}-{spec['slug']}",
+            group=spec["sweep"],
+            job_type=spec["kind"],
+            tags=[spec["kind"], *([spec["labels"]["prior.name"]] if "prior.name" in spec["labels"] else [])],
+            config=spec["labels"] | {"fingerprint": spec["fingerprint"], "stage": spec["config"]},
+        )
+        for axis, metrics in KINDS[spec["kind"]].charted.items():
+            self._run.define_metric(axis)
+            for metric in metrics:
+                self._run.define_metric(metric, step_metric=axis)
+
+    def log(self, row: dict[str, float]) -> None:
+        if self._run is not None:
+            self._run.log(row)
+
+    def finish(self, summary: dict[str, float], export: Path) -> None:
+        """Give the run its summary, and with `tracking.artifacts` the export as an artifact: a reference, nothing is uploaded."""
+        if self._run is None:
+            return
+        if self._artifacts:
+            self._log_artifact(export)
+        for key, value in summary.items():
+            self._run.summary[key] = value
+        self._run.finish()
+
+    def _log_artifact(self, export: Path) -> None:
+        import wandb
+
+        parents = {role: artifact_name(parent["kind"], parent["fingerprint"]) for role, parent in self._spec["parents"].items()}
+        if not self._run.offline:  # W&B draws lineage from what a run used, which it takes online only; offline, metadata tells it
+            for parent in parents.values():
+                try:
+                    self._run.use_artifact(f"{parent}:latest")
+                except wandb.Error as error:  # its stage ran before artifacts were asked for
+                    print(f"warning: W&B does not know the artifact {parent} ({error}); its lineage is not drawn", file=sys.stderr)
+        fingerprint = self._spec["fingerprint"]
+        told = {"fingerprint": fingerprint, "parents": parents}
+        made = wandb.Artifact(artifact_name(self._spec["kind"], fingerprint), self._spec["kind"], metadata=told)
+        made.add_reference(export.resolve().as_uri(), checksum=False)  # the stage's record has the digest of each file
+        self._run.log_artifact(made)

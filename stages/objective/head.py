@@ -1,0 +1,85 @@
+"""`ShapedHead`: an output layer that, given labels, returns the loss instead of logits.
+
+The loss sits inside the head so that logits never leave it, and so that DeepSpeed, checkpointing and weight tying see an ordinary
+linear layer. `attach` puts one on any causal language model of transformers.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pipeline.config.prior import Prior
+from stages.objective.fused import fused_loss_and_statistics
+
+
+class ShapedHead(nn.Linear):
+    """A bias-free output layer with the shaped objective.
+
+    In training it also sums the statistics of `fused` over the tokens it saw, until `take_statistics` reads them.
+    """
+
+    def __init__(self, width: int, vocab: int, prior: Prior, head_k: int, ignore_index: int = -100) -> None:
+        super().__init__(width, vocab, bias=False)
+        self.prior = prior
+        self.head_k = head_k
+        self.ignore_index = ignore_index
+        self._sums: Tensor | None = None
+
+    def forward(
+        self, hidden: Float[Tensor, "batch time width"], labels: Int[Tensor, "batch time"] | None = None, divisor: Tensor | int = 1
+    ) -> Tensor:
+        """Logits without labels; with labels (already shifted to the next token) the summed loss in nats over `divisor`."""
+        if labels is None:
+            return super().forward(hidden)
+        total, sums = fused_loss_and_statistics(
+            hidden.flatten(0, 1),
+            self.weight,
+            labels.flatten(),
+            self.prior,
+            head_k=self.head_k,
+            divisor=divisor,
+            ignore_index=self.ignore_index,
+        )
+        if self.training:
+            self._sums = sums if self._sums is None else self._sums + sums
+        return total
+
+    def take_statistics(self) -> Float[Tensor, " statistics"] | None:
+        """Token count followed by the sums of `STATISTICS` since the last call; None if no token was seen."""
+        sums, self._sums = self._sums, None
+        return sums
+
+
+def attach(model: PreTrainedModel, prior: Prior, head_k: int) -> ShapedHead:
+    """Replace the model's output layer; its forward then computes the shaped loss from `labels`.
+
+    The weight stays the same parameter (tied or not), and the model saves under its own class name.
+    """
+    old = model.get_output_embeddings()
+    head = ShapedHead(old.in_features, old.out_features, prior, head_k)
+    head.weight = old.weight
+    head.train(model.training)
+    model.set_output_embeddings(head)
+    model.forward = types.MethodType(_forward, model)
+    return head
+
+
+def _forward(
+    self: PreTrainedModel,
+    input_ids: Int[Tensor, "batch time"],
+    labels: Int[Tensor, "batch time"],
+    num_items_in_batch: Tensor | int | None = None,
+    **inputs: Any,
+) -> CausalLMOutputWithPast:
+    """Loss per counted token; `num_items_in_batch` (tokens of the whole step) keeps uneven accumulation exact."""
+    hidden = self.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+    head = self.get_output_embeddings()
+    shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=head.ignore_index)
+    count = (shifted != head.ignore_index).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return CausalLMOutputWithPast(loss=head(hidden, shifted, divisor=count))

@@ -1,0 +1,101 @@
+"""One process of a training stage: rendezvous, DeepSpeed settings, threads. The same for pre-training and RL, CPU and GPU."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.base import Dtype
+from pipeline.config.training import AdamWConfig, Launch
+
+
+def prepare(threads: int) -> None:
+    """Call before torch starts work: environment of a single process (torchrun sets it otherwise) and CPU settings."""
+    if "RANK" not in os.environ:
+        # DeepSpeed looks for MPI when these are absent. A port of our own: two stages side by side must not share 29500.
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(_free_port())
+    quiet()
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        torch.set_num_threads(threads)
+        from deepspeed.ops import __compatible_ops__
+
+        # Shared-memory collectives would be compiled for two minutes at the first start; gloo does without.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    from stages.training import lean_deepspeed
+
+    lean_deepspeed.install()
+
+
+def quiet() -> None:
+    """No progress bars of libraries in a stage's log: the stage reports its own progress."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def deepspeed_config(launch: Launch, dtype: Dtype) -> dict[str, Any]:
+    """DeepSpeed's settings; "auto" values are filled in by HF Trainer from its own arguments."""
+    zero: dict[str, Any] = {"stage": launch.zero_stage}
+    if launch.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True  # without it nothing is saved
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "wall_clock_breakdown": False,
+        "steps_per_print": 2**31 - 1,
+    }
+
+
+def trainer_arguments(
+    optimizer: AdamWConfig, launch: Launch, dtype: Dtype, *, steps: int, batch: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """What HF Trainer's and TRL's arguments share; `batch` counts sequences per optimizer step over all processes."""
+    import torch
+
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": launch.micro_batch,
+        "gradient_accumulation_steps": batch // (launch.processes * launch.micro_batch),
+        "learning_rate": optimizer.learning_rate,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {
+            "num_decay_steps": optimizer.decay_steps, "decay_type": optimizer.decay, "min_lr_ratio": optimizer.final_ratio,
+        },
+        "warmup_steps": optimizer.warmup_steps,
+        "optim": "adamw_torch_fused",
+        "adam_beta1": optimizer.beta1,
+        "adam_beta2": optimizer.beta2,
+        "weight_decay": optimizer.weight_decay,
+        "max_grad_norm": optimizer.clip_norm,
+        "bf16": dtype == "bfloat16",
+        "gradient_checkpointing": launch.gradient_checkpointing,
+        "deepspeed": deepspeed_config(launch, dtype),
+        "seed": seed,
+        "save_strategy": "steps",
+        "save_steps": launch.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": launch.log_steps,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }  # fmt: skip

@@ -1,0 +1,139 @@
+"""Step checkpoints: what a training stage resumes from."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch.nn import Module, Parameter
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from pipeline.config.training import Launch
+from pipeline.errors import DivergedError, PriorlabError, Stopped
+from pipeline.store.files import damage, manifest_of, read_json, write_json_atomically
+from stages.contract import COMPLETE, Stage
+
+_WAIT_FOR_LOG_SECONDS = 10.0
+_STEP = re.compile(r"checkpoint-(\d+)")
+_SPLIT_ANEW = (2, 3)
+"""ZeRO stages at which a run may go on with another number of processes: those that were tried against an uninterrupted run."""
+
+
+class StepCheckpoints(TrainerCallback):
+    """Marks a step checkpoint once all of it is written (a kill may fall between its files), and ends training when asked to.
+
+    The mark holds how many processes and which ZeRO stage wrote it, and the sha256 of its files. The callback also makes Trainer log
+    the last step, and the one it ends at, whatever log_steps is.
+
+    Asked to end, training goes on to the next logged step if that comes within seconds, since averages are then those of an undisturbed
+    run; else to the next multiple of `every` steps (RL's batches of rollouts). Several processes agree where they log.
+    """
+
+    def __init__(self, stage: Stage, launch: Launch, *, every: int = 1) -> None:
+        self.stage = stage
+        self.launch = launch
+        self.every = every
+        self._ending = False
+        self._step_started = time.monotonic()
+        self._step_seconds = 0.0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        now = time.monotonic()
+        self._step_seconds, self._step_started = now - self._step_started, now
+        if state.global_step == state.max_steps:
+            control.should_log = True
+        elif self._is_the_end(state.global_step):
+            self._ending = control.should_log = control.should_save = True
+
+    def _is_the_end(self, step: int) -> bool:
+        to_log = -step % self.launch.log_steps
+        if step % self.every:
+            return False
+        if self.launch.processes > 1:
+            return to_log == 0 and any(gather_object([self.stage.guard.stopping]))
+        return self.stage.guard.stopping and (to_log == 0 or to_log * self._step_seconds > _WAIT_FOR_LOG_SECONDS)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Module, **_: object) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        broken = next((name for name, parameter in model.named_parameters() if not _is_finite(parameter)), None)
+        if broken is not None:  # the loss was computed before the last update: it may still be a number
+            raise DivergedError(
+                f"{broken} holds values that are no numbers after step {state.global_step}: training has diverged. "
+                f"{self.stage.good_checkpoint()}"
+            )
+        if self.launch.processes > 1:
+            torch.distributed.barrier()  # every process writes the state of its random generators last
+        if state.is_world_process_zero:
+            manifest = manifest_of(folder)
+            self.stage.guard.check()
+            write_json_atomically(folder / COMPLETE, {"layout": _layout(self.launch), "manifest": manifest})
+        if self._ending:
+            raise Stopped(f"stopped as asked, after saving step {state.global_step}; the same command goes on from there")
+
+
+def _is_finite(parameter: Parameter) -> bool:
+    return bool(getattr(parameter, "ds_tensor", parameter).isfinite().all())  # under ZeRO-3, this process's part
+
+
+def last_complete(folder: Path, launch: Launch, *, remove_others: bool, any_processes: bool = False) -> Path | None:
+    """The newest complete step checkpoint that is as it was written. `remove_others` deletes what is half-written or damaged.
+
+    Raises `PriorlabError` if it was written by another ZeRO stage, or by another number of processes (unless `any_processes`, of a
+    caller that splits it anew, and the ZeRO stage is one for which that is known to work): its optimizer state is split accordingly.
+    """
+    ours, any_processes = _layout(launch), any_processes and launch.zero_stage in _SPLIT_ANEW
+    found = {path: _STEP.fullmatch(path.name) for path in folder.glob("checkpoint-*") if path.is_dir()}
+    steps = {int(match[1]): path for path, match in found.items() if match}
+    for step in sorted(steps, reverse=True):
+        mark, problems = _mark(steps[step]), ["it is half-written"]
+        if mark is not None and mark["layout"] != (ours | {"processes": mark["layout"]["processes"]} if any_processes else ours):
+            raise PriorlabError(
+                f"{steps[step]} was written with {mark['layout']}, this run has {ours}; continue with those values of "
+                f"launch, or start over with `priorlab stage {folder.parent.name} --force`"
+            )
+        if mark is not None and not (problems := damage(steps[step], mark["manifest"])):
+            return steps[step]
+        if remove_others:
+            print(f"warning: step checkpoint {steps[step].name} is not used and removed: {'; '.join(problems)}", file=sys.stderr)
+            shutil.rmtree(steps[step])
+    return None
+
+
+def is_split_otherwise(checkpoint: Path, launch: Launch) -> bool:
+    """Whether a complete step checkpoint's optimizer state is in as many parts as another number of processes has written."""
+    mark = _mark(checkpoint)
+    assert mark is not None
+    return bool(mark["layout"] != _layout(launch))
+
+
+def _mark(checkpoint: Path) -> dict[str, Any] | None:
+    """What `StepCheckpoints` wrote last; None if it did not come to that, or the mark itself is damaged."""
+    try:
+        mark = read_json(checkpoint / COMPLETE)
+    except PriorlabError:
+        return None
+    return mark if isinstance(mark, dict) and mark.keys() == {"layout", "manifest"} else None
+
+
+def _layout(launch: Launch) -> dict[str, int]:
+    return {"processes": launch.processes, "zero_stage": launch.zero_stage}
+
+
+def export_finished(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Export from the last step's checkpoint: a run that was killed after it and before its record has nothing left to train."""
+    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

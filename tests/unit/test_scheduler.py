@@ -1,0 +1,95 @@
+"""The scheduler on a third backend, which is one module: states, parents, retries and the end of a command are not the backend's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.cluster import ClusterConfig, Retries
+from pipeline.run import backends
+from pipeline.run.backend import Seen
+from pipeline.run.scheduler import run
+from pipeline.run.state import Outcome, StageState
+from tests.unit.stores import Shelf, shelf_at
+from tests.unit.toy_backend import ToyBackend
+
+ONE = ("axes.prior=[ce]",)
+
+
+class Notes:
+    """A view that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.took: list[float] = []
+
+    def changed(self, stage: StageState, states: list[StageState]) -> None:
+        self.events.append((stage.node.kind, stage.state))
+        if stage.ended:
+            self.took.append(stage.ended - stage.started)
+
+    def note(self, text: str) -> None: ...
+
+    def tick(self, states: list[StageState]) -> None: ...
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    monkeypatch.setitem(backends.BACKENDS, "toy", ToyBackend)
+    for name, empty in (("fates", {}), ("taken", []), ("withdrawn", [])):
+        monkeypatch.setattr(ToyBackend, name, empty)
+    return shelf_at(tmp_path)
+
+
+def play(shelf: Shelf, notes: Notes, **fates: list[Seen]) -> Outcome:
+    ToyBackend.fates = fates
+    retries = Retries(first_delay_seconds=0.01)
+    cluster = ClusterConfig(kind="local", retries=retries).model_copy(update={"kind": "toy"})
+    return run(shelf.sweep(*ONE), shelf.home, sweep="smoke", jobs=1, view=notes, cluster=cluster)
+
+
+def states(outcome: Outcome) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for state in outcome.states:
+        found.setdefault(state.node.kind, set()).add(state.state)
+    return found
+
+
+def test_a_backend_that_chains_gets_all_at_once_parents_first(shelf: Shelf) -> None:
+    outcome = play(shelf, Notes())
+    assert states(outcome) == {kind: {"done"} for kind in ("corpus", "pretrain", "rl", "evaluate")}
+    assert ToyBackend.taken == ["corpus", "pretrain", "evaluate", "rl", "evaluate"]
+
+
+def test_what_has_a_record_is_reused(shelf: Shelf) -> None:
+    play(shelf, Notes())
+    ToyBackend.taken.clear()
+    outcome = play(shelf, Notes())
+    assert states(outcome) == {kind: {"reused"} for kind in ("corpus", "pretrain", "rl", "evaluate")}
+    assert ToyBackend.taken == []
+
+
+def test_a_failure_for_good_blocks_what_depends_on_it_and_takes_it_back(shelf: Shelf) -> None:
+    outcome = play(shelf, Notes(), rl=[Seen("ended", "the loss is no number", "diverged")])
+    assert states(outcome) == {"corpus": {"done"}, "pretrain": {"done"}, "rl": {"failed"}, "evaluate": {"done", "blocked"}}
+    assert [(failed.node.kind, failed.reason) for failed in outcome.failed] == [("rl", "the loss is no number")]
+    assert ToyBackend.withdrawn == ["evaluate"]
+
+
+def test_a_retry_takes_back_what_waits_behind_it_and_submits_both_again(shelf: Shelf) -> None:
+    notes = Notes()
+    outcome = play(shelf, notes, rl=[Seen("ended", "a cosmic ray", "bug")])
+    assert outcome.complete
+    assert ToyBackend.withdrawn == ["evaluate"]
+    assert ToyBackend.taken == ["corpus", "pretrain", "evaluate", "rl", "evaluate", "rl", "evaluate"]
+    assert [state for kind, state in notes.events if kind == "rl"] == ["queued", "running", "waiting", "queued", "running", "done"]
+    assert min(notes.took) >= 0  # also of a stage that was started again after a wait
+
+
+def test_one_that_somebody_cancelled_is_not_tried_again(shelf: Shelf) -> None:
+    graph = shelf.sweep(*ONE)
+    shelf.begun(graph.cells[0].chain["pretrain"]).cancelled.write_text("{}")
+    outcome = play(shelf, Notes(), pretrain=[Seen("ended", "killed by SIGTERM", "preempted")])
+    assert states(outcome)["pretrain"] == {"cancelled"}
+    assert states(outcome)["evaluate"] == states(outcome)["rl"] == {"blocked"}
