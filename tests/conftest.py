@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ import pytest
 
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import Graph, StageNode, build_graph
-from pipeline.run.launch import command, environment
+from pipeline.run.launch import Process, command, environment, process_environment
+from pipeline.run.warm import WarmServer, start_process
 from pipeline.store.folders import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +69,7 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(Home(tmp_path / "home"))
 
 
-def start(lab: Lab, node: StageNode, module: str | None = None, **more: str) -> subprocess.Popen[bytes]:
+def start(lab: Lab, node: StageNode, module: str | None = None, **more: str) -> Process:
     """The stage's process as the orchestrator starts it; `module` stands in for the stage's own, `more` is environment."""
     folder = lab.folder(node)
     words = [module if module is not None and word == f"stages.{node.kind}" else word for word in command(node, folder)]
@@ -75,12 +77,22 @@ def start(lab: Lab, node: StageNode, module: str | None = None, **more: str) -> 
     assert lock is not None
     try:
         with (folder.path / "out.log").open("ab") as log:
-            return subprocess.Popen(
-                words, env=environment(node, lock, "test") | {"WANDB_MODE": "disabled"} | more,
-                stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True,
-            )  # fmt: skip
+            return start_process(words, for_tests(environment(node, lock, "test")) | more, log, lock, server_for_tests())
     finally:
         os.close(lock)
+
+
+def for_tests(environment: dict[str, str]) -> dict[str, str]:
+    """A stage's environment without W&B and the variable that pytest sets for each test: stages may share a server."""
+    return {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"} | {"WANDB_MODE": "disabled"}
+
+
+@functools.cache
+def server_for_tests() -> WarmServer:
+    """One for all stages that this process starts, ready to fork."""
+    server = WarmServer(for_tests(process_environment(1, None, "test", hub=False)))
+    assert not server.is_starting(wait=300)
+    return server
 
 
 def kill_once_saved(lab: Lab, node: StageNode, *, step: int, halfway: bool = False) -> None:
@@ -99,7 +111,7 @@ def kill_once_saved(lab: Lab, node: StageNode, *, step: int, halfway: bool = Fal
     assert not halfway or not (checkpoint / "complete").exists()
 
 
-def finish(lab: Lab, node: StageNode, process: subprocess.Popen[bytes]) -> list[dict[str, float]]:
+def finish(lab: Lab, node: StageNode, process: Process) -> list[dict[str, float]]:
     """Wait for success; the rows of metrics.jsonl."""
     assert process.wait(timeout=300) == 0, (lab.folder(node).path / "out.log").read_text()
     return rows(lab, node)

@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 
 from pipeline.errors import PriorlabError
+from pipeline.run.warm import FORKED_NAME
 
 _PROC = Path("/proc")
 
@@ -49,8 +50,11 @@ def holder_text(lock: Path) -> str:
 
 
 def runs_spec(process: int, spec: Path) -> bool:
-    """Whether the process was started as the stage of this spec; its orchestrator, which holds the lock for an instant, was not."""
+    """Whether the process, which holds the stage's lock, is the stage of this spec; its orchestrator, which holds it for an instant,
+    is not. One that was forked has its server's command line, and a name of its own with the kernel."""
     try:
+        if (_PROC / str(process) / "comm").read_text(encoding="utf-8", errors="replace").strip() == FORKED_NAME:
+            return True
         arguments = (_PROC / str(process) / "cmdline").read_bytes().decode(errors="replace").split("\0")
         folder = (_PROC / str(process) / "cwd").readlink()
     except OSError:

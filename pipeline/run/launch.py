@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.config.stages import StageConfig
 from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
@@ -18,6 +19,19 @@ from pipeline.store.folders import StageFolder, status_of
 
 CODE = Path(__file__).resolve().parents[2]
 """The folder that holds the packages `pipeline` and `stages`."""
+
+
+class Process(Protocol):
+    """As much of `subprocess.Popen` as whoever starts a stage needs."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ def failure(folder: StageFolder, code: int) -> str:
     return str(message) if message else f"ended with exit code {code}" if code else "ended without writing its record"
 
 
-def signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def signal_session(process: Process, number: signal.Signals) -> None:
     """Signal a process started as the leader of a session, and all in its group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import PriorlabError
 from pipeline.run.backend import Backend, Command, Seen
-from pipeline.run.launch import command, environment, failure, needed_devices, signal_session, visible_devices
+from pipeline.run.launch import Process, command, environment, failure, needed_devices, signal_session, visible_devices
 from pipeline.run.memory import expected_gib, free_gib, total_gib
 from pipeline.run.retries import cause_of_exit
 from pipeline.run.state import FINISHED, StageState
+from pipeline.run.warm import WarmServer, start_process, warm_server
 from pipeline.store.files import write_json_atomically
 
 
 @dataclass
 class _Started:
     state: StageState
-    process: subprocess.Popen[bytes]
+    process: Process
     devices: list[str]
 
 
@@ -38,8 +38,11 @@ class LocalBackend(Backend):
         self._memory = free_gib()
         self._peaks: dict[str, float] = {}
         self._running: dict[str, _Started] = {}
+        self._server: WarmServer | None = None
 
     def begin(self, states: Sequence[StageState]) -> None:
+        if self.command.package == "stages":
+            self._server = warm_server((state.node for state in states if state.state == "waiting"), self.command.commit)
         if any(state.state == "waiting" for state in states):
             for state in states:
                 if state.state in FINISHED:
@@ -51,7 +54,7 @@ class LocalBackend(Backend):
 
     def start(self, state: StageState) -> Seen | None:
         self._check_it_ever_fits(state)
-        if self.full or not self._fits_now(state):
+        if self.full or self._waits_for_server(state) or not self._fits_now(state):
             return None
         lock = state.folder.lock()
         if lock is None:
@@ -80,17 +83,13 @@ class LocalBackend(Backend):
         devices, free = self._free_devices[:wanted], self._free_devices[wanted:]
         write_json_atomically(attempt / "attempt.json", {"command": start, "devices": devices, "commit": command_.commit})
         with (attempt / "stdout.log").open("wb") as log:
-            process = subprocess.Popen(
-                start,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=[lock],
-                env=environment(node, lock, command_.commit, devices),
-            )
+            process = start_process(start, environment(node, lock, command_.commit, devices), log, lock, self._server)
         self._free_devices = free
         self._running[node.fingerprint] = _Started(state, process, devices)
+
+    def _waits_for_server(self, state: StageState) -> bool:
+        """The first stages build what others train on, and import little: they start cold while the server imports."""
+        return self._server is not None and bool(state.node.parents) and self._server.is_starting()
 
     def _check_it_ever_fits(self, state: StageState) -> None:
         """Raises `PriorlabError` if this machine is too small for a stage."""

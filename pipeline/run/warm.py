@@ -1,0 +1,161 @@
+"""Start stages warm: forked from a process that has imported torch, vLLM, TRL and DeepSpeed once, which takes each stage ten seconds.
+
+`multiprocessing`'s fork server takes the environment and the streams of the process that asks for it, and imports that process's main
+module into every child; a stage must see its own. `stages.warm` is the server, this is the orchestrator's end of it.
+
+A stage starts warm if it is one process whose environment is the server's, PRIORLAB_* aside: libraries read theirs when imported. It
+starts cold, as a process of its own, on a machine with GPUs (libraries look for devices when imported, and CUDA does not survive a
+fork), with several processes, and wherever the server has not started or has died.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import IO
+
+from pipeline.experiment.graph import StageNode
+from pipeline.run.launch import Process, process_environment, visible_devices
+
+FORKED_NAME = "priorlab-stage"
+"""What the kernel calls a forked stage's process: its command line is the server's."""
+_NUMBER_BYTES = 8
+"""Of each number in a stage's pipe: its process number, from itself, then its exit code, from the server."""
+_OWN = "PRIORLAB_"
+
+
+class WarmServer:
+    """The server as its orchestrator sees it; it ends when the orchestrator does."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = _shared(environment)
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._starting = True
+        self._alive = True
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "stages.die_with_parent", str(os.getpid()), sys.executable, "-m", "stages.warm"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,  # what imports print; if one fails, it fails in the stages' logs as well
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                env=environment,
+            )
+
+    def is_starting(self, *, wait: float = 0.0) -> bool:
+        """Whether it still imports, after at most `wait` seconds."""
+        if self._starting and select.select([self._orders], [], [], wait)[0]:
+            self._starting = False
+            self._alive = self._orders.recv(1) != b""
+        return self._starting
+
+    def start(self, command: list[str], environment: dict[str, str], log: IO[bytes], lock: int) -> ForkedStage | None:
+        """A stage's process, or None if it has to start cold."""
+        module = _module_of(command)
+        if module is None or _shared(environment) != self._environment or self.is_starting() or not self._alive:
+            return None
+        order = {"module": module, "arguments": command[-2:], "environment": environment, "name": FORKED_NAME}
+        ours, theirs = os.pipe()
+        try:
+            socket.send_fds(self._orders, [json.dumps(order).encode()], [log.fileno(), lock, theirs])
+        except OSError:  # it has died, or the environment is larger than a message may be
+            os.close(ours)
+            return None
+        finally:
+            os.close(theirs)
+        number = os.read(ours, _NUMBER_BYTES)
+        if not number:
+            self._alive = False
+            os.close(ours)
+            return None
+        return ForkedStage(_number(number), ours)
+
+    def close(self) -> None:
+        """End it, at once if it still imports, and with it what it has forked."""
+        self._orders.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class ForkedStage:
+    """A stage's process that is the server's child: as much of `subprocess.Popen` as an orchestrator needs."""
+
+    def __init__(self, pid: int, pipe: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._pipe = pipe
+        self._handle = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """Its exit code, as `Popen.poll` gives it; -SIGKILL if the server died, which takes its stages with it."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code once it has ended. Raises `subprocess.TimeoutExpired`."""
+        if self.returncode is None:
+            if not select.select([self._pipe], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"stage {self.pid}", timeout or 0.0)
+            code = os.read(self._pipe, _NUMBER_BYTES)
+            self.returncode = _number(code) if code else -signal.SIGKILL
+            os.close(self._pipe)
+            os.close(self._handle)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """To this process and no other that may have taken over its number; nothing if it has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, number)
+
+
+def warm_server(nodes: Iterable[StageNode], commit: str) -> WarmServer | None:
+    """A server for the stages to run, if at least two of them could start warm; those without parents do not wait for one."""
+    if not hasattr(os, "pidfd_open") or visible_devices():
+        return None
+    environments = Counter(
+        tuple(process_environment(node.config.threads, None, commit, hub=node.config.reads_hub).items())
+        for node in nodes
+        if node.parents and node.config.processes == 1
+    )
+    if not environments:
+        return None
+    (environment, stages), *_ = environments.most_common(1)
+    return WarmServer(dict(environment)) if stages > 1 else None
+
+
+def start_process(command: list[str], environment: dict[str, str], log: IO[bytes], lock: int, server: WarmServer | None) -> Process:
+    """A stage's process that leads a session of its own, writes to `log` and has `lock`: forked by the server, or else started cold."""
+    forked = None if server is None else server.start(command, environment, log, lock)
+    return forked or subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=[lock],
+        env=environment,
+    )
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, sys.byteorder, signed=True)
+
+
+def _shared(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(_OWN)}
+
+
+def _module_of(command: list[str]) -> str | None:
+    """The module that a command (`launch.command`) runs as the stage's only process."""
+    module = command[-3]
+    return module if module.startswith("stages.") and "torch.distributed.run" not in command else None
