@@ -18,8 +18,8 @@ import pytest
 
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import Graph, StageNode, build_graph
-from pipeline.run.launch import Process, command, environment, process_environment
-from pipeline.run.warm import WarmServer, start_process
+from pipeline.run.launch import Process, command, environment, process_environment, start_process
+from pipeline.run.warm import WarmServer
 from pipeline.store.folders import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,8 @@ def start(lab: Lab, node: StageNode, module: str | None = None, **more: str) -> 
     assert lock is not None
     try:
         with (folder.path / "out.log").open("ab") as log:
-            return start_process(words, for_tests(environment(node, lock, "test")) | more, log, lock, server_for_tests())
+            seen = for_tests(environment(node, lock, "test")) | more
+            return server_for_tests().start(words, seen, log, lock) or start_process(words, seen, log, lock)
     finally:
         os.close(lock)
 

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from pipeline.config.stages import StageConfig
 from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
@@ -107,6 +107,19 @@ def visible_devices() -> list[str]:
 def needed_devices(config: StageConfig) -> int:
     """One GPU per process of a stage that needs any."""
     return config.processes if config.needs_devices else 0
+
+
+def start_process(command: list[str], environment: dict[str, str], log: IO[bytes], lock: int | None) -> subprocess.Popen[bytes]:
+    """A stage's process: leader of a session, with its output in `log`, and with the stage's lock if it is given one."""
+    return subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=[] if lock is None else [lock],
+        env=environment,
+    )
 
 
 def failure(folder: StageFolder, code: int) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from pipeline.errors import PriorlabError
 from pipeline.run.backend import Backend, Command, Seen
-from pipeline.run.launch import Process, command, environment, failure, needed_devices, signal_session, visible_devices
+from pipeline.run.launch import Process, command, environment, failure, needed_devices, signal_session, start_process, visible_devices
 from pipeline.run.memory import expected_gib, free_gib, total_gib
 from pipeline.run.retries import cause_of_exit
 from pipeline.run.state import FINISHED, StageState
-from pipeline.run.warm import WarmServer, start_process, warm_server
+from pipeline.run.warm import WarmServer, warm_server
 from pipeline.store.files import write_json_atomically
 
 
@@ -83,7 +83,9 @@ class LocalBackend(Backend):
         devices, free = self._free_devices[:wanted], self._free_devices[wanted:]
         write_json_atomically(attempt / "attempt.json", {"command": start, "devices": devices, "commit": command_.commit})
         with (attempt / "stdout.log").open("wb") as log:
-            process = start_process(start, environment(node, lock, command_.commit, devices), log, lock, self._server)
+            seen = environment(node, lock, command_.commit, devices)
+            forked = None if self._server is None else self._server.start(start, seen, log, lock)
+            process = forked or start_process(start, seen, log, lock)
         self._free_devices = free
         self._running[node.fingerprint] = _Started(state, process, devices)
 

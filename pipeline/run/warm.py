@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import IO
 
 from pipeline.experiment.graph import StageNode
-from pipeline.run.launch import Process, process_environment, visible_devices
+from pipeline.run.launch import process_environment, visible_devices
 
 FORKED_NAME = "priorlab-stage"
 """What the kernel calls a forked stage's process: its command line is the server's."""
@@ -131,20 +131,6 @@ def warm_server(nodes: Iterable[StageNode], commit: str) -> WarmServer | None:
         return None
     (environment, stages), *_ = environments.most_common(1)
     return WarmServer(dict(environment)) if stages > 1 else None
-
-
-def start_process(command: list[str], environment: dict[str, str], log: IO[bytes], lock: int, server: WarmServer | None) -> Process:
-    """A stage's process that leads a session of its own, writes to `log` and has `lock`: forked by the server, or else started cold."""
-    forked = None if server is None else server.start(command, environment, log, lock)
-    return forked or subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        pass_fds=[lock],
-        env=environment,
-    )
 
 
 def _number(data: bytes) -> int:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import REFUSED_EXIT, PriorlabError
-from pipeline.run.launch import Nodes, failure, launch_command, process_environment, signal_session
+from pipeline.run.launch import Nodes, failure, launch_command, process_environment, signal_session, start_process
 from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import StageFolder, status_of
 from pipeline.store.lease import SILENCE_SECONDS
@@ -69,15 +69,7 @@ class StageJob:
             folder.status.unlink(missing_ok=True)
         start = launch_command(self.kind, folder, self.processes, nodes)
         with _output(folder, rank, start, self.commit) as log:
-            process = subprocess.Popen(
-                start,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=[] if lock is None else [lock],
-                env=process_environment(self.threads, lock, self.commit, hub=self.hub),
-            )
+            process = start_process(start, process_environment(self.threads, lock, self.commit, hub=self.hub), log, lock)
         if lock is not None:
             os.close(lock)  # the stage process holds it now
         ending = _Ending(process, self.grace_seconds)
