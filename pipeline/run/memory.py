@@ -13,7 +13,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def expected_gib(config: StageConfig, declared: float | None, measured: float | None) -> float:
-    """What the config says, else the most that a process of a stage of this kind has taken in this sweep, else a guess."""
+    """What the config says, else the most that a process of a stage of this kind has taken in this sweep, else the kind's guess
+    (`pipeline.config.stages`)."""
     if declared is not None:
         return declared
     return config.processes * (measured or config.library_gib + config.kv_cache_gib)

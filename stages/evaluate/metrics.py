@@ -1,7 +1,7 @@
 """Metrics of repeated sampling, as one value per problem whose mean is the metric; numpy only.
 
 pass@k is the unbiased estimator of Chen et al. (arXiv 2107.03374): the chance that k of the n samples, drawn without replacement,
-contain a correct one.
+contain a correct one. `problem_metrics` in `run.py` says which of them an evaluation reports.
 """
 
 from __future__ import annotations
