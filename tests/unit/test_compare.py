@@ -133,7 +133,7 @@ def test_checkpoints_along_the_way_are_rows_by_step_and_no_part_of_the_gain() ->
 def test_a_gain_over_other_problems_is_refused() -> None:
     (plan,) = plans("axes.prior=[ce]")
     (setting,) = measured_settings([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5, problems=30)])
-    with pytest.raises(PriorlabError, match="other problems after RL than before"):
+    with pytest.raises(PriorlabError, match="different problems before and after RL"):
         setting.gain_at("pass@k", 1)
 
 

@@ -1,11 +1,14 @@
 """`diff` and the reasons that `plan` gives: field by field, parents included."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pipeline.cli import terminal
 from pipeline.config.stages import KINDS
 from pipeline.experiment.graph import Graph
 from pipeline.store.files import write_json_atomically
@@ -84,3 +87,16 @@ def test_plan_names_a_raised_recipe_version(shelf: Shelf) -> None:
     entries = {e["kind"]: e for e in shelf.json("plan", "smoke", *ONE_CELL)}
     raised = f"recipe_version: 0 -> {KINDS['pretrain'].version}"
     assert entries["pretrain"]["drift"] == {"from": "pretrain/ce-s0-0123456789ab", "fields": [raised]}
+
+
+def test_on_a_narrow_terminal_a_plan_is_cut_nowhere(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(shelf, shelf.sweep(*ONE_CELL))
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr(terminal, "console", screen)
+    shelf.call("plan", "smoke", *ONE_CELL, "pretrain.steps=400")
+    shown: str = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for entry in shelf.json("plan", "smoke", *ONE_CELL, "pretrain.steps=400"):
+        for part in (entry["stage"], f"state {entry['state']}", entry["work"], entry["why"], *entry["cells"]):
+            assert part in " ".join(shown.split())

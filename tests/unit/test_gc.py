@@ -45,7 +45,7 @@ def test_stages_of_a_removed_sweep_go_and_shared_ones_stay(shelf: Shelf) -> None
     size = sum(p.stat().st_size for name in gone for p in (shelf.home.path / "stages" / name).rglob("*") if p.is_file())
     assert (found["deleted"], found["bytes"], found["kept_sweeps"]) == (False, size, ["smoke"])
     assert on_disk(shelf) == everything  # only shown
-    assert f"{size:,} bytes are needed by no kept sweep" in shelf.call("gc").output
+    assert f"no kept sweep needs these {size:,} bytes" in shelf.call("gc").output
     assert on_disk(shelf) == everything
     assert f"deleted {size:,} bytes" in shelf.call("gc", "--yes").output
     assert on_disk(shelf) == set(kept)
@@ -124,7 +124,7 @@ def test_nothing_is_deleted_while_it_is_unclear_what_is_needed(shelf: Shelf) -> 
     (shelf.home.sweep("smoke") / "cells.jsonl").unlink()
     assert "it is unclear what sweep 'smoke' needs" in shelf.refusal("gc", "--yes")
     shutil.rmtree(shelf.home.sweep("smoke"))
-    assert "holds stages and no sweep" in shelf.refusal("gc", "--yes")
+    assert "holds stages but no sweeps" in shelf.refusal("gc", "--yes")
     assert on_disk(shelf) == before
 
 

@@ -87,7 +87,7 @@ def test_a_setting_has_one_colour_also_where_another_is_not_finished(tmp_path: P
     ("gains", "words"),
     [
         ([0.7, 0.2], ["gained most", "gained least"]),
-        ([0.7, 0.2, -0.1], ["gained most", "in the middle", "lost most"]),
+        ([0.7, 0.2, -0.1], ["gained most", "median gain", "lost most"]),
         ([-0.2, -0.1], ["lost least", "lost most"]),
         ([0.3], ["gained most"]),
     ],

@@ -130,7 +130,7 @@ def test_a_seed_whose_rl_is_not_finished_leaves_the_others_of_its_setting_in(pri
     assert row["seeds"] == [0, 2]
     assert row["pass@1"]["gain"]["value"] == pytest.approx(row["pass@1"]["after"]["value"] - row["pass@1"]["before"]["value"])
     said = summary(found, NOWHERE)["verdict"]
-    assert f"Seeds that are not finished are left out: of {prior} (1)." in said
+    assert f"Unfinished seeds are left out: {prior} (1)." in said
 
 
 def test_a_reference_that_is_not_finished_is_told_and_not_replaced() -> None:
@@ -145,7 +145,7 @@ def test_a_reference_that_is_not_finished_is_told_and_not_replaced() -> None:
     said = " ".join(summary(found, NOWHERE)["verdict"])
     assert "Along prior, nothing is compared with ce rl.optimizer.learning_rate=0.0002" in said
     assert "Along rl.optimizer.learning_rate, nothing is compared with tail rl.optimizer.learning_rate=0.0001 yet" in said
-    assert "4 of 9 settings are not finished" in said
+    assert "Unfinished, so left out above: 4 of 9 settings." in said
 
 
 def test_cross_entropy_with_changes_is_the_reference_and_so_is_that_of_mid_training() -> None:
@@ -167,8 +167,8 @@ def test_one_shared_seed_is_warned_of_however_many_each_setting_has() -> None:
         kept = [one for one in whole if one.plan.cell.recipe.seed in seeds[one.plan.cell.recipe.prior.name]]
         return " ".join(sentence for sentence in summary(found_in(kept), NOWHERE)["verdict"] if "one seed" in sentence)
 
-    assert "Some differences are over one seed" in warned([0, 1], [1, 2])
-    assert "There is one seed per setting" in warned([0], [0, 1])
+    assert "Where a difference rests on one seed" in warned([0, 1], [1, 2])
+    assert "With one seed per setting" in warned([0], [0, 1])
     assert warned([0, 1], [0, 1]) == ""
 
 
@@ -198,7 +198,7 @@ def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
     first = predictors(cell_points(measured_settings(told)))[0]
     assert (first.measurement, first.bases, first.shown) == ("entropy", 7, True)
     assert len(cell_points(measured_settings(told)).gain) == 14
-    assert "goes along with the base model's entropy" in summary(found_in(told), NOWHERE)["verdict"][-1]
+    assert "correlates with the base model's entropy" in summary(found_in(told), NOWHERE)["verdict"][-1]
 
 
 def test_seeds_and_ways_of_rl_are_no_base_settings_of_their_own() -> None:
@@ -266,20 +266,23 @@ def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
 
 
 def test_without_a_difference_the_verdict_says_so() -> None:
-    said = summary(found_in(measured({"ce": 0.05, "tail": 0.05}, seeds=2)), NOWHERE)["verdict"]
-    assert any("no difference in gain is shown" in sentence for sentence in said)
+    said = summary(found_in(measured({"ce": 0.05, "tail": 0.05, "head": 0.05}, seeds=2)), NOWHERE)["verdict"]
+    start = "No prior is shown to gain more or less than ce: all 2 intervals, which hold jointly, include 0. At pass@1 this sweep "
+    assert any(sentence.startswith(f"{start}cannot resolve differences below about .0") for sentence in said)
     assert not any("one seed" in sentence for sentence in said)
 
 
 def test_a_difference_that_could_not_be_is_not_named_as_the_smallest_to_see() -> None:
-    """Two seeds that part: the interval of a difference in pass@1 is wider than any difference can be."""
+    """Two seeds that diverge: the interval of a difference in pass@1 is wider than any difference can be."""
     said = summary(found_in(measured({"ce": 0.05, "tail": 0.05}, seeds=2, noise=5.0)), NOWHERE)["verdict"]
-    assert any(sentence.endswith("at pass@1, no difference is within what so few seeds can show.") for sentence in said)
+    assert any(sentence.endswith("At pass@1 so few seeds cannot resolve any difference.") for sentence in said)
 
 
 def test_unfinished_settings_are_told() -> None:
     evaluations = measured({"ce": 0.05, "tail": 0.05})[:-1]
-    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(found_in(evaluations), NOWHERE)["verdict"])
+    assert any(
+        "Unfinished, so left out above: 1 of 2 settings" in sentence for sentence in summary(found_in(evaluations), NOWHERE)["verdict"]
+    )
     assert summary(found_in(evaluations[:1]), NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
 
 
@@ -314,7 +317,7 @@ def test_a_single_setting_is_compared_with_each_of_another_sweep() -> None:
 def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
     with pytest.raises(PriorlabError, match="share no setting: ce, tail against head, precision"):
         across(measured({"ce": 0.0, "tail": 0.0}), measured({"head": 0.0, "precision": 0.0}))
-    with pytest.raises(PriorlabError, match="other problems, or with other seeds"):
+    with pytest.raises(PriorlabError, match="different problems, or with different seeds"):
         across(measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
     with pytest.raises(PriorlabError, match="priorlab status b"):
         across(measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
@@ -349,8 +352,8 @@ def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
     assert plan.seeds_for(0.05) is None
     said = in_words(plan, 0.05)
     assert "128 problems x 64 samples x 1 seed:" in said
-    assert "to show 0.05 takes more of both seeds and problems" in said
-    assert "Assumed: spreads of 0.3 over problems, as Countdown has, and of 0.03 over seeds, a guess" in said
+    assert "Showing 0.05 takes both more seeds and more problems." in said
+    assert "Assumed spreads: 0.3 over problems (Countdown's), 0.03 over seeds (a guess)." in said
 
 
 def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None:

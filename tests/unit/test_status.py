@@ -123,7 +123,7 @@ def test_logs_are_those_of_the_newest_attempt_or_of_the_one_asked_for(shelf: She
     assert shelf.call("logs", "pretrain/ce-s0", "--attempt", "1").output == "first\n"
     assert shelf.call("logs", "pretrain/ce-s0", "--follow").output == "second\n"  # nobody runs it, so nothing is waited for
     assert f"means several stages ({node.name}, {plan.chain['rl'].name})" in shelf.refusal("logs", "ce-s0")
-    assert "no log of attempt 3; there are: 1, 2" in shelf.refusal("logs", "pretrain/ce-s0", "--attempt", "3")
+    assert "no log of attempt 3; there are logs of: 1, 2" in shelf.refusal("logs", "pretrain/ce-s0", "--attempt", "3")
 
 
 def test_following_a_log_ends_with_the_stage_and_misses_nothing(shelf: Shelf) -> None:
