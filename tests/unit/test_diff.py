@@ -43,7 +43,7 @@ def test_stages_differ_in_their_own_fields_and_their_parents(shelf: Shelf) -> No
     assert "its folder is gone" in shelf.json("diff", before.fingerprint[:12], after.fingerprint[:12])["differences"][-1]
 
 
-def test_execution_is_no_difference(shelf: Shelf) -> None:
+def test_execution_settings_are_not_a_difference(shelf: Shelf) -> None:
     finish(shelf, shelf.sweep(*ONE_CELL))
     assert shelf.json("diff", "pretrain/ce-s0", "pretrain/ce-s0")["differences"] == []
     assert "the same experiment" in shelf.call("diff", "pretrain/ce-s0", "pretrain/ce-s0").output
@@ -89,7 +89,7 @@ def test_plan_names_a_raised_recipe_version(shelf: Shelf) -> None:
     assert entries["pretrain"]["drift"] == {"from": "pretrain/ce-s0-0123456789ab", "fields": [raised]}
 
 
-def test_on_a_narrow_terminal_a_plan_is_cut_nowhere(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_cuts_nothing_of_a_plan(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(shelf, shelf.sweep(*ONE_CELL))
     screen = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     monkeypatch.setattr(terminal, "console", screen)

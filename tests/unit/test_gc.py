@@ -60,7 +60,7 @@ def test_a_redefined_sweep_frees_what_only_its_old_definition_used(shelf: Shelf)
     assert old[0] == new[0]  # the corpus
 
 
-def test_what_runs_stays_with_all_it_was_computed_from(shelf: Shelf) -> None:
+def test_a_running_stage_stays_with_all_it_was_computed_from(shelf: Shelf) -> None:
     names = fill(shelf, *ONE_CELL, name="dropped")
     graph = shelf.sweep("axes.prior=[tail]", "corpus.documents=20000")  # shares nothing with it
     shutil.rmtree(shelf.home.sweep("dropped"))
@@ -149,7 +149,7 @@ def test_a_file_linked_elsewhere_frees_nothing(shelf: Shelf, tmp_path: Path) -> 
     assert not folder.exists()
 
 
-def test_an_unreadable_spec_of_a_needed_stage_stops_it(shelf: Shelf) -> None:
+def test_an_unreadable_spec_of_a_needed_stage_stops_gc(shelf: Shelf) -> None:
     fill(shelf, *ONE_CELL)
     shelf.home.stages()[0].spec.write_text("{half")
     with pytest.raises(PriorlabError, match=r"spec\.json is not readable JSON"):

@@ -1,4 +1,4 @@
-"""`status` and `logs`: what is said of stages in every state, and how fast."""
+"""`status` and `logs`: what they say about stages in every state, and how fast."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def shelf(tmp_path: Path) -> Shelf:
     return shelf_at(tmp_path)
 
 
-def test_a_running_stage_tells_rate_time_left_attempts_and_log(shelf: Shelf) -> None:
+def test_a_running_stage_has_rate_time_left_attempts_and_log(shelf: Shelf) -> None:
     node = shelf.sweep("axes.prior=[ce]", "rl=null").cells[0].chain["pretrain"]
     shelf.begun(node)
     since = {"unit": "steps", "step": 100, "time": 1000.0}  # resumed at step 100
