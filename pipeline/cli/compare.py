@@ -1,4 +1,4 @@
-"""The commands that show what was found: the comparison of a sweep, and of two sweeps with one another."""
+"""The commands that show results: the comparison of one sweep, and of two with each other."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.options import AsJson
-from pipeline.cli.terminal import WIDE, console, print_json, print_wide, some_of
+from pipeline.cli.terminal import console, fits, print_json, print_wide, some_of
 from pipeline.compare.evaluations import load_evaluations
 from pipeline.compare.settings import Setting, planned_settings
 from pipeline.compare.summary import Findings, findings
@@ -25,33 +23,35 @@ from pipeline.experiment.saved import known_sweep
 from pipeline.report.comparison import compare_sweep
 from pipeline.store.folders import Home
 
-AsCsv = Annotated[bool, typer.Option("--csv", help="results.csv: every metric of every cell, with intervals")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="print results.csv: every metric of every cell, with intervals")]
 
 
 def report(
-    name: Annotated[str, typer.Argument(help="a sweep that was started")],
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep that was started")],
     sort: Annotated[
         str | None,
-        typer.Option(help="order of rows, largest first: entropy, perplexity, before@K, after@K, gain@K; or arm", show_default=False),
+        typer.Option(
+            help="sort rows by setting, or, largest first, by entropy, perplexity, before@K, after@K, gain@K", show_default=False
+        ),
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option("--filter", help="only settings with this text in their name; the verdict stays on all", show_default=False),
+        typer.Option("--filter", help="only settings with this text in their name; the verdict covers all", show_default=False),
     ] = None,
-    bayes: Annotated[bool, typer.Option("--bayes", help="gains in pass@1 with credible intervals for these very problems")] = False,
+    bayes: Annotated[bool, typer.Option("--bayes", help="pass@1 gains with credible intervals for exactly these problems")] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """Write and print the comparison of a sweep, as far as it has come."""
+    """Write and print a sweep's comparison, from the results so far."""
     idle = {"--json": as_csv and as_json, "--sort": as_csv and sort is not None, "--bayes": (as_csv or as_json) and bayes}
     for option in (option for option, given in idle.items() if given):
-        raise PriorlabError(f"{option} changes nothing of what {'--csv' if as_csv else '--json'} prints; leave one of the two out")
+        raise PriorlabError(f"{option} does not change what {'--csv' if as_csv else '--json'} prints; leave one of the two out")
     home = Home.from_environment()
     saved = known_sweep(name, home)
     graph = build_graph(saved.cells())
     comparison = compare_sweep(saved, graph, home)
     if comparison is None:
-        raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows how far it is")
+        raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows its progress")
     chosen = _chosen(planned_settings([plan.cell for plan in graph.cells]), only)
     if as_csv:
         sys.stdout.write(_csv(comparison.report.with_name("results.csv"), chosen))
@@ -60,7 +60,7 @@ def report(
     if not shown["rows"]:
         raise PriorlabError(
             f"sweep {name!r} has no finished evaluation of what RL starts from yet{' in these settings' if only else ''}; `priorlab "
-            f"status {name}` shows how far it is, and --csv has the checkpoints along the way"
+            f"status {name}` shows its progress, and --csv has the checkpoints along the way"
         )
     if as_json:
         print_json(shown)
@@ -69,8 +69,8 @@ def report(
 
 
 def compare(
-    first: Annotated[str, typer.Argument(help="a sweep")],
-    second: Annotated[str, typer.Argument(help="another sweep")],
+    first: Annotated[str, typer.Argument(metavar="FIRST", help="a sweep that was started")],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="the sweep to compare with it")],
     as_json: AsJson = False,
 ) -> None:
     """Compare what RL gained in two sweeps: second minus first, per setting, paired per problem and seed."""
@@ -83,11 +83,9 @@ def compare(
     if as_json:
         print_json([one.as_dict() for one in found])
         return
-    print_wide(differences_table([one.as_dict() for one in found], f"what {second} gains more than {first}"))
+    print_wide(differences_table([one.as_dict() for one in found], f"gains in {second} minus gains in {first}"))
     shown = sum(one.gain.shown for one in found)
-    console.print(
-        f"\n{shown} of {len(found)} differences are shown; the intervals hold for all of them together with 95%", soft_wrap=True
-    )
+    console.print(f"\n{shown} of {len(found)} intervals exclude 0; all hold jointly with 95%", soft_wrap=True)
 
 
 def _findings(name: str, home: Home) -> Findings:
@@ -109,35 +107,31 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
 
     rows = summary["rows"]
     whole = terminal_table(rows, f"sweep {name}", bayes=bayes)
-    apart = [] if _fits(whole) else pass_keys(rows)  # too narrow for one line per setting: one table per k
+    apart = [] if fits(whole) else pass_keys(rows)  # too narrow for one line per setting: one table per k
     for table in [terminal_table(rows, f"sweep {name}, {key}", [key], bayes=bayes) for key in apart] or [whole]:
         console.print()
         print_wide(table)
     console.print()
     if filtered:
-        console.print("of all settings:")
+        console.print("over all settings:")
     for sentence in summary["verdict"]:
         console.print(Text(f"- {sentence}"), soft_wrap=not console.is_terminal)
     console.print()
     console.print(Text(f"report: {_short(written)}"), soft_wrap=True)
 
 
-def _fits(table: Table) -> bool:
-    return not console.is_terminal or Console(width=WIDE).measure(table).maximum <= console.width
-
-
 def _chosen(of_sweep: list[Setting], only: str | None) -> list[Setting]:
     chosen = [setting for setting in of_sweep if only is None or only.lower() in setting.name.lower()]
     if not chosen:
-        raise PriorlabError(f"--filter {only!r} fits no setting; there are: {some_of([setting.name for setting in of_sweep])}")
+        raise PriorlabError(f"--filter {only!r} matches no setting; there are: {some_of([setting.name for setting in of_sweep])}")
     return chosen
 
 
 def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dict[str, Any]:
-    """Rows and differences of the chosen settings; what holds for the sweep stays."""
+    """The summary with rows and differences of the chosen settings only."""
     names = {setting.name for setting in chosen}
     rows = [row for row in summary["rows"] if row["arm"] in names]
-    if sort == "arm":
+    if sort in ("setting", "arm"):
         rows.sort(key=lambda row: str(row["arm"]))
     elif sort is not None:
         rows.sort(key=lambda row: _sort_value(row, sort), reverse=True)
@@ -160,7 +154,7 @@ def _sort_value(row: dict[str, Any], sort: str) -> float:
 
 
 def _csv(file: Path, chosen: list[Setting]) -> str:
-    """The rows of results.csv that are of cells of the chosen settings."""
+    """results.csv, with only the rows of the chosen settings' cells."""
     cells = {cell.id for setting in chosen for cell in setting.cells}
     head, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8")))
     kept, column = io.StringIO(), head.index("cell")

@@ -1,4 +1,4 @@
-"""The commands that look at a home and tidy it: parsing and printing only."""
+"""The commands that inspect and tidy a home: parsing and printing only."""
 
 from __future__ import annotations
 
@@ -32,18 +32,20 @@ from pipeline.run.backends import jobs_of
 from pipeline.store.folders import Home
 from pipeline.store.progress import duration, number
 
-STAGE_HELP = "digits of its fingerprint, [KIND/]slug, folder name or path; `priorlab status` lists them"
+_STAGE_HELP = "digits of its fingerprint, [KIND/]slug, folder name or path; `priorlab status` lists stages"
 _WATCH_SECONDS = 2.0
 _SILENT_SECONDS = 600.0
-"""A running stage that has not reported for so long is worth a look."""
+"""A running stage that has been silent for longer is worth a look."""
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="only stages of this sweep (default: every stage)", show_default=False)] = None,
-    state: Annotated[
-        list[str] | None, typer.Option(help=f"only stages that are {', '.join(STATES)}; may be repeated", show_default=False)
+    name: Annotated[
+        str | None, typer.Argument(metavar="SWEEP", help="only stages of this sweep (default: every stage)", show_default=False)
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="keep showing what is not done, until Ctrl-C")] = False,
+    state: Annotated[
+        list[str] | None, typer.Option(help=f"only stages in this state: {', '.join(STATES)}; may be repeated", show_default=False)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="keep updating until Ctrl-C; shows what is not done")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the stages on disk: state, progress, rate, time left, attempts, log."""
@@ -106,11 +108,11 @@ def _watch(look: Callable[[], list[StageReport]]) -> None:
 
 
 def logs(
-    stage: Annotated[str, typer.Argument(help=STAGE_HELP)],
-    attempt: Annotated[int | None, typer.Option(help="an older try, by its number (default: the newest)", show_default=False)] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="go on with what the stage prints, until it ends")] = False,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help=_STAGE_HELP)],
+    attempt: Annotated[int | None, typer.Option(help="number of an older attempt (default: the newest)", show_default=False)] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="keep printing new output until the stage ends")] = False,
 ) -> None:
-    """Print what a stage printed."""
+    """Print a stage's log."""
     folder = Home.from_environment().find_stage(stage)
     log = find_log(folder, attempt)
     with suppress(KeyboardInterrupt):
@@ -120,11 +122,11 @@ def logs(
 
 
 def diff(
-    first: Annotated[str, typer.Argument(help=f"a stage ({STAGE_HELP}), or a cell as SWEEP:CELL")],
-    second: Annotated[str, typer.Argument(help="another stage, or another cell")],
+    first: Annotated[str, typer.Argument(metavar="FIRST", help=f"a stage ({_STAGE_HELP}), or a cell as SWEEP:CELL")],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="the stage or cell to compare with it")],
     as_json: AsJson = False,
 ) -> None:
-    """Show in what two stages, or two cells, are not the same experiment."""
+    """Show how two stages, or two cells, differ as experiments."""
     found = compare(first, second, Home.from_environment())
     if as_json:
         print_json(asdict(found))
@@ -136,26 +138,26 @@ def diff(
         console.print(Text(f"both use {', '.join(found.shared)}"), soft_wrap=True)
 
 
-def cancel(name: Annotated[str, typer.Argument(help=f"a sweep, or a stage: {STAGE_HELP}")]) -> None:
-    """End what runs of a sweep, or one stage. What they have saved stays: `priorlab resume` goes on from there."""
+def cancel(name: Annotated[str, typer.Argument(metavar="SWEEP|STAGE", help=f"a sweep, or a stage: {_STAGE_HELP}")]) -> None:
+    """Stop a sweep or a stage. What it has saved stays: `priorlab resume` continues from there."""
     found = cancelling.cancel(name, Home.from_environment())
     if found.driver is not None:
-        console.print(f"ended the command that ran sweep {name} (process {found.driver})", soft_wrap=True)
+        console.print(f"stopped the command that ran sweep {name} (process {found.driver})", soft_wrap=True)
     for ended in found.stages:
         console.print(Text(f"cancelled {ended}"), soft_wrap=True)
     for kept, sweep in found.left.items():
-        console.print(Text(f"left {kept}: sweep {sweep} runs it"), soft_wrap=True)
+        console.print(Text(f"left {kept} running: sweep {sweep} runs it"), soft_wrap=True)
     if found.driver is None and not found.stages:
-        console.print(Text(f"nothing to end: {name} is not running"), soft_wrap=True)
+        console.print(Text(f"nothing to cancel: {name} is not running"), soft_wrap=True)
 
 
 def gc(
-    yes: Annotated[bool, typer.Option("--yes", help="delete it; without this, only show it")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="delete it; without this, only list it")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show, or delete with --yes, what no kept sweep needs: stages, half-written exports, logs of older attempts.
+    """List, or with --yes delete, what no kept sweep needs: stages, half-written exports, logs of older attempts.
 
-    A sweep is kept while its folder is below $PRIORLAB_HOME/sweeps. What it needs, what runs, and what was adopted always stays.
+    A sweep is kept while its folder is below $PRIORLAB_HOME/sweeps. What it needs, what is running and what was adopted always stays.
     """
     home = Home.from_environment()
     found = garbage.find(home)
@@ -174,29 +176,29 @@ def gc(
     if yes:
         console.print(f"deleted {total:,} bytes", soft_wrap=True)
     elif items:
-        console.print(
-            f"{total:,} bytes are needed by no kept sweep; `priorlab gc --yes` deletes them, nothing was deleted now", soft_wrap=True
-        )
+        console.print(f"no kept sweep needs these {total:,} bytes; `priorlab gc --yes` deletes them", soft_wrap=True)
     else:
-        console.print("nothing to delete: the kept sweeps need all there is", soft_wrap=True)
+        console.print("nothing to delete")
 
 
 def adopt(
-    checkpoint: Annotated[Path, typer.Argument(help="a Hugging Face folder: config.json, *.safetensors, tokenizer")],
-    recipe: Annotated[str, typer.Option("--as", help="the recipe whose pre-training it stands for", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="a Hugging Face folder: config.json, *.safetensors, tokenizer")
+    ],
+    recipe: Annotated[str, typer.Option("--as", help="the recipe whose pre-training it replaces", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes of the recipe", show_default=False)
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="changes to the recipe", show_default=False)
     ] = None,
-    link: Annotated[bool, typer.Option("--link", help="hard links instead of copies; the folder must not change afterwards")] = False,
+    link: Annotated[bool, typer.Option("--link", help="hard-link instead of copying; the folder must not change afterwards")] = False,
 ) -> None:
-    """Bring in a checkpoint made elsewhere, in place of a recipe's pre-training."""
+    """Import a checkpoint made elsewhere in place of a recipe's pre-training."""
     with choose_view(console) as view:
         adopted = adopting.adopt(checkpoint, recipe, overrides or [], Home.from_environment(), link=link, view=view)
-    console.print(Text(f"{'adopted as' if adopted.is_new else 'was adopted before, as'} {adopted.stage}"), soft_wrap=True)
+    console.print(Text(f"{'adopted as' if adopted.is_new else 'already adopted as'} {adopted.stage}"), soft_wrap=True)
     changes = shlex.join([*(overrides or []), f"pretrain.adopted={adopted.digest}"])
     named = any(change.startswith("prior.name=") for change in overrides or [])
     console.print(
-        Text(f"go on with: priorlab run {shlex.quote(recipe)} {changes}{'' if named else ' prior.name=NAME'}"), soft_wrap=True
+        Text(f"continue with: priorlab run {shlex.quote(recipe)} {changes}{'' if named else ' prior.name=NAME'}"), soft_wrap=True
     )
 
 
@@ -208,8 +210,9 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json([finding.__dict__ for finding in findings])
     else:
+        table = plain_table("", "check", "found", wrapped=["found"])
         for finding in findings:
-            mark = "[green]ok[/]  " if finding.ok else "[red]bad[/] "
-            console.print(mark, Text(f"{finding.name:<10} {finding.text}"), sep="", soft_wrap=True)
+            table.add_row(Text("ok", "green") if finding.ok else Text("bad", "red"), finding.name, Text(finding.text))
+        print_wide(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -9,10 +9,10 @@ import typer
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="changes of the config, e.g. rl.steps=50 prior.beta=-0.1 axes.seed=[0,1,2]; values are YAML",
+        metavar="KEY=VALUE",
+        help="changes to the config, e.g. rl.steps=50 prior.beta=-0.1 axes.seed=[0,1,2]; values are YAML",
         show_default=False,
     ),
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, help="stages at a time (default: one per GPU, or per CPU core)", show_default=False)]
+Jobs = Annotated[int | None, typer.Option(min=1, help="stages at once (default: one per GPU, or per CPU core)", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]

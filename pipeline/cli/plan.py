@@ -19,21 +19,21 @@ from pipeline.home.plan import explained_plan
 from pipeline.store.folders import Home
 
 _AIM = 0.05
-"""Difference of gains for which `plan` says what it takes to show it."""
+"""`plan` says what it takes to show this difference of gains."""
 
 
 def plan(
-    name: Annotated[str, typer.Argument(help="a file of configs/sweep or configs/recipe")],
+    name: Annotated[str, typer.Argument(metavar="SWEEP|RECIPE", help="a file in configs/sweep or configs/recipe")],
     overrides: Overrides = None,
-    costs: Annotated[bool, typer.Option("--costs", help="what each stage will take: FLOPs, hours, memory, disk")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="estimate what each stage takes: FLOPs, hours, memory, disk")] = False,
     device: Annotated[str, typer.Option(help=f"for --costs: {', '.join(DEVICES)}")] = "h100",
     devices: Annotated[
-        int | None, typer.Option(min=1, help="for --costs: per stage, for its hours (default: its processes)", show_default=False)
+        int | None, typer.Option(min=1, help="for --costs: devices per stage (default: its processes)", show_default=False)
     ] = None,
-    utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: share of the peak that training reaches")] = 0.4,
-    sampling_utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="the same of sampling")] = 0.1,
+    utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: share of peak FLOPs in training")] = 0.4,
+    sampling_utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: the same in sampling")] = 0.1,
     vocabulary: Annotated[
-        int | None, typer.Option(min=1, help="for --costs: tokens of the tokenizer, until the corpus is made", show_default=False)
+        int | None, typer.Option(min=1, help="for --costs: vocabulary size, until the corpus is built", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +63,7 @@ def plan(
 
 
 def _show_costs(entries: list[dict[str, Any]], *, as_json: bool) -> None:
-    """What each stage is, what it takes in all, and what of each device."""
+    """What each stage is, and what it takes in total and per device."""
     if as_json:
         print_json(entries)
         return
@@ -79,7 +79,7 @@ def _show_costs(entries: list[dict[str, Any]], *, as_json: bool) -> None:
             f"{entry['steps']:,}",
             f"{entry['flops']:.2e}",
             f"{entry['hours']:,.1f} on {entry['devices']} {entry['device']}",
-            Text(f"{held:,.1f}{'' if entry['fits'] else ', more than there is'}: {parts}"),
+            Text(f"{held:,.1f}{'' if entry['fits'] else ', does not fit'}: {parts}"),
             f"{entry['stored_gib']:,.1f} GiB",
         )
     print_wide(table)

@@ -21,17 +21,17 @@ _SHOWN_CHANGES = 5
 
 
 def sweep(
-    name: Annotated[str, typer.Argument(help="a file of configs/sweep, or a path to a .yaml")],
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="a file in configs/sweep, or the path of a .yaml")],
     overrides: Overrides = None,
     jobs: Jobs = None,
-    rename: Annotated[str | None, typer.Option("--name", help="call the results something else", show_default=False)] = None,
+    rename: Annotated[str | None, typer.Option("--name", help="store the results under this name", show_default=False)] = None,
 ) -> None:
-    """Run a sweep: all cells, each stage once. The same command again resumes it, or shows its results."""
+    """Run a sweep: all cells, each stage once. Repeat the command to resume it or to show its results."""
     _run(load_sweep(name, overrides or [], rename=rename), jobs)
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="a file of configs/recipe, or a path to a .yaml")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a file in configs/recipe, or the path of a .yaml")],
     overrides: Overrides = None,
     jobs: Jobs = None,
 ) -> None:
@@ -40,10 +40,13 @@ def run(
 
 
 def resume(
-    name: Annotated[str, typer.Argument(help="a sweep that was started, or a stage (folder name, or digits of its fingerprint)")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="SWEEP|STAGE", help="a sweep that was started, or a stage (folder name, or digits of its fingerprint)"),
+    ],
     jobs: Jobs = None,
 ) -> None:
-    """Go on with a sweep as it was last started, or with one stage and what depends on it."""
+    """Resume a sweep as it was last started, or one stage and what depends on it."""
     home = Home.from_environment()
     saved = saved_sweep(name, home)
     if saved is not None:
@@ -53,8 +56,10 @@ def resume(
 
 
 def stage(
-    name: Annotated[str, typer.Argument(help="folder name, path, or digits of the fingerprint; `priorlab status` lists them")],
-    force: Annotated[bool, typer.Option("--force", help="forget its results, and those computed from them, and run again")] = False,
+    name: Annotated[
+        str, typer.Argument(metavar="STAGE", help="folder name, path, or digits of its fingerprint; `priorlab status` lists stages")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="discard its results and all computed from them, and run again")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="do not run what depends on it")] = False,
     jobs: Jobs = None,
 ) -> None:
@@ -68,7 +73,7 @@ def _run(chosen: Sweep, jobs: int | None) -> None:
     if changes:
         more = f" (and {len(changes) - _SHOWN_CHANGES} more)" if len(changes) > _SHOWN_CHANGES else ""
         listed = "; ".join(changes[:_SHOWN_CHANGES]) + more
-        errors.print(Text(f"note: sweep {chosen.name} is not what it was when last started: {listed}"), soft_wrap=True)
+        errors.print(Text(f"note: sweep {chosen.name} has changed since it was last started: {listed}"), soft_wrap=True)
     with choose_view(console) as view:
         graph, outcome = run_sweep(chosen, home, jobs=jobs or default_jobs(), view=view)
     shown = show_comparison(chosen, graph, home)
@@ -90,13 +95,13 @@ def _exit_by(outcome: Outcome, again: str) -> None:
     if outcome.left:
         name = again.split()[-1]
         console.print(
-            f"{outcome.left} jobs go on in Slurm; `{again}` waits for them again, `priorlab status {name}` shows them, "
+            f"{outcome.left} jobs continue in Slurm; `{again}` waits for them again, `priorlab status {name}` shows them, "
             f"`priorlab cancel {name}` cancels them",
             soft_wrap=True,
         )
         raise typer.Exit(130 if outcome.interrupted else 0)
     if outcome.interrupted:
-        errors.print(f"interrupted; `{again}` goes on where it stopped", soft_wrap=True)
+        errors.print(f"interrupted; `{again}` continues where it stopped", soft_wrap=True)
         raise typer.Exit(130)
     if outcome.complete:
         return
@@ -104,8 +109,8 @@ def _exit_by(outcome: Outcome, again: str) -> None:
         log = f"\n       log: {failed.log}" if failed.log else ""
         errors.print(Text(f"error: {failed.node.name} failed: {failed.reason}{log}"), soft_wrap=True)
     for cancelled in outcome.cancelled:
-        errors.print(Text(f"note: {cancelled.node.name} was cancelled; `{again}` goes on where it stopped"), soft_wrap=True)
+        errors.print(Text(f"note: {cancelled.node.name} was cancelled; `{again}` continues where it stopped"), soft_wrap=True)
     blocked = sum(state.state == "blocked" for state in outcome.states)
     if blocked:
-        errors.print(f"       {blocked} more waited for what failed or was cancelled; everything else is done", soft_wrap=True)
+        errors.print(f"       blocked by what failed or was cancelled: {blocked} more; everything else is done", soft_wrap=True)
     raise typer.Exit(1)

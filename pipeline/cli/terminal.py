@@ -1,4 +1,4 @@
-"""Where commands print: tables that no pipe cuts, JSON for programs, notes on stderr."""
+"""How commands print: tables that are not cut in a pipe, JSON for programs, notes on stderr."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.table import Column, Table
+from rich.text import Text
 
-WIDE = 400
-"""Columns that no table needs."""
 _NAMED = 5
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -32,20 +32,37 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
+def fits(table: Table) -> bool:
+    """Whether the terminal can show it without cutting a cell; what is not a terminal always can."""
+    widths = [max(map(cell_len, cells if column.no_wrap else " ".join(cells).split())) for column, cells in _columns(table)]
+    return not console.is_terminal or sum(widths) + 2 * (len(widths) - 1) <= console.width
+
+
+def _columns(table: Table) -> list[tuple[Column, list[str]]]:
+    return [(column, [str(column.header), *map(str, column.cells)]) for column in table.columns]
+
+
 def print_wide(table: Table) -> None:
-    """A table at its natural width when the output is no terminal, so that no cell is cut."""
-    if console.is_terminal:
+    """Print a table without cutting a cell: in a pipe at its natural width, on a terminal too narrow for it as blocks of lines."""
+    if console.is_terminal and fits(table):
         console.print(table)
         return
-    # By hand: laying out ten thousand rows takes rich minutes.
-    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
-    widths = [max(map(cell_len, column)) for column in columns]
-    right = [column.justify == "right" for column in table.columns]
+    columns = _columns(table)
+    headings, *rows = zip(*(cells for _, cells in columns), strict=True)
+    if console.is_terminal:
+        if table.title:
+            console.print(Text(str(table.title), style="italic"))
+        for name, *cells in rows:
+            named = [((heading, "bold"), f" {cell}  ") for heading, cell in zip(headings[1:], cells, strict=True) if cell]
+            console.print(Text(name), Padding(Text.assemble(*(part for pair in named for part in pair)), (0, 0, 0, 2)), sep="\n")
+        return
+    # Without rich, which takes minutes to lay out ten thousand rows.
+    widths = [max(map(cell_len, cells)) for _, cells in columns]
     lines = [str(table.title)] if table.title else []
-    for cells in zip(*columns, strict=True):
+    for row in (headings, *rows):
         padded = (
-            " " * (width - cell_len(cell)) + cell if is_right else cell + " " * (width - cell_len(cell))
-            for cell, width, is_right in zip(cells, widths, right, strict=True)
+            " " * (width - cell_len(cell)) + cell if column.justify == "right" else cell + " " * (width - cell_len(cell))
+            for cell, width, (column, _) in zip(row, widths, columns, strict=True)
         )
         lines.append("  ".join(padded).rstrip())
     sys.stdout.write("".join(f"{line}\n" for line in lines))

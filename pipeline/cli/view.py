@@ -53,7 +53,7 @@ class PlainView:
         self._last = time.time()
         found = forecast(states)
         if found is not None:
-            self._print(f"      {'at least' if found.least else 'about'} {duration(found.seconds)} left in all")
+            self._print(f"      {'at least' if found.least else 'about'} {duration(found.seconds)} left in total")
         for state in states:
             if state.state == "running" and describe(state.progress):
                 pace = describe_pace(state.progress)

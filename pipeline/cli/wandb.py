@@ -1,4 +1,4 @@
-"""`priorlab wandb`: send what was tracked offline to W&B, and save a view there that opens on a sweep's comparison."""
+"""`priorlab wandb`: upload runs tracked offline to W&B, and save a view there that opens on a sweep's comparison."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from pipeline.tracking.runs import logged_in
 from pipeline.tracking.sync import send, waiting_runs
 from pipeline.tracking.workspace import comparison_workspace
 
-app = typer.Typer(name="wandb", help="Send offline runs to W&B, or save a view of a sweep there.", no_args_is_help=True)
+app = typer.Typer(name="wandb", help="Upload offline runs to W&B, or save a view of a sweep there.", no_args_is_help=True)
 
 
 @app.command()
 def sync(
-    name: Annotated[str | None, typer.Argument(help="a sweep (default: all of the home)", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="SWEEP", help="only runs of this sweep (default: all runs)", show_default=False)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list the runs that wait")] = False,
 ) -> None:
-    """Upload runs that were tracked offline; what was sent before, or is still being written, is left out."""
+    """Upload runs tracked offline; skip those already sent or still being written."""
     waiting = waiting_runs(Home.from_environment(), name)
     if dry_run:
         for run in waiting:
@@ -38,15 +40,15 @@ def sync(
 
 @app.command()
 def workspace(
-    name: Annotated[str, typer.Argument(help="a sweep that was started")],
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep that was started")],
     entity: Annotated[str | None, typer.Option(help="user or team (default: tracking.entity of the sweep)", show_default=False)] = None,
 ) -> None:
-    """Save a view in W&B: gains, pass@k, RL against steps and rollouts, pre-training against tokens, for this sweep's runs."""
+    """Save a view of a sweep's runs in W&B: gains, pass@k, RL by steps and by rollouts, pre-training by tokens."""
     graph = build_graph(known_sweep(name, Home.from_environment()).cells())
     tracking = graph.cells[0].cell.recipe.tracking
     owner = entity or tracking.entity
     if owner is None:
-        raise PriorlabError("W&B keeps views below a user or a team: give --entity NAME, or set tracking.entity in the recipe")
+        raise PriorlabError("a view in W&B belongs to a user or a team: give --entity NAME, or set tracking.entity in the recipe")
     _require_login("a view is saved on W&B's server")
     view = comparison_workspace(name, owner, tracking.project, graph)
     try:

@@ -1,4 +1,4 @@
-"""Validation during RL at equal steps and at equal rollouts: a setting whose groups lack signal may sample more for the same step."""
+"""Validation during RL at equal steps and at equal rollouts: a setting whose groups lack signal may sample more per step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _METRIC = "validation/pass@1"
 
 
 def equal_budgets(compared: Sequence[MeasuredSetting], home: Home) -> dict[str, Any] | None:
-    """Gains in validation pass@1 since step 0, as far as all cells have come in steps, and in rollouts.
+    """Gains in validation pass@1 since step 0, at the most steps and the most rollouts that all cells have reached.
 
-    `{"steps": ..., "rollouts": ..., "rows": [{"arm", "sampled", "at_steps", "at_rollouts"}]}`: both budgets, and per setting the mean
-    over its seeds of the rollouts up to the common step and of the gains at the last validation within each budget. None without
-    validation, or where all settings sample alike, so that the two comparisons are one.
+    `{"steps": ..., "rollouts": ..., "rows": [{"arm", "sampled", "at_steps", "at_rollouts"}]}`: both budgets, and means over each
+    setting's seeds: rollouts up to the common step, and gains at the last validation within each budget. None without validation, or
+    if all settings sample alike, which makes the two comparisons one.
     """
     curves: dict[str, list[np.ndarray]] = {}
     for setting in compared:

@@ -28,15 +28,15 @@ class Evaluation:
     metrics: dict[str, dict[int, NDArray[np.float64]]]
     heldout: dict[str, NDArray[np.float64]]
     step_seconds: NDArray[np.float64]
-    """What each logged step of RL took, without the first, which warms up; empty before RL."""
+    """Of each logged RL step but the first, which warms up; empty before RL."""
     harness: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """Benchmarks: one value per problem of theirs, by TASK/METRIC."""
+    """One value per benchmark problem, by TASK/METRIC."""
     milestone: bool = False
-    """Of a checkpoint along the way, which RL does not start from."""
+    """Whether it is a checkpoint along the way, not one that RL starts from."""
 
     @property
     def tokens(self) -> int:
-        """Of text that the checkpoint was trained on, mid-training's counted on top of pre-training's."""
+        """The text tokens the checkpoint was trained on: pre-training's plus mid-training's."""
         recipe = self.plan.cell.recipe
         first, later = recipe.pretrain, recipe.midtrain
         block = recipe.corpus.block_size
@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
-    """All finished evaluations, cell by cell, in the order of training."""
+    """All finished evaluations, cell by cell, in training order."""
     found = []
     for plan in graph.cells:
         for after, at, node in measured_stages(plan):
@@ -85,14 +85,14 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
 
 
 def measured_stages(plan: CellPlan) -> Iterator[tuple[str, int | None, StageNode]]:
-    """Evaluations in the order of training: role, step (for checkpoints along the way only), and the stage that measured."""
+    """Evaluations in training order: role, step (only for checkpoints along the way), and the evaluating stage."""
     for after, node in plan.evaluations.items():
         yield from ((role, step, early) for (role, step), early in plan.milestones.items() if role == after)
         yield after, None, node
 
 
 def evaluated_step(plan: CellPlan, after: str, home: Home) -> int:
-    """Optimizer steps that the evaluated checkpoint has seen in its stage; RL may hand on an earlier one than its last."""
+    """Optimizer steps behind the evaluated checkpoint in its stage; RL may export an earlier checkpoint than its last."""
     recipe = plan.cell.recipe
     if after == "midtrain" and recipe.midtrain is not None:
         return recipe.midtrain.steps
@@ -107,7 +107,7 @@ def _step_seconds(plan: CellPlan, home: Home) -> NDArray[np.float64]:
 
 
 def stage_rows(plan: CellPlan, kind: str, home: Home) -> list[dict[str, float]]:
-    """metrics.jsonl of a cell's stage; an unfinished last line is left out."""
+    """metrics.jsonl of a cell's stage, without an unfinished last line."""
     node = plan.chain.get(kind)
     path = None if node is None else node.folder(home).metrics
     if path is None or not path.exists():

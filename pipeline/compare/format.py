@@ -1,4 +1,4 @@
-"""How shares and gains are written, the same in tables and in sentences: `.083`, `+.083`, `+.083 [+.061, +.106]`."""
+"""How tables and sentences write shares and gains: `.083`, `+.083`, `+.083 [+.061, +.106]`."""
 
 from __future__ import annotations
 

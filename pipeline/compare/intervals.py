@@ -1,9 +1,9 @@
-"""Intervals of means over problems and seeds, alone and for many comparisons at once.
+"""Intervals for means over problems and seeds, one at a time or jointly for many comparisons.
 
-Values are shaped (seeds, problems): every seed answers the same problems, and both are samples of what the mean is about. Its variance
-is that of a two-way crossed layout, (MS_seeds + MS_problems - MS_rest) / (seeds x problems), with no component below 0 (Searle, Casella
-and McCulloch, 1992), and the interval is Student's with Satterthwaite's (1946) degrees of freedom for that sum. With one seed it is the
-t interval over problems. docs/comparison.md holds what it covers in simulations.
+Values are shaped (seeds, problems): every seed answers the same problems, and both are random samples. The mean has the variance of a
+two-way crossed layout, (MS_seeds + MS_problems - MS_rest) / (seeds x problems), with no component below 0 (Searle, Casella and
+McCulloch, 1992); its t interval uses Satterthwaite's (1946) degrees of freedom for that sum. With one seed this is the t interval over
+problems. docs/comparison.md has the coverage in simulations.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 _FEWEST = 5
-"""Problems (or blocks, or steps) below which there is no interval: their spread says too little about that of all problems."""
+"""With fewer problems (or blocks, or steps) there is no interval: their spread says too little about the population's."""
 _SAME = 1e-9
-"""Values that differ by less are the same, but for rounding."""
+"""Smaller differences are rounding."""
 _DRAWS = 4000
 _DRAWN_AT_ONCE = 250
 _SEED = 20251222
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """`low` and `high` are NaN where the data tell nothing of the spread: for few values, and where all are the same."""
+    """`low` and `high` are NaN where the data say nothing about the spread: few values, or all equal."""
 
     value: float
     low: float
@@ -38,7 +38,7 @@ class Interval:
 
     @property
     def shown(self) -> bool:
-        """Whether there is an interval, and it leaves out 0."""
+        """Whether there is an interval and it excludes 0."""
         return self.low > 0 or self.high < 0
 
     def as_dict(self) -> dict[str, float | None]:
@@ -48,10 +48,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Contrast(Interval):
-    """One of several differences that are looked at together: `low` and `high` hold for all of them at once with 95%."""
+    """One of a family of differences, whose intervals hold jointly with 95%."""
 
     superiority: float
-    """The probability that the difference is positive, by the t distribution that its interval is of."""
+    """The probability that the difference is positive, from its interval's t distribution."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ def mean_interval(values: Floats) -> Interval:
 
 def perplexity(block_cross_entropy: Floats) -> Interval:
     interval = mean_interval(block_cross_entropy)
-    with np.errstate(over="ignore"):  # infinite is what it is, past 709 nats
+    with np.errstate(over="ignore"):  # infinity is right, past 709 nats
         return Interval(*np.exp([interval.value, interval.low, interval.high]).tolist())
 
 
 def contrasts(differences: Sequence[Floats]) -> list[Contrast]:
-    """Intervals of all `differences`, each shaped (seeds, problems), that hold together.
+    """Joint intervals for all `differences`, each shaped (seeds, problems).
 
-    Each is its own t interval, at the level at which 95% of families have no interval that fails (the single-step minP method of
-    Westfall and Young, 1993): it corrects for the number of comparisons, and by less the more they move together.
+    Each is a t interval, at the level at which all intervals hold in 95% of families (the single-step minP method of Westfall and
+    Young, 1993). This corrects for the number of comparisons, and less so the more they correlate.
     """
     means = [_mean(values) for values in differences]
     level = _level_for_all([values for values, mean in zip(differences, means, strict=True) if mean.error > 0])
@@ -88,8 +88,8 @@ def contrasts(differences: Sequence[Floats]) -> list[Contrast]:
 
 
 def t_quantile(tail: float, freedom: float) -> float:
-    """What Student's t with `freedom` degrees exceeds with probability `tail`."""
-    from scipy.special import stdtrit  # a third of a second, which commands that compare nothing need not spend
+    """The value that Student's t with `freedom` degrees exceeds with probability `tail`."""
+    from scipy.special import stdtrit  # takes a third of a second, wasted unless something is compared
 
     return float(-stdtrit(freedom, tail))
 
@@ -101,10 +101,10 @@ def _superiority(mean: _Mean) -> float:
 
 
 def bayesian_mean(correct: Floats, n: int) -> tuple[float, float]:
-    """Posterior mean and standard deviation of a success rate on these very problems, from `correct` of n samples per problem.
+    """Posterior mean and standard deviation of the success rate on exactly these problems, from `correct` of n samples per problem.
 
-    Each problem's rate has the posterior Beta(1 + c, 1 + n - c) of a uniform prior (arXiv 2510.04265); the mean over the problems is
-    taken as normal. It says what more samples of the same problems would give, where the other intervals say what other problems would.
+    Each problem's rate has the posterior Beta(1 + c, 1 + n - c) under a uniform prior (arXiv 2510.04265); the mean over problems is
+    treated as normal. It predicts more samples of the same problems; the other intervals generalize to other problems.
     """
     a, b = 1 + correct, 1 + n - correct
     variance = a * b / ((n + 2) ** 2 * (n + 3))
@@ -134,10 +134,10 @@ def _mean(values: Floats) -> _Mean:
 
 
 def _level_for_all(sets: Sequence[Floats]) -> float:
-    """The level of each interval at which all hold at once with 95%, from draws of how their means move together.
+    """The level of each interval at which all hold jointly with 95%, from draws of their correlated means.
 
-    Means over the same problems move together; what seeds add is drawn for each apart, which is the safe side: two seeds alone would
-    make any two settings look alike, or opposite.
+    Means over the same problems correlate. Seed effects are drawn independently, which is conservative: judged by two seeds, any two
+    settings would correlate perfectly, positively or negatively.
     """
     alone, count = 1 - CONFIDENCE, len(sets)
     if count < 2:
@@ -155,4 +155,4 @@ def _level_for_all(sets: Sequence[Floats]) -> float:
         drawn = rng.standard_normal((_DRAWN_AT_ONCE, len(problems))) @ problems + rng.standard_normal((_DRAWN_AT_ONCE, count)) * seeds
         largest[start : start + _DRAWN_AT_ONCE] = np.abs(drawn / spread).max(axis=1)
     found = 2 * NormalDist().cdf(-float(np.quantile(largest, CONFIDENCE)))
-    return min(max(found, alone / count), alone)  # between Bonferroni's level and that of a single one
+    return min(max(found, alone / count), alone)  # between Bonferroni's level and a single interval's

@@ -1,4 +1,4 @@
-"""Arms: settings as far as they are measured, what RL gained in each, and the differences between them along each axis."""
+"""Settings as measured so far: what RL gained in each, and the differences between them along each axis."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.experiment.compose import Cell
 
 @dataclass(frozen=True)
 class MeasuredSetting:
-    """A setting with the evaluations of those of its cells that were measured before and after RL.
+    """A setting with the evaluations of its cells that were measured both before and after RL.
 
-    While none was, `after` is empty, and `before` has all cells that were measured before RL.
+    While there are none, `after` is empty and `before` has all cells measured before RL.
     """
 
     planned: Setting
@@ -41,7 +41,7 @@ class MeasuredSetting:
 
     @property
     def chance(self) -> float:
-        """What guessing scores in pass@1."""
+        """Pass@1 of guessing."""
         return self.planned.cells[0].recipe.task.chance
 
     @property
@@ -50,7 +50,7 @@ class MeasuredSetting:
 
     @property
     def finished(self) -> bool:
-        """Whether a cell was measured before and after RL."""
+        """Whether any cell was measured before and after RL."""
         return bool(self.after)
 
     def before_at(self, metric: str, k: int | None = None) -> Interval:
@@ -67,7 +67,7 @@ class MeasuredSetting:
         differences = []
         for before, after in zip(self.before, self.after, strict=False):  # before RL alone, there is no after
             if before.problems != after.problems:
-                raise PriorlabError(f"cell {before.plan.cell.id} was measured on other problems after RL than before")
+                raise PriorlabError(f"cell {before.plan.cell.id} was measured on different problems before and after RL")
             differences.append(after.values(metric, k) - before.values(metric, k))
         return np.stack(differences) if differences else None
 
@@ -76,7 +76,7 @@ class MeasuredSetting:
         return None if gains is None else mean_interval(gains)
 
     def bayesian_gain(self) -> Interval | None:
-        """Gain in pass@1 with a credible interval for these very problems; None while no cell has both measurements."""
+        """Gain in pass@1 with a credible interval for exactly these problems; None while no cell has both measurements."""
         if not self.finished:
             return None
         n = self.before[0].n
@@ -91,7 +91,7 @@ def _pooled(evaluations: list[Evaluation], metric: str, k: int | None) -> Interv
 
 
 def measured_settings(cells: Sequence[Cell], evaluations: Sequence[Evaluation]) -> list[MeasuredSetting]:
-    """Settings of which a cell was evaluated before RL, in the order of the sweep's cells."""
+    """Settings with a cell evaluated before RL, in the order of the sweep's cells."""
     before = {e.plan.cell.id: e for e in evaluations if e.after == e.plan.base and not e.milestone}
     after = {e.plan.cell.id: e for e in evaluations if e.after == "rl"}
     found = []
@@ -104,23 +104,23 @@ def measured_settings(cells: Sequence[Cell], evaluations: Sequence[Evaluation]) 
 
 
 def shown_ks(evaluations: Sequence[Evaluation]) -> list[int]:
-    """The columns of the table: 1, 8 and the number of samples, as far as measured by all."""
+    """The table's k: those of 1, 8 and the number of samples that every evaluation has."""
     common = set.intersection(*(set(e.metrics["pass@k"]) for e in evaluations)) if evaluations else set()
     return sorted(common & {1, 8, max(common)}) if common else []
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What one value of an axis gains more than the axis's reference, all other settings being equal."""
+    """How much more one value of an axis gains than the axis's reference, all else equal."""
 
     axis: str
     setting: str
     reference: str
     k: int
     family: int
-    """How many differences, along this axis and over all shown k, the interval holds for at once."""
+    """How many differences, along this axis and over all shown k, have intervals that hold jointly."""
     seeds: int
-    """How many both have, and are paired over."""
+    """How many seeds both have, which are paired."""
     gain: Contrast
 
     def as_dict(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Difference:
 def differences(compared: Sequence[MeasuredSetting], cells: Sequence[Cell], ks: Sequence[int]) -> list[Difference]:
     """Differences of gains in pass@k, paired per problem and seed, along each axis; one family of intervals per axis.
 
-    Only settings measured on the same problems with the same seeds are compared; seeds that one of the two lacks are left out.
+    Only settings measured on the same problems with the same seeds are compared; seeds that either lacks are left out.
     """
     by_name = {setting.name: setting for setting in compared}
     found = []
@@ -142,7 +142,7 @@ def differences(compared: Sequence[MeasuredSetting], cells: Sequence[Cell], ks: 
 
 
 def compare_pairs(axis: str, along: Sequence[tuple[MeasuredSetting, MeasuredSetting]], ks: Sequence[int]) -> list[Difference]:
-    """Each setting's gains minus its reference's, at each k, with intervals that hold for all at once; where the two can be paired."""
+    """Each setting's gains minus its reference's, at each k, where the two can be paired; the intervals hold jointly."""
     paired = [
         (setting.name, reference.name, k, values)
         for setting, reference in along
@@ -157,7 +157,7 @@ def compare_pairs(axis: str, along: Sequence[tuple[MeasuredSetting, MeasuredSett
 
 
 def _paired_difference(setting: MeasuredSetting, reference: MeasuredSetting, k: int) -> Floats | None:
-    """Gain of `setting` minus that of `reference`, shaped (seeds, problems), over the seeds that both have; None if nothing pairs."""
+    """`setting`'s gain minus `reference`'s, shaped (seeds, problems), over the seeds that both have; None if nothing pairs."""
     ours, theirs = setting.gains("pass@k", k), reference.gains("pass@k", k)
     if ours is None or theirs is None or setting.before[0].problems != reference.before[0].problems:
         return None

@@ -1,8 +1,8 @@
-"""How small a difference between two settings a sweep can show, before it runs.
+"""How small a difference between two settings a sweep can resolve, estimated before it runs.
 
-The error of a paired difference of gains in pass@1 has two parts. Over problems: their own spread, and the noise of n samples each,
-before and after, in both settings. Over seeds: what two trainings of one setting differ by. The first spread is what sweeps on
-Countdown showed, the second is assumed; other tasks differ, so these are numbers to plan with. A finished sweep has its own.
+The error of a paired difference of gains in pass@1 has two parts. Over problems: their spread, and the noise of n samples each, before
+and after, in both settings. Over seeds: how much two training runs of one setting differ. Sweeps on Countdown showed the first spread,
+the second is assumed; other tasks differ, so use these numbers for planning only. A finished sweep has its own.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pipeline.compare.settings import pairs, planned_settings
 from pipeline.experiment.compose import Cell
 
 PROBLEM_SPREAD = 0.3
-"""Standard deviation over problems of a difference of gains, without the noise of sampling (Countdown, three numbers: .31)."""
+"""Standard deviation over problems of a difference of gains, without sampling noise (Countdown, three numbers: .31)."""
 SEED_SPREAD = 0.03
 """Standard deviation over seeds of a difference of gains on the same problems: an assumption."""
 _SAMPLING = 4 * 0.12
 """Four measured rates per problem, each with a variance of p (1 - p) / n, about .12 / n."""
 _POWER = 0.8
 _MOST_SEEDS, _MOST_PROBLEMS = 100, 1_000_000
-"""More is no advice."""
+"""More is not useful advice."""
 
 
 @dataclass(frozen=True)
 class Power:
-    """What a sweep of so many problems, samples and seeds can tell of one difference among `comparisons`, in pass@1."""
+    """A sweep's power to show one difference in pass@1 among `comparisons`."""
 
     problems: int
     samples: int
@@ -42,17 +42,17 @@ class Power:
 
     @property
     def detectable(self) -> float:
-        """The difference that four sweeps of five would show: the interval's half width, and as many errors more as the power takes."""
+        """The difference that four in five sweeps would show: the interval's half width plus the margin for that power."""
         freedom = self._freedom
         return (t_quantile((1 - CONFIDENCE) / (2 * self.comparisons), freedom) + t_quantile(1 - _POWER, freedom)) * self.error
 
     def seeds_for(self, difference: float) -> int | None:
-        """Seeds needed to show `difference` four times of five with as many problems; None if no number of seeds is enough."""
-        counts = range(2, _MOST_SEEDS + 1)  # one tells nothing of how much they differ
+        """Seeds needed to show `difference` in four of five sweeps of these problems; None if no number of seeds suffices."""
+        counts = range(2, _MOST_SEEDS + 1)  # one seed says nothing about their spread
         return next((count for count in counts if replace(self, seeds=count).detectable <= difference), None)
 
     def problems_for(self, difference: float) -> int | None:
-        """Problems needed to show `difference` four times of five with as many seeds; None if no number of problems is enough."""
+        """Problems needed to show `difference` in four of five sweeps of these seeds; None if no number of problems suffices."""
         counts = range(2, _MOST_PROBLEMS + 1)
         at = bisect_left(counts, True, key=lambda count: replace(self, problems=count).detectable <= difference)
         return None if at == len(counts) else counts[at]
@@ -67,7 +67,7 @@ class Power:
 
     @property
     def _freedom(self) -> float:
-        """Of the error, as the interval of a finished sweep has it (Satterthwaite, 1946); with one seed it knows problems only."""
+        """Degrees of the error, as in a finished sweep's interval (Satterthwaite, 1946); with one seed, of problems only."""
         of_problems = max(1, self.problems - 1)
         if self.seeds == 1:
             return of_problems
@@ -75,7 +75,7 @@ class Power:
 
 
 def power_of(cells: list[Cell]) -> Power | None:
-    """Of a sweep's differences along the axis that has most; None where there is no RL or nothing to compare."""
+    """For a sweep's axis with the most differences; None without RL or without anything to compare."""
     along = pairs(planned_settings(cells))
     if not along or any(cell.recipe.rl is None for cell in cells):
         return None
@@ -88,13 +88,14 @@ def power_of(cells: list[Cell]) -> Power | None:
 def in_words(found: Power, aim: float) -> str:
     """`found` as a sentence, with what it would take to show a difference of `aim`."""
     size = f"{found.problems} problems x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    jointly = f" ({found.comparisons} compared jointly)" if found.comparisons > 1 else ""
     said = (
-        f"{size}: a difference of gains in pass@1 has a standard error of about {found.error:.3f}, so four sweeps of five would "
-        f"show one of {found.detectable:.2f} ({found.comparisons} compared at once)"
+        f"Power of {size}: differences of gains in pass@1 have a standard error of about {found.error:.3f}, so a difference of "
+        f"{found.detectable:.2f} would show in four of five sweeps{jointly}."
     )
     if found.detectable > aim:
         seeds, problems = found.seeds_for(aim), found.problems_for(aim)
         ways = [f"{seeds} seeds" if seeds else "", f"{problems:,} problems" if problems else ""]
-        needed = " or ".join(way for way in ways if way) or "more of both seeds and problems"
-        said += f"; to show {aim:g} takes {needed}"
-    return f"{said}. Assumed: spreads of {PROBLEM_SPREAD:g} over problems, as Countdown has, and of {SEED_SPREAD:g} over seeds, a guess"
+        needed = " or ".join(way for way in ways if way) or "both more seeds and more problems"
+        said += f" Showing {aim:g} takes {needed}."
+    return f"{said} Assumed spreads: {PROBLEM_SPREAD:g} over problems (Countdown's), {SEED_SPREAD:g} over seeds (a guess)."

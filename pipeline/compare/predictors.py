@@ -1,4 +1,4 @@
-"""What, measured on the base model, goes along with the gain? Rank correlations over the base settings of a sweep."""
+"""Which measurements of the base model correlate with the gain? Rank correlations over a sweep's base settings."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MEASUREMENTS = {
     "length": "response length (greedy)",
 }
 _FEWEST = 5
-_DEALS = 4000
-_DEALT_AT_ONCE = 50
+_PERMUTATIONS = 4000
+_PERMUTED_AT_ONCE = 50
 _SEED = 20251222
 
 
@@ -33,7 +33,7 @@ class Points:
 
     settings: list[str]
     bases: list[str]
-    """What the cell's base model was trained with, but for the seed; settings that differ in RL alone share it."""
+    """How the cell's base model was trained, except for the seed; settings that differ only in RL share it."""
     gain: Floats
     measured: dict[str, Floats]
 
@@ -43,7 +43,7 @@ class Points:
         return [name for name, values in self.measured.items() if len(values) and np.ptp(values) > 0]
 
     def by_base(self, values: Floats) -> Floats:
-        """Their means over the cells of each base setting."""
+        """Means over the cells of each base setting."""
         _, which = np.unique(self.bases, return_inverse=True)
         means: Floats = np.bincount(which, values) / np.bincount(which)
         return means
@@ -56,7 +56,7 @@ class Predictor:
     measurement: str
     correlation: float
     p: float
-    """How often any of all measurements correlates as much when the gains are dealt out to the base settings at random."""
+    """How often any of the measurements correlates as strongly when gains are permuted over base settings."""
     bases: int
 
     @property
@@ -65,13 +65,12 @@ class Predictor:
 
 
 def predictors(points: Points) -> list[Predictor]:
-    """One per measurement that differs between base settings; none with fewer than five of them. Strongest first.
+    """One per measurement that differs between base settings, strongest first; none with fewer than five base settings.
 
-    What is compared are means over all cells of a base setting: its seeds resemble each other in the measurements and in the gain, and
-    counted apart would make chance correlations sure. The test permutes the gains and looks at the strongest correlation of all
-    measurements (Westfall and Young, 1993, with the count of Phipson and Smyth, 2010): right for any number of base settings, and
-    corrected for the number of measurements. It takes base settings as exchangeable, which those that share a prior are not: read it as
-    a screening, not as a proof.
+    A base setting enters with the means over its cells: its seeds resemble each other in measurements and gain, and counted separately
+    would make chance correlations look certain. The test permutes the gains and takes the strongest correlation of any measurement
+    (Westfall and Young, 1993, with the count of Phipson and Smyth, 2010): valid for any number of base settings, and corrected for the
+    number of measurements. It treats base settings as exchangeable, which those that share a prior are not: a screening, not a proof.
     """
     bases = len(set(points.bases))
     if bases < _FEWEST:
@@ -85,23 +84,23 @@ def predictors(points: Points) -> list[Predictor]:
     measured = np.stack([_standard_ranks(means[name]) for name in varying], axis=1)
     correlations = gain @ measured
     rng = np.random.default_rng(_SEED)
-    strongest = np.empty(_DEALS)
-    for start in range(0, _DEALS, _DEALT_AT_ONCE):
-        dealt = rng.permuted(np.tile(gain, (_DEALT_AT_ONCE, 1)), axis=1)
-        strongest[start : start + _DEALT_AT_ONCE] = np.abs(dealt @ measured).max(axis=1)
+    strongest = np.empty(_PERMUTATIONS)
+    for start in range(0, _PERMUTATIONS, _PERMUTED_AT_ONCE):
+        permuted = rng.permuted(np.tile(gain, (_PERMUTED_AT_ONCE, 1)), axis=1)
+        strongest[start : start + _PERMUTED_AT_ONCE] = np.abs(permuted @ measured).max(axis=1)
     found = [
-        Predictor(name, float(one), (1 + int((strongest >= abs(one) - 1e-9).sum())) / (1 + _DEALS), bases)
+        Predictor(name, float(one), (1 + int((strongest >= abs(one) - 1e-9).sum())) / (1 + _PERMUTATIONS), bases)
         for name, one in zip(varying, correlations, strict=True)
     ]
     return sorted(found, key=lambda one: -abs(one.correlation))
 
 
 def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
-    """Of each finished cell that has the first setting's problems.
+    """For each finished cell that has the first setting's problems.
 
-    Luck of the samples before RL that raises a measurement would lower a gain counted from the same samples: with no effect at all, the
-    two would correlate by about -.7. So pass@1, pass@n and mixed groups are measured on one half of them, and the gain starts from the
-    other; lengths are of greedy responses.
+    Lucky samples before RL raise a measurement and lower a gain computed from them: with no effect at all, the two would correlate at
+    about -.7. So pass@1, pass@n and mixed groups are measured on one half of the samples, and the gain starts from the other; lengths
+    are of greedy responses.
     """
     settings: list[str] = []
     bases: list[str] = []
@@ -121,10 +120,10 @@ def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
 
 
 def _halves(base: Evaluation) -> tuple[Floats, Floats]:
-    """Of each problem's samples, how many are right in a random half of n // 2, and how many among the others.
+    """How many of each problem's samples are correct in a random half of n // 2, and how many in the rest.
 
-    Samples of a problem are exchangeable, so their counts are all that is needed. Cells that RL starts alike have one split: of a given
-    count, what one half has more the other has less.
+    Samples of a problem are exchangeable, so counts suffice. Cells with the same base model share a split: of a given count, what one
+    half gains the other loses.
     """
     rng = np.random.default_rng([_SEED, int(base.plan.evaluations[base.after].fingerprint[:16], 16)])
     correct = np.round(base.values("avg@n", base.n) * base.n).astype(int)
@@ -133,7 +132,7 @@ def _halves(base: Evaluation) -> tuple[Floats, Floats]:
 
 
 def _measured(base: Evaluation, name: str, correct: Floats, samples: int) -> float:
-    """A measurement of the base model; `correct` of so many `samples` of each problem are right."""
+    """A measurement of the base model; `correct` of each problem's `samples` are correct."""
     if name == "perplexity":
         return perplexity(base.heldout["cross_entropy"]).value
     if name in base.heldout:
@@ -147,7 +146,7 @@ def _measured(base: Evaluation, name: str, correct: Floats, samples: int) -> flo
 
 
 def _mixed_share(correct: Floats, samples: int, size: int) -> float:
-    """Chance that a group of `size` has correct and wrong responses: without both it teaches nothing."""
+    """Chance that a group of `size` has both correct and wrong responses, without which it teaches nothing."""
     draws = np.arange(size)
     all_right = np.prod(np.clip(correct[:, None] - draws, 0, None) / (samples - draws), axis=1)
     all_wrong = np.prod(np.clip((samples - correct)[:, None] - draws, 0, None) / (samples - draws), axis=1)
@@ -155,7 +154,7 @@ def _mixed_share(correct: Floats, samples: int, size: int) -> float:
 
 
 def _standard_ranks(values: Floats) -> Floats:
-    """Ranks, ties sharing their mean, centred and of length 1: the product of two is their correlation."""
+    """Ranks (ties share their mean), centred and of length 1: the dot product of two is their correlation."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     centred: Floats = ranks - ranks.mean()

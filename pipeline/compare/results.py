@@ -17,7 +17,7 @@ from pipeline.store.files import write_text_atomically
 from pipeline.store.folders import Home
 
 _KNOBS = {name: "top_k" if name == "k" else name for name in KNOBS}
-"""The columns of a prior's knobs; k is that of pass@k."""
+"""The columns of a prior's knobs; `k` is taken by pass@k."""
 COLUMNS = (
     "sweep", "cell", "prior", *_KNOBS.values(), "seed", "task", "exploration",
     "after", "step", "metric", "k", "n", "value", "ci_low", "ci_high",
@@ -69,7 +69,7 @@ def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
 def write_samples(path: Path, graph: Graph, home: Home) -> None:
     """All kept samples of the sweep in one parquet file; sample -1 is a problem's greedy response.
 
-    A task may keep verdicts of further rules, each a column; where it has none of a rule, the column is null.
+    A task may keep verdicts of further rules, one column each; the column is null for tasks without the rule.
     """
     import pyarrow as pa  # not needed to plan or to answer a no-op
     import pyarrow.parquet as pq

@@ -1,6 +1,6 @@
 """Settings: what a sweep compares, and with what. A setting is all cells that differ only in their seed.
 
-Both are decided by the cells that a sweep has, before any is measured: what is the reference does not depend on what has finished.
+Both follow from the sweep's cells before any is measured, so the reference does not depend on what has finished.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 from pipeline.experiment.compose import Cell
 
 BASELINE = "ce"
-"""The prior that others are compared with, where an axis of priors has it; on other axes it is the first value."""
+"""The reference on an axis of priors that has it; on any other axis, the first value is."""
 
 
 @dataclass(frozen=True)
 class Setting:
     name: str
     coordinates: dict[str, Any]
-    """Values of the sweep's axes, the seed left out."""
+    """Values of the sweep's axes, without the seed."""
     cells: list[Cell]
 
     @property
@@ -39,7 +39,7 @@ def planned_settings(cells: Sequence[Cell]) -> list[Setting]:
 
 
 def pairs(of_sweep: Sequence[Setting]) -> dict[str, list[tuple[Setting, Setting]]]:
-    """By axis: each setting with the one that differs from it along the axis alone and has the axis's reference value there."""
+    """By axis: each setting with the one that differs from it only in having the axis's reference value."""
     found = {}
     for axis in dict.fromkeys(path for setting in of_sweep for path in setting.coordinates):
         value = next((setting for setting in of_sweep if _is_baseline(setting, axis)), of_sweep[0]).coordinates[axis]

@@ -1,4 +1,4 @@
-"""What was found in a sweep, computed once, and as the plain data that the terminal, the report, W&B and `--json` show."""
+"""A sweep's findings, computed once, and as plain data for the terminal, the report, W&B and `--json`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Findings:
 
 
 def findings(cells: Sequence[Cell], evaluations: list[Evaluation]) -> Findings:
-    """From the evaluations that have finished of a sweep with these cells."""
+    """From the finished evaluations of a sweep with these cells."""
     compared, ks = measured_settings(cells, evaluations), shown_ks(evaluations)
     points = cell_points(compared)
     between = differences(compared, cells, ks)

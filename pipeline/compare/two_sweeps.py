@@ -13,8 +13,8 @@ from pipeline.errors import PriorlabError
 def compare_across(names: tuple[str, str], first: Findings, second: Findings) -> list[Difference]:
     """Differences of gains, second minus first, per pair of settings and shown k.
 
-    Pairs are settings with the same values on the axes that both sweeps have; where there are none and one sweep has a single setting,
-    that one against each of the other. Gains are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with
+    Pairs are settings with the same values on the axes that both sweeps have; failing that, if one sweep has a single setting, it is
+    paired with each of the other's. Gains are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with
     problems and seeds in common.
     """
     ours, theirs = (_finished(name, found) for name, found in zip(names, (first, second), strict=True))
@@ -27,8 +27,8 @@ def compare_across(names: tuple[str, str], first: Findings, second: Findings) ->
     found = compare_pairs("sweep", [(other, one) for one, other in pairs], [k for k in first.ks if k in second.ks])
     if not found:
         raise PriorlabError(
-            f"sweeps {names[0]!r} and {names[1]!r} cannot be compared: their settings were measured on other problems, or with "
-            "other seeds"
+            f"sweeps {names[0]!r} and {names[1]!r} cannot be compared: their settings were measured on different problems, or with "
+            "different seeds"
         )
     return [replace(one, setting=f"{names[1]}:{one.setting}", reference=f"{names[0]}:{one.reference}") for one in found]
 
@@ -37,7 +37,7 @@ def _finished(name: str, found: Findings) -> list[MeasuredSetting]:
     finished = [setting for setting in found.settings if setting.finished]
     if not finished:
         raise PriorlabError(
-            f"sweep {name!r} has no setting that was measured before and after RL; `priorlab status {name}` shows how far it is"
+            f"sweep {name!r} has no setting measured both before and after RL; `priorlab status {name}` shows its progress"
         )
     return finished
 

@@ -1,4 +1,4 @@
-"""What a comparison shows, in sentences made from its intervals and from nothing else but what was configured."""
+"""What a comparison shows, in sentences that follow from its intervals and the configuration alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.compare.predictors import MEASUREMENTS, Predictor
 from pipeline.compare.settings import Setting, pairs
 
 _NAMED = 4
-"""Differences, and settings, that are told one by one; more are counted."""
+"""Differences, and settings, that are named; the rest are counted."""
 
 
 def verdict(
@@ -21,7 +21,7 @@ def verdict(
     foretold: Sequence[Predictor],
     ks: Sequence[int],
 ) -> list[str]:
-    """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what goes along with the gain."""
+    """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what correlates with the gain."""
     finished = [setting for setting in compared if setting.finished]
     if not finished or not ks:
         return ["No setting has been measured both before and after RL yet.", *_guessing(compared)]
@@ -41,62 +41,69 @@ def _gained(finished: Sequence[MeasuredSetting], k: int) -> str:
     parts = [f"raised pass@{k} in {len(up)}"] if up else []
     parts += [f"lowered {'it' if up else f'pass@{k}'} in {len(down)}"] if down else []
     if not parts:
-        return f"RL shows no change of pass@{k} in any of {len(intervals)} settings."
+        return f"RL shows no change in pass@{k} in any of {_settings(len(intervals))}."
     values = [interval.value for interval in intervals.values()]
     unclear = len(intervals) - len(up) - len(down)
     rest = f", and shows no change in {unclear}" if unclear else ""
     reach = f"{signed(min(values))} to {signed(max(values))}" if len(values) > 1 else signed(values[0])
-    return f"RL {' and '.join(parts)} of {len(intervals)} settings{rest} (change: {reach})."
+    return f"RL {' and '.join(parts)} of {_settings(len(intervals))}{rest} (change: {reach})."
+
+
+def _settings(count: int) -> str:
+    return f"{count} setting{'s' if count != 1 else ''}"
 
 
 def _along(axis: str, between: Sequence[Difference]) -> list[str]:
-    family = between[0].family
-    scope = f"the {family} differences looked at together" if family > 1 else "the one difference looked at"
     shown = [one for one in between if one.gain.shown]
     told = [one for one in between if not math.isnan(one.gain.low)]
     if not told:
-        return [f"Along {axis}, the data give no interval of a difference: too few problems, or the same difference on all."]
+        return [f"Along {axis}, differences have no intervals: too few problems, or the same difference on every problem."]
     first_k = min(one.k for one in told)
     half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in told if one.k == first_k)
     smallest = half_widths[len(half_widths) // 2]
     if smallest < 1:
-        resolution = f"at pass@{first_k}, differences below about {share(smallest)} are beyond what this sweep can show"
+        resolution = f"At pass@{first_k} this sweep cannot resolve differences below about {share(smallest)}."
     else:
-        resolution = f"at pass@{first_k}, no difference is within what so few seeds can show"
+        resolution = f"At pass@{first_k} so few seeds cannot resolve any difference."
 
     if not shown:
-        return [f"Along {axis}, no difference in gain is shown: all intervals, which hold for {scope}, include 0; {resolution}."]
+        references = {one.reference for one in between}
+        which = "prior" if axis == "prior" else f"value of {axis}"
+        other = "its reference" if len(references) > 1 else next(iter(references))
+        scope = f"all {len(told)} intervals, which hold jointly, include 0" if len(told) > 1 else "the one interval includes 0"
+        return [f"No {which} is shown to gain more or less than {other}: {scope}. {resolution}"]
     named = [
         f"{one.setting} gained {'more' if one.gain.value > 0 else 'less'} than {one.reference} in pass@{one.k}: "
         f"{with_interval(one.gain.value, one.gain.low, one.gain.high)}"
         for one in sorted(shown, key=lambda one: -abs(one.gain.value))[:_NAMED]
     ]
     more = f", and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
-    return [f"Along {axis}, {'; '.join(named)}{more}. Intervals hold for {scope}; {resolution}."]
+    scope = f" All {len(told)} intervals hold jointly." if len(told) > 1 else ""
+    return [f"Along {axis}, {'; '.join(named)}{more}.{scope} {resolution}"]
 
 
 def _few_seeds(counts: Sequence[int]) -> list[str]:
-    """`counts` are the seeds that each difference is over, or each gain where nothing is compared."""
+    """`counts`: the seeds behind each difference, or behind each gain where nothing is compared."""
     if min(counts) > 1:
         return []
-    which = "There is one seed per setting:" if max(counts) == 1 else "Some differences are over one seed:"
+    which = "With one seed per setting" if max(counts) == 1 else "Where a difference rests on one seed"
     return [
-        f"{which} intervals cover the choice of problems, not the luck of a training run, and differences between settings may be that "
-        "luck. Add seeds (axes.seed=[0,1,2]) before relying on one."
+        f"{which}, intervals cover the choice of problems but not the luck of a training run, which may explain any difference. Add "
+        "seeds (axes.seed=[0,1,2]) before relying on one."
     ]
 
 
 def _missing(of_sweep: Sequence[Setting], finished: Sequence[MeasuredSetting], between: Sequence[Difference]) -> list[str]:
     sentences = []
     if len(finished) < len(of_sweep):
-        sentences.append(f"{len(of_sweep) - len(finished)} of {len(of_sweep)} settings are not finished and left out above.")
+        sentences.append(f"Unfinished, so left out above: {len(of_sweep) - len(finished)} of {len(of_sweep)} settings.")
     short = [
         f"{setting.name} ({', '.join(str(seed) for seed in setting.planned.seeds if seed not in setting.seeds)})"
         for setting in finished
         if len(setting.seeds) < len(setting.planned.seeds)
     ]
     if short:
-        sentences.append(f"Seeds that are not finished are left out: of {_some(short)}.")
+        sentences.append(f"Unfinished seeds are left out: {_some(short)}.")
     names = {setting.name for setting in finished}
     told = {(one.axis, one.setting) for one in between}
     for axis, along in pairs(of_sweep).items():
@@ -104,9 +111,9 @@ def _missing(of_sweep: Sequence[Setting], finished: Sequence[MeasuredSetting], b
         absent = list(dict.fromkeys(reference for _, reference in waiting if reference not in names))
         apart = [f"{one} with {reference}" for one, reference in waiting if reference in names]
         if absent:
-            sentences.append(f"Along {axis}, nothing is compared with {_some(absent)} yet, which is not finished.")
+            sentences.append(f"Along {axis}, nothing is compared with {_some(absent)} yet (unfinished).")
         if apart:
-            sentences.append(f"Along {axis}, {_some(apart)} cannot be compared: they share no seed, or not their problems.")
+            sentences.append(f"Along {axis}, {_some(apart)} cannot be compared: they share no seeds, or have different problems.")
     return sentences
 
 
@@ -132,11 +139,11 @@ def _foretelling(foretold: Sequence[Predictor]) -> list[str]:
     if not shown:
         best = foretold[0]
         return [
-            f"No measurement of the base model is shown to go along with the gain over {bases} base settings; the closest is "
+            f"No measurement of the base model is shown to correlate with the gain over {bases} base settings; the strongest is "
             f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f}, p = {share(best.p)})."
         ]
     named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f}, p = {share(one.p)})" for one in shown]
     return [
-        f"Over {bases} base settings, the gain in pass@1 goes along with the base model's {', '.join(named)}: look there before "
-        "spending RL compute. This is a correlation, not a cause."
+        f"Over {bases} base settings, the gain in pass@1 correlates with the base model's {', '.join(named)}: look there before "
+        "spending RL compute. Correlation is not causation."
     ]

@@ -1,1 +1,1 @@
-"""What one does to a home: status, logs, diff, plan, cancel, gc, adopt, doctor. None of it runs a sweep."""
+"""Inspecting and tidying a home: status, logs, diff, plan, cancel, gc, adopt, doctor. None of them runs a sweep."""

@@ -1,9 +1,9 @@
 """`priorlab adopt`: a checkpoint made elsewhere, as the result of a recipe's pre-training.
 
 Its identity is its content. The recipe gets `pretrain.adopted: DIGEST` (a sha256 over the names and sha256s of its files), and the
-stage's fingerprint is made of that digest and of the corpus, whose tokenizer it must share. So it never stands in for a model that was
-trained here: a recipe without the key has another fingerprint, trains, and shares nothing with it from there on. The same files give
-the same stage whatever prior, seed or schedule the recipe names, since none of these is known of them.
+stage's fingerprint covers that digest and the corpus, whose tokenizer it must share. So it never replaces a model trained here: without
+the key, a recipe has a different fingerprint, trains, and shares nothing with it from there on. The same files give the same stage
+whatever prior, seed or schedule the recipe names, since how they were trained is unknown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.store.files import read_json, sha256_of, write_json_atomically
 from pipeline.store.folders import Home, status_of
 
 _KEPT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-"""What a Hugging Face folder is read by; optimizer states and READMEs stay behind."""
+"""What it takes to load a Hugging Face folder; optimizer states and READMEs stay behind."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Adopted:
 
 
 def adopt(checkpoint: Path, recipe: str, overrides: list[str], home: Home, *, link: bool, view: View) -> Adopted:
-    """Check it, copy it into the store and write its record. The corpus is built first if it is not there."""
+    """Check the checkpoint, copy it into the store and write its record. A missing corpus is built first."""
     manifest = _manifest(checkpoint)
     digest = f"sha256:{hashlib.sha256(canonical_json(manifest).encode()).hexdigest()}"
     chosen = load_recipe(recipe, [*overrides, f"pretrain.adopted={digest}"])
@@ -56,9 +56,9 @@ def adopt(checkpoint: Path, recipe: str, overrides: list[str], home: Home, *, li
 
 
 def _manifest(checkpoint: Path) -> dict[str, str]:
-    """sha256 of the files that make up the checkpoint. Raises `PriorlabError` if it is none."""
+    """sha256 of each of the checkpoint's files. Raises `PriorlabError` if it is not a checkpoint."""
     if not checkpoint.is_dir():
-        raise PriorlabError(f"{checkpoint} is no folder; give the folder of a Hugging Face checkpoint")
+        raise PriorlabError(f"{checkpoint} is not a folder; give the folder of a Hugging Face checkpoint")
     files = sorted({path for pattern in _KEPT for path in checkpoint.glob(pattern) if path.is_file()})
     names = {path.name for path in files}
     missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
@@ -73,7 +73,7 @@ def _manifest(checkpoint: Path) -> dict[str, str]:
         parts = set((read_json(index) or {}).get("weight_map", {}).values())
         if not parts <= names or not all(str(part).endswith(".safetensors") for part in parts):
             raise PriorlabError(
-                f"{index} names files that are no .safetensors beside it; write the checkpoint with save_pretrained(...)"
+                f"{index} names files that are not .safetensors beside it; write the checkpoint with save_pretrained(...)"
             )
     return {path.name: sha256_of(path) for path in files}
 

@@ -1,10 +1,11 @@
-"""`priorlab cancel`: end what runs, so that nothing starts it again by itself.
+"""`priorlab cancel`: stop a sweep or a stage, so that nothing restarts it by itself.
 
-A sweep: its driver is asked to end, as by Ctrl-C; it ends its stages in order. Stages of it that another command started are then
-ended one by one; those that another sweep's driver runs are left to that sweep, and named. Its jobs on a cluster are cancelled.
+A sweep: its driver is asked to stop, as by Ctrl-C, and stops its stages in order. Stages of the sweep that other commands started are
+then stopped one by one; those that another sweep's driver runs keep running, and are named. Jobs on a cluster are cancelled.
 
-A stage: it is marked (`cancelled.json`) and ended. A driver that runs it, or waits for it, reports it as cancelled, starts it no more,
-and goes on with what does not depend on it. The next command that runs the stage removes the mark and goes on from the last checkpoint.
+A stage: it is marked (`cancelled.json`) and stopped. A driver that runs it, or waits for it, reports it as cancelled, does not restart
+it, and continues with what does not depend on it. The next command that runs the stage removes the mark and resumes from the last
+checkpoint.
 
 Only processes that hold the lock in question are signalled.
 """
@@ -36,7 +37,7 @@ _GRACE_SECONDS = 90.0
 
 @dataclass
 class Cancelled:
-    """What was ended, and which stages of the sweep go on for another one."""
+    """What was stopped, and which of the sweep's stages another sweep keeps running."""
 
     driver: int | None = None
     stages: list[str] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Cancelled:
 
 
 def cancel(name: str, home: Home) -> Cancelled:
-    """A sweep if there is one of this name, else a stage."""
+    """Cancel the sweep of this name if there is one, else the stage."""
     if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
         return _cancel_sweep(name, home)
     folder = home.find_stage(name)
@@ -73,43 +74,43 @@ def _cancel_sweep(name: str, home: Home) -> Cancelled:
 
 
 def _cancel_stage(folder: StageFolder) -> bool:
-    """Whether the stage was running, and was ended before it was done."""
+    """Whether the stage was running and was stopped before it finished."""
     if not folder.is_held():
         return False
     by = f"process {os.getpid()} on {socket.gethostname()}"
-    write_json_atomically(folder.cancelled, {"time": time.time(), "by": by})  # before the signal: a driver looks when the stage ends
+    write_json_atomically(folder.cancelled, {"time": time.time(), "by": by})  # before the signal: a driver looks once the stage ends
     try:
         _end(folder.path / "lock", lambda process: runs_spec(process, folder.spec), group=True)
     except PriorlabError:
         folder.cancelled.unlink(missing_ok=True)
         raise
-    if folder.record_file.exists():  # it was quicker
+    if folder.record_file.exists():  # it finished first
         folder.cancelled.unlink(missing_ok=True)
         return False
     return True
 
 
 def _end(lock: Path, is_meant: Callable[[int], bool], *, group: bool) -> int | None:
-    """Have the holder of a lock end: SIGTERM, then SIGKILL if it has not. Its process number, or None if it ended by itself."""
+    """Stop the holder of a lock: SIGTERM, then SIGKILL if that fails. Its process number, or None if it ended by itself."""
     process = _find(lock, is_meant)
     if process is None:
         return None
     for number in (signal.SIGTERM, signal.SIGKILL):
-        signal_holder(process, lock, number, group=group and number == signal.SIGKILL)  # else a stage needs its workers until it ends
+        signal_holder(process, lock, number, group=group and number == signal.SIGKILL)  # a stage needs its workers to end in order
         if _wait(lambda: process not in holders(lock), _GRACE_SECONDS):
             return process
-    raise PriorlabError(f"process {process} holds {lock} and does not end, not even by SIGKILL; see what it waits for (a dead disk?)")
+    raise PriorlabError(f"process {process} holds {lock} and survives even SIGKILL; see what it waits for (a dead disk?)")
 
 
 def _find(lock: Path, is_meant: Callable[[int], bool]) -> int | None:
     deadline = time.time() + _START_SECONDS
     while lock_is_held(lock):
         meant = [process for process in holders(lock) if is_meant(process)]
-        if meant:  # children that inherited the lock come after their parent
+        if meant:  # children that inherited the lock started after their parent
             return min(meant, key=_age)
         if time.time() > deadline:
             raise PriorlabError(
-                f"{lock} is held by {holder_text(lock)}, and no process of {socket.gethostname()} that could be ended holds it; "
+                f"{lock} is held by {holder_text(lock)}, but not by a process of {socket.gethostname()} that can be stopped; "
                 "run the command on that machine"
             )
         time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""`priorlab diff`: in what two stages, or two cells of sweeps, are not the same experiment. Execution is no part of it."""
+"""`priorlab diff`: how two stages, or two cells of sweeps, differ as experiments. Execution settings do not count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Comparison:
 
 
 def compare(first: str, second: str, home: Home) -> Comparison:
-    """Two stages, by what `find_stage` knows them by, or two cells, as SWEEP:CELL."""
+    """Two stages, by any name that `find_stage` takes, or two cells, as SWEEP:CELL."""
     if (":" in first) != (":" in second):
         raise PriorlabError(f"{first!r} and {second!r} are a cell and a stage; give two stages, or two cells as SWEEP:CELL")
     if ":" not in first:

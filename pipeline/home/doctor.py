@@ -1,4 +1,4 @@
-"""What `priorlab doctor` looks at. Torch is asked in a process of its own, so that a broken install is a finding, not a crash."""
+"""The checks of `priorlab doctor`. Torch runs in a separate process, so that a broken install is a finding, not a crash."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _engine() -> Finding:
 def _devices() -> Finding:
     asked = subprocess.run([sys.executable, "-c", _DEVICES], capture_output=True, text=True, check=False)
     if asked.returncode:
-        return Finding("devices", False, "torch does not start: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
+        return Finding("devices", False, "torch cannot be imported: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
     return Finding("devices", True, asked.stdout.strip())
 
 
@@ -76,12 +76,13 @@ def _disk(home: Home) -> Finding:
     free = shutil.disk_usage(place).free / 2**30
     writable = os.access(place, os.W_OK)
     text = f"{free:.0f} GiB free at {home.path}" + ("" if writable else ", which is not writable")
-    return Finding("disk", writable and free >= _LEAST_FREE_GIB, text)
+    enough = free >= _LEAST_FREE_GIB
+    return Finding("disk", writable and enough, text if enough else f"{text}; have at least {_LEAST_FREE_GIB}")
 
 
 def _tracking() -> Finding:
     mode = resolve_mode(TrackingConfig())
-    hint = "" if mode == "online" else " (not logged in; `wandb login` makes it online, `wandb sync` uploads later)"
+    hint = "" if mode == "online" else " (not logged in; run `wandb login`, or upload later with `priorlab wandb sync`)"
     return Finding("wandb", True, mode + hint)
 
 
@@ -89,12 +90,12 @@ def _slurm() -> Finding:
     """Never bad: stages run on this machine unless a config says otherwise."""
     sinfo = shutil.which("sinfo")
     if sinfo is None:
-        return Finding("slurm", True, "not on this machine, which then runs all stages itself")
+        return Finding("slurm", True, "not installed; stages run on this machine")
     command = [sinfo, "--noheader", "--format=%P %D nodes %T"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("slurm", True, f"installed, but it does not answer: {error}")
+        return Finding("slurm", True, f"installed, but does not answer: {error}")
     if asked.returncode:
-        return Finding("slurm", True, "installed, but it does not answer: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
-    return Finding("slurm", True, "; ".join(line.strip() for line in asked.stdout.splitlines()) or "no partition")
+        return Finding("slurm", True, "installed, but does not answer: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
+    return Finding("slurm", True, "; ".join(line.strip() for line in asked.stdout.splitlines()) or "no partitions")

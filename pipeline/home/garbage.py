@@ -1,7 +1,7 @@
 """`priorlab gc`: what no kept sweep needs.
 
-A sweep is kept while its folder holds its definition. Needed are its stages, those that run right now, adopted checkpoints, and all
-that these were computed from. When in doubt (a definition that cannot be read) nothing is deleted at all.
+A sweep is kept while its folder holds its definition. Its stages are needed, and so are stages that are running, adopted checkpoints,
+and all that these were computed from. When in doubt (an unreadable definition), nothing is deleted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STAGE_NAME = re.compile(r".+-([0-9a-f]{12})")
 
 @dataclass(frozen=True)
 class Item:
-    """Something that may go, with what deleting it frees."""
+    """Something to delete, and the bytes that frees."""
 
     path: Path
     stage: StageFolder | None
@@ -39,11 +39,11 @@ def kept_sweeps(home: Home) -> list[str]:
 
 
 def find(home: Home) -> list[Item]:
-    """All that may go, stage by stage. Raises `PriorlabError` if it is unclear what is needed."""
+    """All there is to delete, stage by stage. Raises `PriorlabError` if it is unclear what is needed."""
     folders = [StageFolder(path) for path in sorted(home.path.glob("stages/*/*")) if path.is_dir() and _STAGE_NAME.fullmatch(path.name)]
     if folders and not kept_sweeps(home):
         raise PriorlabError(
-            f"{home.path} holds stages and no sweep, so all of them would go; remove the folder by hand if that is meant"
+            f"{home.path} holds stages but no sweeps, so all of them would be deleted; to do that, remove the folder yourself"
         )
     busy = _busy(folders)
     needed = _needed(home, folders, busy)
@@ -59,7 +59,7 @@ def find(home: Home) -> list[Item]:
 
 
 def delete(items: list[Item], home: Home) -> Iterator[Item]:
-    """Delete what `find` found, and yield what is gone. A stage that was started in the meantime is left alone."""
+    """Delete what `find` found, and yield what is gone. A stage started in the meantime is left alone."""
     for item in items:
         lock = None
         if item.stage is not None:
@@ -83,13 +83,13 @@ def delete(items: list[Item], home: Home) -> Iterator[Item]:
 
 
 def _busy(folders: list[StageFolder]) -> list[StageFolder]:
-    """Stages that run, or wait in a queue. Raises `PriorlabError` if a queue has to be asked and does not answer."""
+    """Running and queued stages. Raises `PriorlabError` if a queue must be asked and does not answer."""
     jobs = jobs_of(folders, strict=True)
     return [folder for folder in folders if folder in jobs or folder.is_held()]
 
 
 def _needed(home: Home, folders: list[StageFolder], busy: list[StageFolder]) -> set[str]:
-    """Digits of the fingerprints of all that must stay."""
+    """Fingerprint digits of all stages that must stay."""
     by_digits = {_digits(folder): folder for folder in folders}
     needed: set[str] = set()
     waiting = {digits for name in kept_sweeps(home) for digits in _stages_of(name, home)}
@@ -103,7 +103,7 @@ def _needed(home: Home, folders: list[StageFolder], busy: list[StageFolder]) -> 
 
 
 def _stages_of(sweep: str, home: Home) -> set[str]:
-    """As the sweep was last started, and as this version of priorlab would start it again."""
+    """The sweep's stages as last started, and as this version of priorlab would start them."""
     listed = home.sweep(sweep) / "cells.jsonl"
     try:
         rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
@@ -111,7 +111,7 @@ def _stages_of(sweep: str, home: Home) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PriorlabError(
             f"{listed} cannot be read ({error}), so it is unclear what sweep {sweep!r} needs, and nothing is deleted; start the "
-            f"sweep again to have it written anew, or remove {listed.parent} if it is not wanted any more"
+            f"sweep again to rewrite it, or remove {listed.parent} to give the sweep up"
         ) from error
     with suppress(PriorlabError):  # of another version of priorlab
         saved = saved_sweep(sweep, home)
@@ -132,14 +132,14 @@ def _parents(folder: StageFolder) -> set[str]:
 
 
 def _is_adopted(folder: StageFolder) -> bool:
-    """A record that says so: what came from outside is not computed again. (A damaged record is no reason to keep a stage.)"""
+    """Whether the record says so: adopted checkpoints cannot be recomputed. (A damaged record does not keep a stage.)"""
     with suppress(PriorlabError):
         return "adopted" in (folder.record() or {})
     return False
 
 
 def _leftovers(folder: StageFolder) -> Iterator[tuple[Path, str]]:
-    """Parts of a needed stage that nobody reads any more."""
+    """Parts of a needed stage that nothing reads any more."""
     building = folder.path / "export.part"
     if building.exists():
         yield building, "a half-written export"
@@ -162,7 +162,7 @@ def _trash(home: Home) -> Path:
 
 
 def _freed(path: Path) -> int:
-    """Bytes that go with the last name of a file; one that is linked elsewhere too stays."""
+    """Bytes that deleting frees: files also hard-linked elsewhere do not count."""
     files = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
     sizes = [file.lstat() for file in files]
     return sum(size.st_size for size, file in zip(sizes, files, strict=True) if size.st_nlink == 1 and not file.is_dir())

@@ -1,6 +1,6 @@
-"""What a stage is, planned or on disk, in a form that two of them can be compared in: `diff`, and the reasons that `plan` gives.
+"""What identifies a stage, planned or on disk, in comparable form: for `diff`, and for the reasons that `plan` gives.
 
-The parts are those of the fingerprint: kind, recipe version, identity fields, parents.
+It has the fingerprint's parts: kind, recipe version, identity fields, parents.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Identity:
     fingerprint: str
     recipe_version: int | None
     fields: dict[str, Any] | None
-    """None for a parent that is referred to and whose folder is gone."""
+    """None for a parent whose folder is gone."""
     parents: dict[str, Identity] = field(default_factory=dict)
 
 
@@ -50,7 +50,7 @@ class StoredIdentities:
         spec, record = read_json(folder.spec), folder.record()
         needed = {"fingerprint", "recipe_version", "identity", "parents"}
         if not isinstance(spec, dict) or not needed <= spec.keys():
-            raise PriorlabError(f"{folder.spec} does not say what the stage is; start its sweep again, which writes it anew")
+            raise PriorlabError(f"{folder.spec} does not say what the stage is; start its sweep again to rewrite it")
         known = record if record is not None and needed <= record.keys() else spec
         parents = {role: self._parent(**parent) for role, parent in spec["parents"].items()}
         return Identity(folder.name, folder.kind, known["fingerprint"], known["recipe_version"], known["identity"], parents)
@@ -62,19 +62,19 @@ class StoredIdentities:
 
 
 def own_differences(before: Identity, after: Identity) -> list[str]:
-    """Field by field, with a parent that is another one as a single difference."""
-    return [*_fields(before, after), *(f"{where}: {old} -> {new}" for where, old, new in _other_parents(before, after))]
+    """Field by field; a changed parent is a single difference."""
+    return [*_fields(before, after), *(f"{where}: {old} -> {new}" for where, old, new in _changed_parents(before, after))]
 
 
 def differences(before: Identity, after: Identity) -> list[str]:
-    """Field by field, down through the parents; a pair of parents met by two ways is compared once."""
+    """Field by field, through all parents; a pair of parents reached in two ways is compared once."""
     return list(_all_differences(before, after, "", set()))
 
 
 def _all_differences(before: Identity, after: Identity, path: str, seen: set[tuple[str, str]]) -> Iterator[str]:
     seen.add((before.fingerprint, after.fingerprint))
     yield from (f"{path}{line}" for line in _fields(before, after))
-    for where, old, new in _other_parents(before, after):
+    for where, old, new in _changed_parents(before, after):
         older, newer = (identity.parents.get(where.removeprefix("parents.")) for identity in (before, after))
         if older is None or newer is None:
             yield f"{path}{where}: {old} -> {new}"
@@ -92,7 +92,7 @@ def _fields(before: Identity, after: Identity) -> Iterator[str]:
     yield from drift(before.fields or {}, after.fields or {})
 
 
-def _other_parents(before: Identity, after: Identity) -> Iterator[tuple[str, str, str]]:
+def _changed_parents(before: Identity, after: Identity) -> Iterator[tuple[str, str, str]]:
     for role in sorted(before.parents.keys() | after.parents.keys()):
         old, new = before.parents.get(role), after.parents.get(role)
         if old is None or new is None or old.fingerprint != new.fingerprint:

@@ -1,4 +1,4 @@
-"""`priorlab logs`: what a stage printed, of its newest attempt or an older one, and further as it prints it."""
+"""`priorlab logs`: what a stage's newest or an older attempt printed, and what it goes on to print."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def find_log(folder: StageFolder, attempt: int | None = None) -> Path:
     if attempt is None:
         log = folder.last_log()
         if log is None:
-            raise PriorlabError(f"{folder.name} has no log: no attempt of it was started; `priorlab status` shows its state")
+            raise PriorlabError(f"{folder.name} has no log: it was never started; `priorlab status` shows its state")
         return log
     known = {int(path.name): path / "stdout.log" for path in folder.attempts()}
     if attempt not in known or not known[attempt].exists():
         listed = ", ".join(str(number) for number, log in known.items() if log.exists())
-        raise PriorlabError(f"{folder.name} has no log of attempt {attempt}; there are: {listed or 'none'}")
+        raise PriorlabError(f"{folder.name} has no log of attempt {attempt}; there are logs of: {listed or 'none'}")
     return known[attempt]
 
 
@@ -39,7 +39,7 @@ def follow_log(log: Path, folder: StageFolder) -> Iterator[str]:
     with log.open(encoding="utf-8", errors="replace") as file:
         running = True
         while running:
-            running = folder.is_held()  # asked before reading: what the stage printed last is still read
+            running = folder.is_held()  # asked before reading, so that the stage's last output is read
             while chunk := file.read(_CHUNK):
                 yield chunk
             if running:

@@ -1,7 +1,7 @@
 """`priorlab plan`: why a stage would run or be reused.
 
-A stage that would run although the home holds results under the same kind and slug is compared with the nearest of those, so that
-a forked experiment explains itself before it costs anything.
+A stage that would run although the home has results of the same kind and slug is compared with the nearest of them, so that a forked
+experiment explains itself before it costs anything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.store.files import read_json
 from pipeline.store.folders import Home, StageFolder, status_of
 
 _COMPARED = 50
-"""Of the results under one kind and slug, so many of the newest are compared with what is planned."""
+"""How many of the newest results of a kind and slug are compared with the planned stage."""
 
 
 def explained_plan(graph: Graph, home: Home) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def _nearest(node: StageNode, relatives: list[StageFolder], stored: StoredIdenti
     for folder in relatives[-_COMPARED:]:
         known = _readable(folder, stored)
         if known is not None and known.fingerprint != node.fingerprint:
-            distance = len(differences(known, planned))  # down through the parents; of equally near ones the newest
+            distance = len(differences(known, planned))  # through all parents; among equally near ones, the newest
             compared.append((distance, -folder.record_file.stat().st_mtime, known.name, known))
     if not compared:
         return None
@@ -85,7 +85,7 @@ def _nearest(node: StageNode, relatives: list[StageFolder], stored: StoredIdenti
 def _readable(folder: StageFolder, stored: StoredIdentities) -> Identity | None:
     try:
         return stored.of(folder)
-    except PriorlabError:  # a damaged relative explains nothing, and stands in nobody's way
+    except PriorlabError:  # a damaged relative explains nothing and blocks nothing
         return None
 
 
@@ -97,9 +97,9 @@ def _why(entry: dict[str, Any], drift: dict[str, Any] | None, folder: StageFolde
         spec = read_json(folder.spec)
         return f"made in sweep {spec['sweep']}" if isinstance(spec, dict) and "sweep" in spec else ""
     if entry["state"] == "running":
-        return "run by another process, and waited for"
+        return "another process runs it; this one would wait"
     if entry["state"] == "failed":
-        return f"failed: {status_of(folder).get('message', 'no reason was left')}"
+        return f"failed: {status_of(folder).get('message', 'no reason recorded')}"
     if entry["state"] in ("unfinished", "cancelled"):
-        return "goes on from its last checkpoint" if any(folder.checkpoints.glob("*")) else "begun, without a checkpoint"
+        return "resumes from its last checkpoint" if any(folder.checkpoints.glob("*")) else "started, has no checkpoint"
     return f"not {drift['from']}: {'; '.join(drift['fields'])}" if drift else ""

@@ -1,7 +1,7 @@
 """Who holds a lock: the only processes that `cancel` may signal.
 
-The kernel tells it per open file (/proc/PID/fdinfo), so a number that another process has taken over in the meantime is never mistaken
-for the stage, as one read from a status file could be.
+The kernel lists locks per open file (/proc/PID/fdinfo), so a process number reused in the meantime is never mistaken for the stage, as
+one read from a status file could be.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PROC = Path("/proc")
 def holders(lock: Path) -> list[int]:
     """Processes of this machine that hold the OS lock on a file."""
     if not (_PROC / "self" / "fdinfo").is_dir():
-        raise PriorlabError(f"this system does not tell who holds {lock}; end the process that its text names, by hand")
+        raise PriorlabError(f"this system does not show who holds {lock}; end the process named in that file yourself")
     try:
         wanted = lock.stat()
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def _holds(process: Path, wanted: os.stat_result) -> bool:
 
 
 def holder_text(lock: Path) -> str:
-    """What the file says of its holder: process, host and time."""
+    """What the file says about its holder: process, host and time."""
     try:
         return lock.read_text(encoding="utf-8").strip() or "a process that left no name"
     except OSError:
@@ -63,7 +63,7 @@ def runs_spec(process: int, spec: Path) -> bool:
 
 
 def signal_holder(process: int, lock: Path, number: signal.Signals, *, group: bool) -> None:
-    """Signal a process that still holds the lock, with the whole of its group if it leads one; nothing if it has let go."""
+    """Signal a process if it still holds the lock; with `group`, its whole process group if it leads one."""
     try:
         handle = os.pidfd_open(process)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""`priorlab status`: what is on disk about each stage, from a handful of small files per folder, so that thousands are read at once."""
+"""`priorlab status`: what is on disk about each stage, from a few small files per folder, so that thousands are read quickly."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STATES = ("running", "queued", "failed", "cancelled", "unfinished", "damaged", "
 
 @dataclass(frozen=True)
 class StageReport:
-    """One stage. Its fields are the keys of `status --json`; numbers are None where nothing is known."""
+    """One stage. Its fields are the keys of `status --json`; numbers are None where unknown."""
 
     stage: str
     """KIND/SLUG-FINGERPRINT"""
     state: str
-    """One of STATES; `queued` waits in Slurm, `unfinished` was begun and is not running, `damaged` has a record that cannot be read."""
+    """One of STATES; `queued` waits in Slurm, `unfinished` was started and is not running, `damaged` has an unreadable record."""
     step: int | None
     total: int | None
     unit: str | None
@@ -43,14 +43,14 @@ class StageReport:
 
 
 def folders_of(home: Home, sweep: str | None) -> list[StageFolder]:
-    """Every stage on disk, or those of a sweep, also the ones not started yet."""
+    """Every stage on disk, or every stage of a sweep, started or not."""
     if sweep is None:
         return home.stages()
     return [node.folder(home) for node in build_graph(known_sweep(sweep, home).cells()).stages.values()]
 
 
 def stage_state(folder: StageFolder, job: Job | None) -> str:
-    """done | queued | running | cancelled | failed | unfinished | new; `job` is what works on it without a command."""
+    """done | queued | running | cancelled | failed | unfinished | new; `job` is the cluster job that works on it, if any."""
     if folder.record() is not None:
         return "done"
     if not folder.path.exists():

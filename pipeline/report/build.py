@@ -21,16 +21,16 @@ from pipeline.store.files import write_text_atomically
 from pipeline.store.folders import Home
 
 _LARGEST_EMBEDDED = 1_500_000
-"""Bytes of results.csv that a report carries in itself; a larger one it links to, beside it."""
+"""Bytes of results.csv up to which the report embeds it; it links to a larger one beside it."""
 _NOTE = (
     "Entropy (nats) and perplexity are those of the model that RL starts from, on held-out text. Gain = after RL minus before, paired "
-    "per problem. Intervals of single numbers are 95% t intervals over problems, and over seeds where there are several; intervals of "
-    "differences hold for all differences along an axis at once."
+    "per problem. Single numbers have 95% t intervals over problems, and over seeds where there are several; the intervals of all "
+    "differences along an axis hold jointly."
 )
 
 
 def write_comparison(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home) -> None:
-    """All files of the comparison; `summary` is `pipeline.compare.summary.summary` of what was found."""
+    """Write all files of the comparison; `summary` is `pipeline.compare.summary.summary` of `found`."""
     folder = home.sweep(name)
     write_results(folder / "results.csv", list(result_rows(name, found.evaluations)))
     write_samples(folder / "samples.parquet", graph, home)
@@ -41,7 +41,7 @@ def write_comparison(name: str, description: str, graph: Graph, found: Findings,
 
 
 def _write_figures(folder: Path, drawn: list[Figure]) -> None:
-    """One file each, for papers and slides; those that are drawn no longer go."""
+    """One file each, for papers and slides; figures no longer drawn are deleted."""
     folder.mkdir(exist_ok=True)
     for figure in drawn:
         write_text_atomically(folder / figure.file_name, standalone(figure.svg))
@@ -90,7 +90,7 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
 
 
 def _embedded(file: Path) -> str:
-    """A link to the file that holds its content, or, for a large one, its name."""
+    """A data URL of the file, or its name if it is large."""
     if file.stat().st_size > _LARGEST_EMBEDDED:
         return file.name
     return f"data:text/csv;base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""The comparison of a sweep: its files and its W&B run, written anew when results are new."""
+"""The comparison of a sweep: its files and its W&B run, rewritten when results are new."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.store.files import read_json, write_json_atomically
 from pipeline.store.folders import Home
 from pipeline.tracking.comparison import log_comparison, summary_run_id
 
-_VERSION = 5
-"""Raised when the files change for the same results: they are then written anew."""
+_VERSION = 6
+"""Raise it when the same results make different files, so that old ones are rewritten."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of a sweep so far, and where its files are."""
+    """Results of a sweep so far, and its report."""
 
     summary: dict[str, Any]
     report: Path
@@ -53,7 +53,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
 
 
 def _kept_comparison(stamp: Path) -> dict[str, Any]:
-    """The comparison as last written, or {} if there is none to rely on: it is derived, and made again at little cost."""
+    """The comparison as last written, or {} if there is no readable one: recomputing it is cheap."""
     try:
         kept = read_json(stamp)
     except PriorlabError:
@@ -62,7 +62,7 @@ def _kept_comparison(stamp: Path) -> dict[str, Any]:
 
 
 def _digest(sweep: Sweep, graph: Graph, home: Home) -> str:
-    """Changes when a record of the sweep does, or its description."""
+    """Changes with the sweep's records and its description."""
     digest = hashlib.sha256(json.dumps([_VERSION, sweep.name, sweep.description, [plan.cell.id for plan in graph.cells]]).encode())
     for node in graph.stages.values():
         record = node.folder(home).record_file

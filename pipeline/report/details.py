@@ -1,4 +1,4 @@
-"""What a report tells beside tables and figures: the settings, example responses, and where each number comes from."""
+"""The rest of a report: the settings, example responses, and where each number comes from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST = 2000
 
 
 def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
-    """Name and value of what all cells share, as far as a reader needs it."""
+    """Names and values of what all cells share and a reader needs."""
     if not compared:
         return []
     cell = compared[0].before[0].plan.cell
@@ -38,7 +38,7 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
         later = recipe.midtrain
         block = (later.corpus or recipe.corpus).block_size
         found["midtrain"] = (
-            f"{later.steps * later.global_batch * block:,} tokens in {later.steps:,} steps and blocks of {block}, learning rate "
+            f"{later.steps * later.global_batch * block:,} tokens in {later.steps:,} steps, blocks of {block}, learning rate "
             f"{later.optimizer.learning_rate:g}, prior {recipe.midtrain_prior.name}"
         )
     if rl is not None:
@@ -51,7 +51,7 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
 
 
 def prior_rows(compared: Sequence[MeasuredSetting]) -> list[list[str]]:
-    """The name of each prior that occurs, and its knobs; a dash where one cannot matter."""
+    """Each prior's name and knobs; a dash where a knob has no effect."""
     rows = []
     for prior in (setting.before[0].plan.cell.recipe.prior for setting in compared):
         matter = prior.identity()
@@ -81,7 +81,7 @@ class Example:
 
 
 def examples(compared: Sequence[MeasuredSetting], home: Home) -> list[tuple[str, list[Example]]]:
-    """For each finished setting, by its first cell: the problem that gained most, one in the middle, and the one that gained least."""
+    """From each finished setting's first cell, the problems with the largest, the median and the smallest gain."""
     found = []
     for setting in [setting for setting in compared if setting.finished][:_SETTINGS_WITH_EXAMPLES]:
         before, after = setting.before[0], setting.after[0]
@@ -105,11 +105,11 @@ def examples(compared: Sequence[MeasuredSetting], home: Home) -> list[tuple[str,
 
 
 def _extremes_and_middle(gains: Floats) -> dict[int, str]:
-    """Which problems, largest gain first, with words for them; of few problems, one that is an extreme is not in the middle."""
+    """Index of a problem -> words for it, largest gain first; with few problems, an extreme is not also the median."""
     order = gains.argsort(kind="stable")
     least, middle, most = int(order[0]), int(order[len(order) // 2]), int(order[-1])
     words = {
-        middle: "in the middle",
+        middle: "median gain",
         least: "gained least" if gains[least] >= 0 else "lost most",
         most: "gained most" if gains[most] >= 0 else "lost least",
     }
@@ -131,7 +131,7 @@ def _responses(evaluation: Evaluation, problems: list[str], home: Home) -> dict[
 
 
 def sources(graph: Graph, home: Home) -> list[dict[str, Any]]:
-    """Where every number comes from: stage, commit, seconds, and which set of package versions (`versions`, from 1)."""
+    """Where every number comes from: stage, commit, seconds and package versions."""
     found = []
     for node in graph.stages.values():
         record = node.folder(home).record()

@@ -1,7 +1,8 @@
-"""Which figures a report shows, under which heading, and what to read from them."""
+"""Which figures a report shows, with their titles and captions."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Figure:
 
 
 def figures(found: Findings, home: Home) -> list[Figure]:
-    """All figures that the finished evaluations give; with many settings, of the first ones."""
+    """All figures that the finished evaluations allow; of many settings, only the first."""
     compared, ks = found.settings, found.ks
     if not compared or not ks:
         return []
@@ -53,12 +54,12 @@ def figures(found: Findings, home: Home) -> list[Figure]:
         Figure(
             "pass@k before and after RL",
             plots.pass_at_k_curves(drawn),
-            f"Dashed: before. Bands: 95% intervals. Where the lines cross, the base finds with k samples what RL has lost.{few}",
+            f"Dashed: before RL. Bands: 95% intervals. Past a crossing, the base model solves more problems with k samples.{few}",
         )
     )
     shown += _predictors(compared, found.points, found.predictors)
     if any(evaluation.milestone for evaluation in found.evaluations):
-        caption = f"Each evaluated like the last, on held-out text and on the problems.{few}"
+        caption = f"Each is evaluated like the last, on held-out text and on the problems.{few}"
         shown.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, found.evaluations, ks), caption))
     return shown + _training(drawn, home, few)
 
@@ -72,12 +73,13 @@ def _gains(compared: Sequence[MeasuredSetting], between: Sequence[Difference], k
         along = [one for one in between if one.axis == axis]
         every = list(dict.fromkeys((one.setting, one.reference) for one in along))
         pairs = every[:_MOST_ROWS]
+        jointly = sum(not math.isnan(one.gain.low) for one in along)
         found.append(
             Figure(
                 f"Who gains more, along {axis}",
                 plots.differences([one for one in along if (one.setting, one.reference) in pairs], compared),
-                f"Gain minus the reference's gain, paired per problem and seed. The intervals hold for all {along[0].family} "
-                f"together with 95%; one that crosses 0 shows no difference.{_few(_MOST_ROWS, len(every), 'differences')}",
+                f"Gain minus the reference's gain, paired per problem and seed. All {jointly} intervals hold jointly with "
+                f"95%; one that crosses 0 shows no difference.{_few(_MOST_ROWS, len(every), 'differences')}",
             )
         )
     return found
@@ -86,20 +88,20 @@ def _gains(compared: Sequence[MeasuredSetting], between: Sequence[Difference], k
 def _predictors(compared: Sequence[MeasuredSetting], points: Points, foretold: Sequence[Predictor]) -> list[Figure]:
     if len(points.gain) < _FEWEST_POINTS or not points.varying:
         return []
-    told = " Above each panel: rank correlation over base settings, and how often chance makes that of any panel as strong."
+    told = " Above each panel: rank correlation over base settings, and p, how often chance makes any panel's as strong."
     above = told if foretold else ""
     return [
         Figure(
-            "What goes along with the gain",
+            "What correlates with the gain",
             plots.gain_against(points, compared[:_MOST_ROWS], foretold),
-            f"Each point is a cell: what was measured on the base model, and what RL gained in pass@1.{above}"
+            f"Each point is a cell: a measurement of the base model, and RL's gain in pass@1.{above}"
             + _few(_MOST_ROWS, len(compared), "settings; the correlations are over all"),
         )
     ]
 
 
 def _few(most: int, count: int, what: str = "settings") -> str:
-    """What a caption says where only the first ones are drawn."""
+    """The caption's note where only the first are drawn."""
     return f" The first {most} of {count} {what}." if count > most else ""
 
 
@@ -109,7 +111,7 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
         kind: [(setting.name, [stage_rows(e.plan, kind, home) for e in setting.before]) for setting in drawn]
         for kind in ("rl", "pretrain", "midtrain")
     }
-    bands = " Bands: from the lowest seed to the highest." if any(len(setting.before) > 1 for setting in drawn) else ""
+    bands = " Bands: lowest to highest seed." if any(len(setting.before) > 1 for setting in drawn) else ""
     rl_rows = [row for _, of_setting in runs["rl"] for run in of_setting for row in run]
     known = {metric for row in rl_rows for metric in row}
     panels = [panel for panel in _RL_PANELS if any(row.get(panel[0]) for row in rl_rows)]
@@ -124,11 +126,11 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
             Figure(
                 f"Validation during RL, at equal {label}",
                 plots.training_curves(runs["rl"], panels, x=x, label=label),
-                f"On problems of the RL split that are not trained on.{why}{bands}{few}",
+                f"On held-out problems of the RL split.{why}{bands}{few}",
             )
             for x, label, why in (
                 ("step", "steps", ""),
-                ("rollouts_generated", "rollouts", " A prior whose groups lack signal samples more for the same step."),
+                ("rollouts_generated", "rollouts", " A prior whose groups lack signal samples more per step."),
             )
         ]
     for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training")):

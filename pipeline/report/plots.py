@@ -1,4 +1,4 @@
-"""Figures of the comparison itself: curves of pass@k, gains and their differences, and what goes along with the gain."""
+"""Figures: curves of pass@k, gains and their differences, what correlates with the gain, and curves of training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
 def _panels(
     count: int, columns: int, size: tuple[float, float], *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """`count` panels in rows of `columns`, each of this size; the places left over in the last row stay empty."""
+    """`count` panels in rows of `columns`, each of this size; spare places in the last row stay empty."""
     rows = -(-count // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(size[0] * columns, size[1] * rows), sharex=sharex, sharey=sharey, squeeze=False, layout="constrained"
@@ -75,7 +75,7 @@ def gains(drawn: Sequence[MeasuredSetting], settings: Sequence[MeasuredSetting],
 
 
 def differences(found: Sequence[Difference], settings: Sequence[MeasuredSetting]) -> str:
-    """Forest plot of what settings gain more than their reference, one panel per k; colours as in the figures of `settings`."""
+    """Forest plot of gains minus the reference's, one panel per k; colours as in the figures of `settings`."""
     colours = {setting.name: colour(index) for index, setting in enumerate(settings)}
     ks = sorted({one.k for one in found})
     by_pair: dict[tuple[str, str], dict[int, Interval]] = {}
@@ -133,7 +133,7 @@ Rows = Sequence[dict[str, float]]
 def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], shown: Sequence[tuple[str, str]], *, x: str, label: str) -> str:
     """One panel per (metric, title), one line per setting: the mean of its runs, with a band from the lowest run to the highest.
 
-    `x` is the key of the rows that lies along the x axis, `label` its words.
+    `x` is the rows' key for the x axis, `label` its label.
     """
     with plt.rc_context(STYLE):
         columns = 3 if len(shown) % 4 else 4
@@ -206,7 +206,7 @@ def _line(run: Rows, x: str, metric: str) -> Line | None:
 
 
 def _common(lines: Sequence[Line]) -> Line:
-    """The runs' values at the first run's places, as far as all have come; shaped (runs, places)."""
+    """The first run's places that all runs have reached, and all runs' values there, shaped (runs, places)."""
     last = min(at[-1] for at, _ in lines)
     places = lines[0][0][lines[0][0] <= last]
     return places, np.stack([np.interp(places, at, values) for at, values in lines])

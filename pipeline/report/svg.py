@@ -65,7 +65,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def standalone(svg: str) -> str:
-    """The same figure as a file of its own: on white, in plain colours that every program for SVG knows."""
+    """The same figure as a separate file: on white, in plain colours that every SVG program knows."""
     for of_the_page, plain in _OF_A_FILE.items():
         svg = svg.replace(of_the_page, plain)
     return svg.replace("<svg ", '<svg style="background: #fff" ', 1)

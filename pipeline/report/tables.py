@@ -31,14 +31,14 @@ def share(interval: dict[str, float] | None) -> str:
 
 
 def headings(keys: list[str], *, bayes: bool = False) -> list[str]:
-    """`bayes` as in `cells`; a posterior gain is shrunk to the uniform prior, and not after minus before."""
+    """`bayes` as in `cells`; a posterior gain is shrunk towards the uniform prior, so it is not after minus before."""
     gains = {key: "posterior gain [95% credible]" if bayes and key == "pass@1" else "gain [95%]" for key in keys}
     pairs = [[f"{key} before", "after", gains[key]] for key in keys]
     return ["setting", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
 
 
 def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[str]:
-    """One row of the table as text, in the order of `headings`; `bayes` shows credible intervals where there are some."""
+    """One row of the table as text, in the order of `headings`; `bayes` shows credible intervals where there are any."""
     shown = [row["arm"], f"{row['entropy']['value']:.4f}", f"{row['perplexity']['value']:.4f}"]
     for key in keys:
         which = "bayesian_gain" if bayes and "bayesian_gain" in row[key] else "gain"
@@ -47,7 +47,7 @@ def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[
 
 
 def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | None = None, *, bayes: bool = False) -> Table:
-    """All of the comparison, or its columns for some `keys` (pass@1, ...) only."""
+    """The comparison, or only its columns for `keys` (pass@1, ...)."""
     keys = pass_keys(rows) if keys is None else keys
     return _table(title, headings(keys, bayes=bayes), [cells(row, keys, bayes=bayes) for row in rows])
 
@@ -65,7 +65,7 @@ def _table(title: str, titles: Sequence[str], rows: list[list[str]]) -> Table:
     return table
 
 
-DIFFERENCE_HEADINGS = ("along", "setting", "compared with", "k", "gains more by [95%, all at once]", "superiority")
+DIFFERENCE_HEADINGS = ("along", "setting", "compared with", "k", "gains more by [95%, jointly]", "superiority")
 
 
 def difference_cells(one: dict[str, Any]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Weights & Biases: one run per stage, one summary run per sweep; sending offline runs; a saved view."""
+"""Weights & Biases: one run per stage, one summary run per sweep; uploads of offline runs; a saved view."""

@@ -14,7 +14,7 @@ from pipeline.tracking.runs import open_run, resolve_mode
 
 
 def summary_run_id(sweep: str, graph: Graph) -> str:
-    """Of the sweep's summary run in W&B: another one where other checkpoints are compared."""
+    """Id of the sweep's summary run in W&B; it changes with the checkpoints compared."""
     compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
     return f"{sweep}-{hashlib.sha256(json.dumps([sweep, compared]).encode()).hexdigest()[:16]}"
 
@@ -58,7 +58,7 @@ def log_comparison(
         for k, passed in sorted(evaluation.metrics["pass@k"].items()):
             line = f"{cell.id} after {evaluation.after}"
             curves.add_data(line, cell.id, cell.recipe.prior.name, cell.recipe.seed, evaluation.after, k, float(passed.mean()))
-    # W&B has no chart of intervals of its own: each gain is three points of a line, lowest, value and highest, on its setting's row.
+    # W&B has no chart of intervals: each gain is a line of three points (low, value, high) on its setting's row.
     forest = wandb.Table(columns=["gain in pass@1", "setting", "row"])
     for row_number, row in enumerate(summary["rows"]):
         gain = row.get("pass@1", {}).get("gain")

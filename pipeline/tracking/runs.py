@@ -1,7 +1,7 @@
 """Weights & Biases: one run per stage (group = sweep, job type = stage kind, id = fingerprint) and one summary run per sweep.
 
-Offline unless the user is logged in. Keys stay where W&B looks for them (environment, netrc) and enter no file of ours.
-metrics.jsonl in the stage folder always holds the same rows.
+Offline unless the user is logged in. Keys stay where W&B looks for them (environment, netrc); we write them to no file.
+metrics.jsonl in the stage folder always has the same rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def resolve_mode(tracking: TrackingConfig) -> Mode:
 
 
 def logged_in() -> bool:
-    """Whether a key for W&B is found, in the environment or in netrc."""
+    """Whether the environment or netrc has a key for W&B."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", f"https://{_HOST}").split("//")[-1].split("/")[0].split(":")[0]
@@ -55,13 +55,13 @@ def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
     try:
         return wandb.init(mode=resolve_mode(tracking), **arguments)
     except wandb.Error as error:
-        # Hours of computing must not end because a server does not answer.
+        # Hours of compute must not be lost because a server does not answer.
         print(f"warning: W&B is not available ({error}); this run is kept offline below {folder}", file=sys.stderr)
         return wandb.init(mode="offline", **arguments)
 
 
 def run_id(fingerprint: str) -> str:
-    """Of a stage's run."""
+    """Id of a stage's run."""
     return fingerprint[:32]
 
 
@@ -75,7 +75,7 @@ class StageRun:
     def __init__(self, spec: dict[str, Any], folder: Path, tracking: TrackingConfig) -> None:
         self._run: Any = None
         self._spec, self._artifacts = spec, tracking.artifacts
-        if resolve_mode(tracking) == "disabled":  # importing wandb takes longer than all the rest around a small stage
+        if resolve_mode(tracking) == "disabled":  # importing wandb takes longer than all other overhead of a small stage
             return
         self._run = open_run(
             tracking,
@@ -97,7 +97,7 @@ class StageRun:
             self._run.log(row)
 
     def finish(self, summary: dict[str, float], export: Path) -> None:
-        """Give the run its summary, and with `tracking.artifacts` the export as an artifact: a reference, nothing is uploaded."""
+        """Write the run's summary, and with `tracking.artifacts` log the export as an artifact: a reference, without an upload."""
         if self._run is None:
             return
         if self._artifacts:
@@ -110,11 +110,11 @@ class StageRun:
         import wandb
 
         parents = {role: artifact_name(parent["kind"], parent["fingerprint"]) for role, parent in self._spec["parents"].items()}
-        if not self._run.offline:  # W&B draws lineage from what a run used, which it takes online only; offline, metadata tells it
+        if not self._run.offline:  # W&B draws lineage from inputs, which only online runs have; offline, metadata has it
             for parent in parents.values():
                 try:
                     self._run.use_artifact(f"{parent}:latest")
-                except wandb.Error as error:  # its stage ran before artifacts were asked for
+                except wandb.Error as error:  # its stage ran before artifacts were turned on
                     print(f"warning: W&B does not know the artifact {parent} ({error}); its lineage is not drawn", file=sys.stderr)
         fingerprint = self._spec["fingerprint"]
         told = {"fingerprint": fingerprint, "parents": parents}

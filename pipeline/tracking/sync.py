@@ -1,4 +1,4 @@
-"""Send to W&B what was tracked offline."""
+"""Upload runs tracked offline to W&B."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.experiment.saved import known_sweep
 from pipeline.store.folders import Home, StageFolder
 
 _AT_ONCE = 50
-"""Runs handed to one call of W&B's own command."""
+"""Runs per call of W&B's own command."""
 
 
 def waiting_runs(home: Home, sweep: str | None) -> list[Path]:
     """Folders of offline runs that W&B has not marked as sent: of one sweep and its stages, or of the whole home.
 
-    Those of a stage or sweep that runs are left out: W&B would end them as failed.
+    Runs of a running stage or sweep are left out: W&B would mark them as failed.
     """
     if sweep is None:
         folders = [*home.path.glob("stages/*/*"), *home.path.glob("sweeps/*")]
@@ -34,14 +34,14 @@ def _sent(run: Path) -> bool:
 
 
 def send(waiting: list[Path]) -> None:
-    """Upload runs. Raises `PriorlabError` if W&B did not take all."""
+    """Upload runs. Raises `PriorlabError` if W&B did not accept all."""
     for start in range(0, len(waiting), _AT_ONCE):
         batch = waiting[start : start + _AT_ONCE]
         subprocess.run([sys.executable, "-m", "wandb", "sync", *map(str, batch)], check=False)
-        left = [run for run in batch if not _sent(run)]  # its exit status is 0 also where a run failed: the marks tell
+        left = [run for run in batch if not _sent(run)]  # only the marks show a failure: it exits with 0 even then
         if left:
             still = len(left) + len(waiting) - start - len(batch)
             raise PriorlabError(
-                f"W&B did not take all runs (its message is above): {still} of {len(waiting)} wait, the first is {left[0]}; the same "
-                "command sends the rest"
+                f"W&B did not accept all runs (its message is above): {still} of {len(waiting)} wait, the first is {left[0]}; repeat "
+                "the command to send the rest"
             )

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def comparison_workspace(sweep: str, entity: str, project: str, graph: Graph) -> Workspace:
-    """The view as an object that is not saved yet.
+    """The view, not saved yet.
 
-    It holds the runs of the sweep's stages by their ids: a stage that several sweeps share has the group of the one that ran it first.
+    It selects the runs of the sweep's stages by id: a stage that several sweeps share has the group of the one that ran it first.
     """
     import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as workspaces

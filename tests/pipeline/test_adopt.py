@@ -49,7 +49,7 @@ def test_a_recipe_goes_on_from_an_adopted_checkpoint(lab_with_corpus: Lab, tmp_p
     source = checkpoint(tmp_path / "theirs", tokenizer())
     done = lab.call("adopt", str(source), "--as", "smoke", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
-    command = shlex.split(done.stdout.splitlines()[-1].removeprefix("go on with: "))
+    command = shlex.split(done.stdout.splitlines()[-1].removeprefix("continue with: "))
     assert command[:3] == ["priorlab", "run", "smoke"]
 
     plan = {entry["stage"].split("-")[0]: entry for entry in json.loads(lab.call("plan", *command[2:], "--json").stdout)}
@@ -61,7 +61,7 @@ def test_a_recipe_goes_on_from_an_adopted_checkpoint(lab_with_corpus: Lab, tmp_p
     assert record["manifest"] == expected
 
     again = lab.call("adopt", str(source), "--as", "smoke", *SMALL, "seed=7")  # nothing of it depends on the seed
-    assert again.stdout.splitlines()[0] == f"was adopted before, as {plan['pretrain/theirs']['stage']}"
+    assert again.stdout.splitlines()[0] == f"already adopted as {plan['pretrain/theirs']['stage']}"
     without = {entry["kind"]: entry["state"] for entry in json.loads(lab.call("plan", "smoke", *SMALL, "--json").stdout)}
     assert without["pretrain"] == "new"  # it stands in for nothing that was not asked for
 

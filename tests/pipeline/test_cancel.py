@@ -47,7 +47,7 @@ def test_a_cancelled_stage_is_reported_and_not_started_again(lab: Lab, driver: s
         printed, _ = process.communicate(timeout=60)
         assert process.returncode == 1
         assert f"{node.name} cancelled" in printed
-        assert "2 more waited for what failed or was cancelled" in printed
+        assert "blocked by what failed or was cancelled: 2 more" in printed
         assert "Traceback" not in printed
     assert len(folder.attempts()) == 1
     assert not folder.is_held()
@@ -65,12 +65,12 @@ def test_cancelling_a_sweep_ends_its_driver_and_its_stages(lab: Lab, driver: sub
     folder = lab.folder(node)
     wait_for(folder.status.exists)
     done = lab.call("cancel", "smoke")
-    assert done.stdout.splitlines() == [f"ended the command that ran sweep smoke (process {driver.pid})", f"cancelled {node.name}"]
+    assert done.stdout.splitlines() == [f"stopped the command that ran sweep smoke (process {driver.pid})", f"cancelled {node.name}"]
     printed, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert "`priorlab resume smoke` goes on where it stopped" in printed
+    assert "`priorlab resume smoke` continues where it stopped" in printed
     assert not folder.is_held()
-    assert "nothing to end: smoke is not running" in lab.call("cancel", "smoke").stdout
+    assert "nothing to cancel: smoke is not running" in lab.call("cancel", "smoke").stdout
 
 
 STAND_IN = """
@@ -99,7 +99,7 @@ def test_only_the_holder_of_the_lock_is_ended_whatever_the_status_says(tmp_path:
     node = shelf.sweep("axes.prior=[ce]").cells[0].chain["pretrain"]
     bystander = stand_in("idle", "--spec", str(node.folder(lab.home).spec))
     folder = shelf.begun(node, state="running", pid=bystander.pid, time=1.0)
-    assert "nothing to end" in shelf.call("cancel", "pretrain/ce-s0").output
+    assert "nothing to cancel" in shelf.call("cancel", "pretrain/ce-s0").output
     holder = stand_in("holds", "--spec", os.path.relpath(folder.spec))  # as by hand, from this folder
     try:
         assert shelf.call("cancel", "pretrain/ce-s0").output == f"cancelled {node.name}\n"

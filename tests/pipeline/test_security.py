@@ -132,7 +132,7 @@ def test_an_adopted_checkpoint_runs_no_code_of_its_own(lab: Lab, tmp_path: Path)
     mark = tmp_path / "executed"
     done = lab.call("adopt", str(armed(tmp_path / "theirs", mark)), "--as", "smoke", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
-    ran = lab.call(*done.stdout.splitlines()[-1].removeprefix("go on with: priorlab ").split(), "rl=null")
+    ran = lab.call(*done.stdout.splitlines()[-1].removeprefix("continue with: priorlab ").split(), "rl=null")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert not mark.exists()
     kept = [path.name for path in lab.home.path.glob("stages/pretrain/*/export/*")]
@@ -156,7 +156,7 @@ def test_weights_that_lie_elsewhere_or_are_pickles_are_refused(tmp_path: Path) -
         source = checkpoint(tmp_path / "theirs", tokenizer())
         (source / "pytorch_model.bin").write_bytes(b"pickle")
         (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": part}}))
-        assert "names files that are no .safetensors beside it" in shelf.refusal("adopt", str(source), "--as", "smoke")
+        assert "names files that are not .safetensors beside it" in shelf.refusal("adopt", str(source), "--as", "smoke")
         shutil.rmtree(source)
 
 

@@ -98,7 +98,7 @@ def finished(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab
 def test_the_submitting_process_may_leave_and_the_jobs_go_on(finished: tuple[Lab, dict[str, object]]) -> None:
     _, seen = finished
     assert seen["code"] == 130
-    assert "3 jobs go on in Slurm; `priorlab resume smoke` waits for them again" in str(seen["left"])
+    assert "3 jobs continue in Slurm; `priorlab resume smoke` waits for them again" in str(seen["left"])
     assert seen["states"] == {"corpus": "running", "pretrain": "queued", "evaluate": "queued"}
     assert seen["plan"] == ["running", "queued", "queued"]
 
@@ -152,7 +152,7 @@ def test_ctrl_c_cancels_the_jobs_when_told_to(finished: tuple[Lab, dict[str, obj
     driver.send_signal(signal.SIGINT)
     printed, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, printed
-    assert "`priorlab resume smoke` goes on where it stopped" in printed
+    assert "`priorlab resume smoke` continues where it stopped" in printed
     assert [job(lab.folder(node)).state for node in (PRETRAIN, EVALUATE)] == ["CANCELLED", "CANCELLED"]
     assert states(lab) == {"corpus": "done", "pretrain": "unfinished", "evaluate": "unfinished"}
 
@@ -163,7 +163,7 @@ def test_what_depends_on_a_failed_stage_is_cancelled_and_reported_as_blocked(fin
     done = lab.call(*SWEEP, *diverging)
     assert done.returncode == 1
     assert "training has diverged" in done.stderr
-    assert "1 more waited for what failed" in done.stderr
+    assert "blocked by what failed or was cancelled: 1 more" in done.stderr
     assert not any(job.live for job in all_jobs().values())
 
 
@@ -195,7 +195,7 @@ def test_max_jobs_holds_without_anybody_watching(finished: tuple[Lab, dict[str, 
     lab.borrow(finished[0], CORPUS)
     done = lab.call(*SWEEP, "axes.prior=[ce, tail]", "cluster.max_jobs=1", "cluster.wait=false")
     assert done.returncode == 0, done.stderr
-    assert "4 jobs go on in Slurm" in done.stdout
+    assert "4 jobs continue in Slurm" in done.stdout
     wait_for(lambda: any(job.state == "RUNNING" for job in all_jobs().values()), "the first job")
     for _ in range(10):
         assert sum(job.state == "RUNNING" for job in all_jobs().values()) <= 1

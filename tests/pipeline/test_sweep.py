@@ -275,7 +275,7 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(smoke: FinishedSweep
     assert driver.returncode == 130
     assert "stopping: what trains saves a step checkpoint first; Ctrl-C again kills it" in printed
     assert len(list(folder.checkpoints.glob("*/complete"))) == 1
-    assert "`priorlab resume smoke` goes on where it stopped" in printed
+    assert "`priorlab resume smoke` continues where it stopped" in printed
     lock = folder.lock()
     assert lock is not None  # nobody holds it: no orphan
     os.close(lock)

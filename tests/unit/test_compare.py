@@ -51,7 +51,7 @@ def evaluation(plan: CellPlan, after: str, rate: float, seed: int = 0, problems:
 
 
 def found_in(evaluations: list[Evaluation], plans: list[CellPlan] | None = None) -> Findings:
-    """In a sweep of these cells; by default of those that the evaluations are of."""
+    """In a sweep of these cells, by default those of the evaluations."""
     cells = {plan.cell.id: plan.cell for plan in plans or [one.plan for one in evaluations]}
     return findings(list(cells.values()), evaluations)
 
@@ -103,7 +103,7 @@ def test_a_gain_is_paired_per_problem() -> None:
     assert (gain.value, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1), abs=0.001)
 
 
-def test_the_gain_of_rl_is_over_the_checkpoint_that_it_starts_from() -> None:
+def test_the_gain_is_over_the_checkpoint_that_rl_starts_from() -> None:
     (plan,) = plans("axes.prior=[ce]", "midtrain=countdown")
     base, middle, last = (evaluation(plan, after, rate) for after, rate in (("pretrain", 0.2), ("midtrain", 0.4), ("rl", 0.8)))
     (setting,) = measured_settings([base, middle, last])
@@ -112,7 +112,7 @@ def test_the_gain_of_rl_is_over_the_checkpoint_that_it_starts_from() -> None:
     assert list(dict.fromkeys(row["after"] for row in rows)) == ["pretrain", "midtrain", "rl"]
 
 
-def test_checkpoints_along_the_way_are_rows_by_step_and_no_part_of_the_gain() -> None:
+def test_checkpoints_along_the_way_are_rows_by_step_and_do_not_enter_the_gain() -> None:
     (plan,) = plans(
         "axes.prior=[ce]", "pretrain.steps=800", "pretrain.evaluate_at=[0.25]", "midtrain=countdown", "midtrain.evaluate_at=[0.5]"
     )
@@ -130,21 +130,21 @@ def test_checkpoints_along_the_way_are_rows_by_step_and_no_part_of_the_gain() ->
     assert "tokens" in milestone_curves([setting], found, [1, 8])
 
 
-def test_a_gain_over_other_problems_is_refused() -> None:
+def test_a_gain_over_different_problems_is_refused() -> None:
     (plan,) = plans("axes.prior=[ce]")
     (setting,) = measured_settings([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5, problems=30)])
-    with pytest.raises(PriorlabError, match="other problems after RL than before"):
+    with pytest.raises(PriorlabError, match="different problems before and after RL"):
         setting.gain_at("pass@k", 1)
 
 
-def test_seeds_of_a_prior_form_one_arm_and_other_axes_do_not() -> None:
+def test_seeds_of_a_prior_form_one_setting_and_other_axes_do_not() -> None:
     found = measured_settings([evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[ce,tail]", "axes.seed=[0,1]")])
     assert [(setting.name, setting.seeds) for setting in found] == [("ce", [0, 1]), ("tail", [0, 1])]
     found = measured_settings([evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[ce]", "axes.rl.steps=[1,2]")])
     assert [setting.name for setting in found] == ["ce rl.steps=1", "ce rl.steps=2"]
 
 
-def test_an_arm_without_rl_has_no_gain() -> None:
+def test_a_setting_without_rl_has_no_gain() -> None:
     (plan,) = plans("axes.prior=[ce]")
     (row,) = summary(found_in([evaluation(plan, "pretrain", 0.5)]), NOWHERE)["rows"]
     assert row["pass@1"]["after"] is None
@@ -164,7 +164,7 @@ def test_rows_of_results_have_the_documented_columns() -> None:
         assert float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"])
 
 
-def test_the_cost_of_rl_is_a_result_with_its_way_of_exploring() -> None:
+def test_the_cost_of_rl_is_a_result_labelled_with_its_exploration() -> None:
     (plan,) = plans("axes.prior=[ce]", "rl.exploration=diversity")
     rows = list(result_rows("mine", [evaluation(plan, after, 0.5) for after in ("pretrain", "rl")]))
     assert {row["exploration"] for row in rows} == {"diversity"}
@@ -172,7 +172,7 @@ def test_the_cost_of_rl_is_a_result_with_its_way_of_exploring() -> None:
     assert (cost["after"], cost["n"], cost["value"]) == ("rl", 5, "2")
 
 
-def test_samples_of_tasks_with_other_verdicts_share_a_file(tmp_path: Path) -> None:
+def test_samples_of_tasks_with_different_verdicts_share_a_file(tmp_path: Path) -> None:
     shelf = shelf_at(tmp_path)
     graph = shelf.sweep("axes.prior=[ce,tail]")
     for further, plan in zip(({}, {"worked": [True]}), graph.cells, strict=True):
@@ -205,7 +205,7 @@ def test_a_gain_never_pairs_different_cells() -> None:
     ids=["seeds differ", "problems differ", "both differ alike", "only noise"],
 )
 def test_intervals_cover_whatever_differs(seeds: int, of_seeds: float, of_problems: float, of_both: float, widest: float) -> None:
-    """The numbers are the parts of the mean's variance. docs/comparison.md has the coverage of more simulations."""
+    """The numbers are the components of the mean's variance. docs/comparison.md has the coverage of more simulations."""
     rng = np.random.default_rng(5)
     covered, widths, problems = [], [], 100
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""`report` on a sweep whose evaluations lie in its home: what is shown, filtered and refused."""
+"""`report` on a sweep with finished evaluations: what is shown, filtered and refused."""
 
 from __future__ import annotations
 
@@ -53,29 +53,29 @@ def test_a_filter_chooses_settings_in_the_table_in_json_and_in_csv(finished: She
     shown = finished.call("report", "mine", "--filter", "ce").output
     assert "\nce " in shown
     assert "\ntail " not in shown
-    assert "of all settings:" in shown
+    assert "over all settings:" in shown
     found = finished.json("report", "mine", "--filter", "tail")
     assert [row["arm"] for row in found["rows"]] == ["tail"]
     assert {(one["arm"], one["reference"]) for one in found["differences"]} == {("tail", "ce")}
     rows = list(csv.DictReader(io.StringIO(finished.call("report", "mine", "--csv", "--filter", "tail").output)))
     assert {row["cell"] for row in rows} == {"tail-seed0"}
     for output in ([], ["--csv"], ["--json"]):  # cells are called ce-seed0, settings are not
-        assert "fits no setting; there are: ce, tail" in finished.refusal("report", "mine", "--filter", "seed0", *output)
+        assert "matches no setting; there are: ce, tail" in finished.refusal("report", "mine", "--filter", "seed0", *output)
 
 
 @pytest.mark.parametrize(
-    "options", [("--csv", "--sort", "arm"), ("--csv", "--bayes"), ("--csv", "--json"), ("--json", "--bayes")], ids=" ".join
+    "options", [("--csv", "--sort", "setting"), ("--csv", "--bayes"), ("--csv", "--json"), ("--json", "--bayes")], ids=" ".join
 )
-def test_options_that_would_do_nothing_together_are_refused(finished: Shelf, options: tuple[str, ...]) -> None:
-    assert "changes nothing of what" in finished.refusal("report", "mine", *options)
+def test_options_without_effect_are_refused(finished: Shelf, options: tuple[str, ...]) -> None:
+    assert "does not change what" in finished.refusal("report", "mine", *options)
 
 
-def test_a_posterior_gain_is_called_one(finished: Shelf) -> None:
+def test_a_posterior_gain_is_labelled_as_one(finished: Shelf) -> None:
     assert "posterior gain [95% credible]" in finished.call("report", "mine", "--bayes").output
     assert "posterior" not in finished.call("report", "mine").output
 
 
-def test_with_checkpoints_along_the_way_alone_there_is_no_table_but_there_are_numbers(tmp_path: Path) -> None:
+def test_with_only_checkpoints_along_the_way_there_is_no_table_but_a_csv(tmp_path: Path) -> None:
     shelf = shelf_at(tmp_path)
     early = "pretrain.evaluate_at=[0.25]"
     plan = build_graph(load_sweep("quickstart", [*AXES, early, "tracking.mode=disabled"]).cells()).cells[0]

@@ -1,11 +1,14 @@
 """`diff` and the reasons that `plan` gives: field by field, parents included."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pipeline.cli import terminal
 from pipeline.config.stages import KINDS
 from pipeline.experiment.graph import Graph
 from pipeline.store.files import write_json_atomically
@@ -40,7 +43,7 @@ def test_stages_differ_in_their_own_fields_and_their_parents(shelf: Shelf) -> No
     assert "its folder is gone" in shelf.json("diff", before.fingerprint[:12], after.fingerprint[:12])["differences"][-1]
 
 
-def test_execution_is_no_difference(shelf: Shelf) -> None:
+def test_execution_settings_are_not_a_difference(shelf: Shelf) -> None:
     finish(shelf, shelf.sweep(*ONE_CELL))
     assert shelf.json("diff", "pretrain/ce-s0", "pretrain/ce-s0")["differences"] == []
     assert "the same experiment" in shelf.call("diff", "pretrain/ce-s0", "pretrain/ce-s0").output
@@ -84,3 +87,16 @@ def test_plan_names_a_raised_recipe_version(shelf: Shelf) -> None:
     entries = {e["kind"]: e for e in shelf.json("plan", "smoke", *ONE_CELL)}
     raised = f"recipe_version: 0 -> {KINDS['pretrain'].version}"
     assert entries["pretrain"]["drift"] == {"from": "pretrain/ce-s0-0123456789ab", "fields": [raised]}
+
+
+def test_a_narrow_terminal_cuts_nothing_of_a_plan(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(shelf, shelf.sweep(*ONE_CELL))
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr(terminal, "console", screen)
+    shelf.call("plan", "smoke", *ONE_CELL, "pretrain.steps=400")
+    shown: str = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for entry in shelf.json("plan", "smoke", *ONE_CELL, "pretrain.steps=400"):
+        for part in (entry["stage"], f"state {entry['state']}", entry["work"], entry["why"], *entry["cells"]):
+            assert part in " ".join(shown.split())

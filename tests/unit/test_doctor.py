@@ -10,11 +10,11 @@ from pipeline.home.doctor import examine
 from pipeline.store.folders import Home
 
 
-def test_every_part_is_a_finding_and_a_missing_slurm_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_check_is_a_finding_and_missing_slurm_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no sinfo there, wherever the tests run
     found = {finding.name: finding for finding in examine(Home(tmp_path / "not" / "yet"))}
     assert list(found) == ["python", "packages", "vllm", "devices", "machine", "disk", "wandb", "slurm"]
-    assert (found["slurm"].ok, found["slurm"].text) == (True, "not on this machine, which then runs all stages itself")
+    assert (found["slurm"].ok, found["slurm"].text) == (True, "not installed; stages run on this machine")
     assert "GiB free" in found["disk"].text
 
 

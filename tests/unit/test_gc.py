@@ -45,7 +45,7 @@ def test_stages_of_a_removed_sweep_go_and_shared_ones_stay(shelf: Shelf) -> None
     size = sum(p.stat().st_size for name in gone for p in (shelf.home.path / "stages" / name).rglob("*") if p.is_file())
     assert (found["deleted"], found["bytes"], found["kept_sweeps"]) == (False, size, ["smoke"])
     assert on_disk(shelf) == everything  # only shown
-    assert f"{size:,} bytes are needed by no kept sweep" in shelf.call("gc").output
+    assert f"no kept sweep needs these {size:,} bytes" in shelf.call("gc").output
     assert on_disk(shelf) == everything
     assert f"deleted {size:,} bytes" in shelf.call("gc", "--yes").output
     assert on_disk(shelf) == set(kept)
@@ -60,7 +60,7 @@ def test_a_redefined_sweep_frees_what_only_its_old_definition_used(shelf: Shelf)
     assert old[0] == new[0]  # the corpus
 
 
-def test_what_runs_stays_with_all_it_was_computed_from(shelf: Shelf) -> None:
+def test_a_running_stage_stays_with_all_it_was_computed_from(shelf: Shelf) -> None:
     names = fill(shelf, *ONE_CELL, name="dropped")
     graph = shelf.sweep("axes.prior=[tail]", "corpus.documents=20000")  # shares nothing with it
     shutil.rmtree(shelf.home.sweep("dropped"))
@@ -124,7 +124,7 @@ def test_nothing_is_deleted_while_it_is_unclear_what_is_needed(shelf: Shelf) -> 
     (shelf.home.sweep("smoke") / "cells.jsonl").unlink()
     assert "it is unclear what sweep 'smoke' needs" in shelf.refusal("gc", "--yes")
     shutil.rmtree(shelf.home.sweep("smoke"))
-    assert "holds stages and no sweep" in shelf.refusal("gc", "--yes")
+    assert "holds stages but no sweeps" in shelf.refusal("gc", "--yes")
     assert on_disk(shelf) == before
 
 
@@ -149,7 +149,7 @@ def test_a_file_linked_elsewhere_frees_nothing(shelf: Shelf, tmp_path: Path) -> 
     assert not folder.exists()
 
 
-def test_an_unreadable_spec_of_a_needed_stage_stops_it(shelf: Shelf) -> None:
+def test_an_unreadable_spec_of_a_needed_stage_stops_gc(shelf: Shelf) -> None:
     fill(shelf, *ONE_CELL)
     shelf.home.stages()[0].spec.write_text("{half")
     with pytest.raises(PriorlabError, match=r"spec\.json is not readable JSON"):

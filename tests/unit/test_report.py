@@ -1,4 +1,4 @@
-"""What a report holds: text of users stays text, many settings do not make many figures, and unfinished sweeps have a report too."""
+"""What a report holds: users' text stays text, many settings do not make many figures, and unfinished sweeps get a report too."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def report(home: Home, evaluations: list[Evaluation], description: str = "") -> 
     return (home.sweep("mine") / "report.html").read_text()
 
 
-def test_text_of_users_and_models_stays_text(tmp_path: Path) -> None:
+def test_users_and_models_text_stays_text(tmp_path: Path) -> None:
     page = report(Home(tmp_path), measured({"ce": 0.05, "tail": 0.1}), "<script>alert('description')</script>")
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
@@ -69,13 +69,13 @@ def test_a_sweep_that_has_not_reached_rl_has_a_report(tmp_path: Path) -> None:
     assert "What RL gains" not in page
 
 
-def test_of_many_settings_each_figure_says_what_it_leaves_out(tmp_path: Path) -> None:
+def test_each_figure_says_how_many_settings_it_leaves_out(tmp_path: Path) -> None:
     page = report(Home(tmp_path), measured({"ce": 0.05}, f"axes.pretrain.steps={list(range(500, 542))}"))
     for said in ("40 of 42 finished settings.", "40 of 41 differences.", "40 of 42 settings; the correlations are over all."):
         assert f"The first {said}" in page
 
 
-def test_a_setting_has_one_colour_also_where_another_is_not_finished(tmp_path: Path) -> None:
+def test_a_setting_keeps_its_colour_while_others_are_unfinished(tmp_path: Path) -> None:
     evaluations = measured({"ce": 0.05, "tail": 0.05})
     found = found_in([one for one in evaluations if one is not evaluations[1]])  # RL of ce
     (gains,) = (figure.svg for figure in figures(found, Home(tmp_path)) if figure.title == "What RL gains")
@@ -87,12 +87,12 @@ def test_a_setting_has_one_colour_also_where_another_is_not_finished(tmp_path: P
     ("gains", "words"),
     [
         ([0.7, 0.2], ["gained most", "gained least"]),
-        ([0.7, 0.2, -0.1], ["gained most", "in the middle", "lost most"]),
+        ([0.7, 0.2, -0.1], ["gained most", "median gain", "lost most"]),
         ([-0.2, -0.1], ["lost least", "lost most"]),
         ([0.3], ["gained most"]),
     ],
 )
-def test_examples_are_called_what_they_are(gains: list[float], words: list[str]) -> None:
+def test_examples_are_labelled_by_their_gain(gains: list[float], words: list[str]) -> None:
     assert list(_extremes_and_middle(np.array(gains)).values()) == words
 
 

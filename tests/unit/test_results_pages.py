@@ -1,4 +1,4 @@
-"""The pages of results hold what was measured: their command plans the cells of their data, their tables are means of these."""
+"""The results pages hold what was measured: their commands plan the cells of their data, their tables show its means."""
 
 import csv
 import re

@@ -49,7 +49,7 @@ def across(first: list[Evaluation], second: list[Evaluation]) -> list[Difference
     return compare_across(("a", "b"), found_in(first), found_in(second))
 
 
-def test_of_several_null_differences_any_is_shown_as_seldom_as_promised() -> None:
+def test_a_family_of_null_differences_shows_one_as_rarely_as_promised() -> None:
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(200):
@@ -67,7 +67,7 @@ def test_more_comparisons_widen_each_interval() -> None:
     assert (alone.low, alone.high) == (single.low, single.high)
 
 
-def test_differences_that_move_together_are_corrected_less_than_those_that_do_not() -> None:
+def test_correlated_differences_are_corrected_less_than_independent_ones() -> None:
     rng = np.random.default_rng(0)
     shared = rng.normal(0, 1, (1, 100))
     together = contrasts([shared + rng.normal(0, 0.1, (1, 100)) for _ in range(8)])
@@ -79,7 +79,7 @@ def test_differences_that_move_together_are_corrected_less_than_those_that_do_no
     assert 1.9 < widening(together) < 2.4 < 2.6 < widening(apart) < 3.0
 
 
-def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
+def test_superiority_is_one_half_for_equals_and_one_for_a_clear_winner() -> None:
     noise = np.linspace(-0.1, 0.1, 20)[None]
     equal, winner, constant = contrasts([noise, noise + 0.3, np.full((1, 20), 0.1)])
     assert (equal.superiority, winner.superiority) == pytest.approx((0.5, 1.0))
@@ -88,7 +88,7 @@ def test_superiority_is_a_half_for_equals_and_one_for_a_clear_winner() -> None:
     assert constant.as_dict() == pytest.approx({"value": 0.1, "low": None, "high": None, "superiority": None})
 
 
-def test_cross_entropy_is_the_reference_wherever_it_stands() -> None:
+def test_cross_entropy_is_the_reference_wherever_it_comes_in_the_axis() -> None:
     found = at_one(measured({"tail": 0.1, "ce": 0.0, "head": -0.1}))
     assert [(one.setting, one.reference, round(one.gain.value, 1)) for one in found] == [("tail", "ce", 0.1), ("head", "ce", -0.1)]
     assert all(one.family == 4 and one.gain.shown for one in found)  # at two k
@@ -121,7 +121,7 @@ def of(evaluations: list[Evaluation], prior: str, after: str) -> list[Evaluation
 
 
 @pytest.mark.parametrize("prior", ["ce", "tail"])
-def test_a_seed_whose_rl_is_not_finished_leaves_the_others_of_its_setting_in(prior: str) -> None:
+def test_an_unfinished_seed_does_not_exclude_the_setting(prior: str) -> None:
     whole = measured({"ce": 0.0, "tail": 0.1}, seeds=3)
     without = [one for one in whole if one is not of(whole, prior, "rl")[1]]
     found = found_in(without)
@@ -130,10 +130,10 @@ def test_a_seed_whose_rl_is_not_finished_leaves_the_others_of_its_setting_in(pri
     assert row["seeds"] == [0, 2]
     assert row["pass@1"]["gain"]["value"] == pytest.approx(row["pass@1"]["after"]["value"] - row["pass@1"]["before"]["value"])
     said = summary(found, NOWHERE)["verdict"]
-    assert f"Seeds that are not finished are left out: of {prior} (1)." in said
+    assert f"Unfinished seeds are left out: {prior} (1)." in said
 
 
-def test_a_reference_that_is_not_finished_is_told_and_not_replaced() -> None:
+def test_an_unfinished_reference_is_named_and_not_replaced() -> None:
     rate = "axes.rl.optimizer.learning_rate=[1e-4, 2e-4, 4e-4]"
     whole = measured({"tail": 0.1, "head": 0.1, "ce": 0.0}, rate)
     cells = plans("axes.prior=[tail,head,ce]", "axes.seed=[0]", rate)
@@ -145,10 +145,10 @@ def test_a_reference_that_is_not_finished_is_told_and_not_replaced() -> None:
     said = " ".join(summary(found, NOWHERE)["verdict"])
     assert "Along prior, nothing is compared with ce rl.optimizer.learning_rate=0.0002" in said
     assert "Along rl.optimizer.learning_rate, nothing is compared with tail rl.optimizer.learning_rate=0.0001 yet" in said
-    assert "4 of 9 settings are not finished" in said
+    assert "Unfinished, so left out above: 4 of 9 settings." in said
 
 
-def test_cross_entropy_with_changes_is_the_reference_and_so_is_that_of_mid_training() -> None:
+def test_modified_cross_entropy_is_the_reference_also_in_mid_training() -> None:
     def references(*overrides: str) -> set[tuple[str, str]]:
         sweep = planned_settings([plan.cell for plan in plans(*overrides)])
         return {(axis, reference.name) for axis, along in pairs(sweep).items() for _, reference in along}
@@ -160,15 +160,15 @@ def test_cross_entropy_with_changes_is_the_reference_and_so_is_that_of_mid_train
     assert references("axes.prior=[tail]", "axes.pretrain.steps=[500, 400]") == {("pretrain.steps", "tail pretrain.steps=500")}
 
 
-def test_one_shared_seed_is_warned_of_however_many_each_setting_has() -> None:
+def test_the_verdict_warns_of_a_single_shared_seed() -> None:
     def warned(ours: list[int], theirs: list[int]) -> str:
         whole = measured({"ce": 0.0, "tail": 0.1, "head": 0.0}, seeds=3)
         seeds = {"ce": ours, "tail": theirs, "head": [0, 1, 2]}
         kept = [one for one in whole if one.plan.cell.recipe.seed in seeds[one.plan.cell.recipe.prior.name]]
         return " ".join(sentence for sentence in summary(found_in(kept), NOWHERE)["verdict"] if "one seed" in sentence)
 
-    assert "Some differences are over one seed" in warned([0, 1], [1, 2])
-    assert "There is one seed per setting" in warned([0], [0, 1])
+    assert "Where a difference rests on one seed" in warned([0, 1], [1, 2])
+    assert "With one seed per setting" in warned([0], [0, 1])
     assert warned([0, 1], [0, 1]) == ""
 
 
@@ -198,10 +198,10 @@ def test_a_measurement_that_orders_the_gains_is_found_and_comes_first() -> None:
     first = predictors(cell_points(measured_settings(told)))[0]
     assert (first.measurement, first.bases, first.shown) == ("entropy", 7, True)
     assert len(cell_points(measured_settings(told)).gain) == 14
-    assert "goes along with the base model's entropy" in summary(found_in(told), NOWHERE)["verdict"][-1]
+    assert "correlates with the base model's entropy" in summary(found_in(told), NOWHERE)["verdict"][-1]
 
 
-def test_seeds_and_ways_of_rl_are_no_base_settings_of_their_own() -> None:
+def test_seeds_and_rl_settings_do_not_count_as_base_settings() -> None:
     rng = np.random.default_rng(0)
     shown, bases = 0, [name for name in "abcde" for _ in range(4)]
     for _ in range(60):  # priors that differ, in everything and by chance: cells counted apart would show it in six of ten
@@ -212,7 +212,7 @@ def test_seeds_and_ways_of_rl_are_no_base_settings_of_their_own() -> None:
     assert (len(points.bases), len(set(points.bases))) == (8, 2)
 
 
-def test_noise_is_seldom_shown_to_go_along_with_the_gain_however_few_the_cells() -> None:
+def test_noise_rarely_correlates_with_the_gain_however_few_the_cells() -> None:
     rng = np.random.default_rng(0)
     shown = 0
     for _ in range(100):
@@ -221,7 +221,7 @@ def test_noise_is_seldom_shown_to_go_along_with_the_gain_however_few_the_cells()
     assert shown <= 10
 
 
-def test_a_perfect_order_of_five_cells_is_shown_for_one_measurement_and_is_too_little_among_eight() -> None:
+def test_a_perfect_correlation_over_five_cells_shows_for_one_measurement_but_not_among_eight() -> None:
     rng, order = np.random.default_rng(0), np.arange(5, dtype=np.float64)
     (alone,) = predictors(Points(["ce"] * 5, list("abcde"), order, {"entropy": order}))
     assert alone.shown
@@ -232,8 +232,8 @@ def test_a_perfect_order_of_five_cells_is_shown_for_one_measurement_and_is_too_l
     assert (first.measurement, first.shown) == ("entropy", False)
 
 
-def test_luck_of_the_samples_before_rl_makes_no_correlation() -> None:
-    """Forty trainings that are alike, and an RL that does nothing: measured on the samples that the gain starts from, -.7."""
+def test_lucky_samples_before_rl_make_no_correlation() -> None:
+    """Forty equal training runs and an RL that does nothing: measured on the samples that the gain starts from, -.7."""
     rng = np.random.default_rng(0)
     evaluations = []
     for plan in plans("axes.prior=[ce]", f"axes.seed={list(range(40))}"):
@@ -253,11 +253,11 @@ def test_cells_that_share_a_base_model_have_one_measurement_of_it() -> None:
     assert points.varying == []
 
 
-def test_fewer_than_five_base_settings_foretell_nothing() -> None:
+def test_fewer_than_five_base_settings_predict_nothing() -> None:
     assert predictors(cell_points(measured_settings(measured({"ce": 0.0, "tail": 0.1}, seeds=2)))) == []
 
 
-def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
+def test_the_verdict_names_what_is_shown_and_nothing_else() -> None:
     said = " ".join(summary(found_in(measured({"ce": 0.05, "tail": 0.15, "head": 0.05})), NOWHERE)["verdict"])
     assert "RL raised pass@1 in 3 of 3 settings" in said
     assert re.search(r"tail gained more than ce in pass@1: \+\.(09|10)", said)
@@ -266,24 +266,27 @@ def test_the_verdict_names_what_is_shown_and_what_cannot_be() -> None:
 
 
 def test_without_a_difference_the_verdict_says_so() -> None:
-    said = summary(found_in(measured({"ce": 0.05, "tail": 0.05}, seeds=2)), NOWHERE)["verdict"]
-    assert any("no difference in gain is shown" in sentence for sentence in said)
+    said = summary(found_in(measured({"ce": 0.05, "tail": 0.05, "head": 0.05}, seeds=2)), NOWHERE)["verdict"]
+    start = "No prior is shown to gain more or less than ce: all 2 intervals, which hold jointly, include 0. At pass@1 this sweep "
+    assert any(sentence.startswith(f"{start}cannot resolve differences below about .0") for sentence in said)
     assert not any("one seed" in sentence for sentence in said)
 
 
-def test_a_difference_that_could_not_be_is_not_named_as_the_smallest_to_see() -> None:
-    """Two seeds that part: the interval of a difference in pass@1 is wider than any difference can be."""
+def test_an_impossible_difference_is_not_named_as_the_smallest_to_resolve() -> None:
+    """Two seeds that diverge: the interval of a difference in pass@1 is wider than any difference can be."""
     said = summary(found_in(measured({"ce": 0.05, "tail": 0.05}, seeds=2, noise=5.0)), NOWHERE)["verdict"]
-    assert any(sentence.endswith("at pass@1, no difference is within what so few seeds can show.") for sentence in said)
+    assert any(sentence.endswith("At pass@1 so few seeds cannot resolve any difference.") for sentence in said)
 
 
-def test_unfinished_settings_are_told() -> None:
+def test_the_verdict_counts_unfinished_settings() -> None:
     evaluations = measured({"ce": 0.05, "tail": 0.05})[:-1]
-    assert any("1 of 2 settings are not finished" in sentence for sentence in summary(found_in(evaluations), NOWHERE)["verdict"])
+    assert any(
+        "Unfinished, so left out above: 1 of 2 settings" in sentence for sentence in summary(found_in(evaluations), NOWHERE)["verdict"]
+    )
     assert summary(found_in(evaluations[:1]), NOWHERE)["verdict"] == ["No setting has been measured both before and after RL yet."]
 
 
-def test_the_verdict_says_what_guessing_scores_of_each_task() -> None:
+def test_the_verdict_says_what_guessing_scores_on_each_task() -> None:
     def said(tasks: str) -> list[str]:
         found = [evaluation(plan, after, 0.5) for plan in plans("axes.prior=[ce]", tasks) for after in ("pretrain", "rl")]
         return [sentence for sentence in summary(found_in(found), NOWHERE)["verdict"] if "Guessing" in sentence]
@@ -314,13 +317,13 @@ def test_a_single_setting_is_compared_with_each_of_another_sweep() -> None:
 def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
     with pytest.raises(PriorlabError, match="share no setting: ce, tail against head, precision"):
         across(measured({"ce": 0.0, "tail": 0.0}), measured({"head": 0.0, "precision": 0.0}))
-    with pytest.raises(PriorlabError, match="other problems, or with other seeds"):
+    with pytest.raises(PriorlabError, match="different problems, or with different seeds"):
         across(measured({"ce": 0.0}), measured({"ce": 0.0}, problems=50))
     with pytest.raises(PriorlabError, match="priorlab status b"):
         across(measured({"ce": 0.0}), measured({"ce": 0.0})[:1])
 
 
-def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
+def test_the_expected_precision_matches_simulated_sweeps() -> None:
     expected = Power(problems=100, samples=16, seeds=3, comparisons=1)
     rng = np.random.default_rng(3)
     shown, means = 0, []
@@ -334,13 +337,13 @@ def test_the_precision_to_expect_is_that_of_simulated_sweeps() -> None:
     assert shown / 400 == pytest.approx(0.8, abs=0.06)
 
 
-def test_two_seeds_show_less_than_their_standard_error_alone_would_say() -> None:
-    """The spread over seeds is then hardly known, which widens the interval of the finished sweep."""
+def test_two_seeds_show_less_than_their_standard_error_suggests() -> None:
+    """Two seeds hardly reveal their spread, which widens the interval of the finished sweep."""
     two, many = Power(5000, 64, 2, 4), Power(5000, 64, 50, 4)
     assert two.detectable / two.error > 3 * many.detectable / many.error
 
 
-def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
+def test_what_it_takes_to_show_a_difference_is_sufficient_and_minimal() -> None:
     plan = Power(problems=128, samples=64, seeds=1, comparisons=4)
     problems = plan.problems_for(0.12)
     assert problems is not None
@@ -349,8 +352,8 @@ def test_what_it_takes_to_show_a_difference_is_enough_and_no_more() -> None:
     assert plan.seeds_for(0.05) is None
     said = in_words(plan, 0.05)
     assert "128 problems x 64 samples x 1 seed:" in said
-    assert "to show 0.05 takes more of both seeds and problems" in said
-    assert "Assumed: spreads of 0.3 over problems, as Countdown has, and of 0.03 over seeds, a guess" in said
+    assert "Showing 0.05 takes both more seeds and more problems." in said
+    assert "Assumed spreads: 0.3 over problems (Countdown's), 0.03 over seeds (a guess)." in said
 
 
 def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None:
@@ -368,7 +371,7 @@ def test_a_plan_counts_the_differences_that_the_report_makes() -> None:
     assert expected.comparisons == max(one.family for one in found) == 2 * 2 * 2  # two rates, two priors, two k
 
 
-def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_made_fewer_steps(tmp_path: Path) -> None:
+def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_taken_fewer_steps(tmp_path: Path) -> None:
     evaluations = measured({"ce": 0.05, "tail": 0.05}, "rl.validation.every=5")
     for evaluation_, per_step in zip(evaluations[::2], (10, 20), strict=True):
         folder = evaluation_.plan.chain["rl"].folder(Home(tmp_path))

@@ -1,4 +1,4 @@
-"""`status` and `logs`: what is said of stages in every state, and how fast."""
+"""`status` and `logs`: what they say about stages in every state, and how fast."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def shelf(tmp_path: Path) -> Shelf:
     return shelf_at(tmp_path)
 
 
-def test_a_running_stage_tells_rate_time_left_attempts_and_log(shelf: Shelf) -> None:
+def test_a_running_stage_has_rate_time_left_attempts_and_log(shelf: Shelf) -> None:
     node = shelf.sweep("axes.prior=[ce]", "rl=null").cells[0].chain["pretrain"]
     shelf.begun(node)
     since = {"unit": "steps", "step": 100, "time": 1000.0}  # resumed at step 100
@@ -123,7 +123,7 @@ def test_logs_are_those_of_the_newest_attempt_or_of_the_one_asked_for(shelf: She
     assert shelf.call("logs", "pretrain/ce-s0", "--attempt", "1").output == "first\n"
     assert shelf.call("logs", "pretrain/ce-s0", "--follow").output == "second\n"  # nobody runs it, so nothing is waited for
     assert f"matches several stages ({node.name}, {plan.chain['rl'].name})" in shelf.refusal("logs", "ce-s0")
-    assert "no log of attempt 3; there are: 1, 2" in shelf.refusal("logs", "pretrain/ce-s0", "--attempt", "3")
+    assert "no log of attempt 3; there are logs of: 1, 2" in shelf.refusal("logs", "pretrain/ce-s0", "--attempt", "3")
 
 
 def test_following_a_log_ends_with_the_stage_and_misses_nothing(shelf: Shelf) -> None:

@@ -1,4 +1,4 @@
-"""What goes to W&B: whole runs only, failures are told, and a view holds what its sweep consists of."""
+"""What goes to W&B: whole runs only, failures are reported, and a view has all runs of its sweep."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     return shelf
 
 
-def test_runs_of_what_still_runs_are_not_sent(tmp_path: Path) -> None:
+def test_runs_of_running_stages_are_not_sent(tmp_path: Path) -> None:
     home = Home(tmp_path)
     running, ended, sweep = (offline_run(home.path / place) for place in ("stages/rl/a", "stages/rl/b", "sweeps/c"))
     lock = StageFolder(home.path / "stages/rl/a").lock()
@@ -45,7 +45,9 @@ def test_runs_of_what_still_runs_are_not_sent(tmp_path: Path) -> None:
     assert set(waiting_runs(home, None)) == {running, ended, sweep}
 
 
-def test_what_was_not_taken_is_named_though_the_upload_says_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_were_not_accepted_are_named_although_the_upload_reports_success(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken, refused = (offline_run(shelf.home.path / "stages/rl" / name) for name in ("a", "b"))
 
     def upload(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -60,7 +62,7 @@ def test_what_was_not_taken_is_named_though_the_upload_says_nothing(shelf: Shelf
     assert CliRunner().invoke(app, ["wandb", "sync"]).exit_code == 0
 
 
-def test_a_view_that_is_not_saved_is_told_in_a_line(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_that_cannot_be_saved_is_a_one_line_error(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf.sweep()
 
     def refuse(_: Workspace) -> None:
@@ -71,7 +73,7 @@ def test_a_view_that_is_not_saved_is_told_in_a_line(shelf: Shelf, monkeypatch: p
     assert str(ended.exception) == "W&B did not save the view in team/priorlab: permission denied"
 
 
-def test_a_view_holds_stages_that_another_sweep_ran_first(shelf: Shelf) -> None:
+def test_a_view_includes_stages_that_another_sweep_ran_first(shelf: Shelf) -> None:
     graph = shelf.sweep()
     shown = str(comparison_workspace("smoke", "team", "priorlab", graph).runset_settings.filters)
     assert all(repr(fingerprint[:32]) in shown for fingerprint in graph.stages)
