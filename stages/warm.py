@@ -71,7 +71,13 @@ def serve(orders: socket.socket) -> None:
                 if not order:
                     return
                 log, lock, pipe = files
-                server, process = os.getpid(), os.fork()
+                server = os.getpid()
+                try:
+                    process = os.fork()
+                except OSError:  # no memory, or too many processes: the stage starts cold
+                    for file in files:
+                        os.close(file)
+                    continue
                 if process == 0:
                     events.close()
                     for handle, (_, others) in running.items():

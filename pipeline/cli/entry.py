@@ -12,7 +12,7 @@ def main() -> None:
         if missing.name is None or missing.name.partition(".")[0] in ("pipeline", "stages"):
             raise
         sys.exit(
-            f"priorlab: {missing.name} is not installed; the loss is, and the rest comes with the extra cpu or gpu. "
+            f"priorlab: {missing.name} is not installed. Only the loss is; the pipeline needs the extra cpu or gpu. "
             "In a clone of priorlab: uv pip install --torch-backend=cpu '.[cpu]', or --torch-backend=auto '.[gpu]' with an NVIDIA GPU"
         )
     run()

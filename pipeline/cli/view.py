@@ -82,9 +82,11 @@ class LiveView:
     def changed(self, stage: StageState, states: list[StageState]) -> None:
         if stage.state == "failed":
             self.console.print(f"[bold red]failed[/] {stage.node.name}: ", Text(stage.reason), sep="")
-            self.console.print(Text(f"       log: {stage.log}"))
+            if stage.log is not None:
+                self.console.print(Text(f"       log: {stage.log}"))
         elif stage.state == "done":
-            self.console.print(f"[green]done[/]   {stage.node.name}  [dim]{duration(stage.ended - stage.started)}[/]")
+            took = duration(stage.ended - stage.started) if stage.started else ""  # unknown of a job that ran between two looks
+            self.console.print(f"[green]done[/]   {stage.node.name}  [dim]{took}[/]")
         self.tick(states)
 
     def note(self, text: str) -> None:

@@ -1,6 +1,7 @@
 """The kinds of stage. One class holds all that is known about a kind: input, identity, version, processes, memory, work and costs.
 
-A new kind takes one class here and a package of that name in `stages`.
+A new kind takes one class here, a package of that name in `stages`, its place in a cell (`pipeline.experiment.graph`), and its
+`Resources` in `pipeline.config.cluster`.
 """
 
 from __future__ import annotations

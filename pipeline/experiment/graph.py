@@ -155,7 +155,7 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
     corpus = add(CorpusStage(task=recipe.task, corpus=recipe.corpus), recipe.task.name)
     base = add(PretrainStage(model=recipe.model, prior=recipe.prior, pretrain=recipe.pretrain, seed=seed), slug, corpus=corpus)
     chain, evaluations = {"corpus": corpus, "pretrain": base}, {"pretrain": evaluated(base, slug)}
-    milestones = {("pretrain", step): evaluated(base, slug, step) for step in recipe.pretrain.milestones}
+    along = [("pretrain", base, slug, recipe.pretrain.milestones)]
     if recipe.midtrain is not None:
         text, own = corpus, recipe.midtrain.prior
         if recipe.midtrain_corpus is not None:
@@ -165,10 +165,11 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
         later = MidtrainStage(prior=recipe.midtrain_prior, midtrain=recipe.midtrain, seed=seed)
         base = chain["midtrain"] = add(later, slug, checkpoint=base, corpus=text)
         evaluations["midtrain"] = evaluated(base, slug)
-        milestones |= {("midtrain", step): evaluated(base, slug, step) for step in recipe.midtrain.milestones}
+        along.append(("midtrain", base, slug, recipe.midtrain.milestones))
     if recipe.rl is not None:
         chain["rl"] = add(RLStage(task=recipe.task, rl=recipe.rl, seed=seed), slug, checkpoint=base)
         evaluations["rl"] = evaluated(chain["rl"], slug)
+    milestones = {(role, step): evaluated(trained, name, step) for role, trained, name, steps in along for step in steps}
     return CellPlan(cell, chain, evaluations, milestones)
 
 

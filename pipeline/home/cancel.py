@@ -24,7 +24,7 @@ from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import build_graph
 from pipeline.experiment.saved import known_sweep
 from pipeline.home.processes import holder_text, holders, runs_spec, signal_holder
-from pipeline.run.backends import cancel_jobs
+from pipeline.run.backends import cancel_jobs, jobs_of
 from pipeline.store.files import lock_is_held, read_json, write_json_atomically
 from pipeline.store.folders import NAME, Home, StageFolder
 
@@ -50,7 +50,11 @@ def cancel(name: str, home: Home) -> Cancelled:
     if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
         return _cancel_sweep(name, home)
     folder = home.find_stage(name)
-    return Cancelled(stages=[folder.name] if cancel_jobs([folder]) or _cancel_stage(folder) else [])
+    if jobs_of([folder]):
+        _mark(folder)
+        cancel_jobs([folder])
+        return Cancelled(stages=[folder.name])
+    return Cancelled(stages=[folder.name] if _cancel_stage(folder) else [])
 
 
 def _cancel_sweep(name: str, home: Home) -> Cancelled:
@@ -77,8 +81,7 @@ def _cancel_stage(folder: StageFolder) -> bool:
     """Whether the stage was running and was stopped before it finished."""
     if not folder.is_held():
         return False
-    by = f"process {os.getpid()} on {socket.gethostname()}"
-    write_json_atomically(folder.cancelled, {"time": time.time(), "by": by})  # before the signal: a driver looks once the stage ends
+    _mark(folder)
     try:
         _end(folder.path / "lock", lambda process: runs_spec(process, folder.spec), group=True)
     except PriorlabError:
@@ -88,6 +91,12 @@ def _cancel_stage(folder: StageFolder) -> bool:
         folder.cancelled.unlink(missing_ok=True)
         return False
     return True
+
+
+def _mark(folder: StageFolder) -> None:
+    """Before the stage is ended: a driver looks once it has."""
+    by = f"process {os.getpid()} on {socket.gethostname()}"
+    write_json_atomically(folder.cancelled, {"time": time.time(), "by": by})
 
 
 def _end(lock: Path, is_meant: Callable[[int], bool], *, group: bool) -> int | None:

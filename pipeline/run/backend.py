@@ -1,4 +1,7 @@
-"""What the scheduler asks of the place where stages run. A further place is one module with a subclass, and a line in `backends.py`."""
+"""What the scheduler asks of the place where stages run.
+
+A further place is one module with a subclass, its line in `backends.py`, and its name in `ClusterConfig.kind`.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,8 @@ class Backend(ABC):
 
     chains: ClassVar[bool]
     """Whether it takes a stage whose parents are still at work, and holds it back itself until they are done."""
+    stopping: ClassVar[str]
+    """What is said when the first Ctrl-C ends stages, and what a second one does."""
     detached = False
     """Whether the command may return once all is handed over."""
 
@@ -90,8 +95,8 @@ class Backend(ABC):
     def poll(self, active: Sequence[StageState]) -> Iterator[tuple[StageState, Seen]]:
         """What is new of the stages that were started or found; read one by one, parents first."""
 
-    def withdraw(self, state: StageState) -> None:
-        """Take a stage back that waits in the queue."""
+    def withdraw(self, states: Sequence[StageState]) -> None:
+        """Take stages back that wait in the queue."""
 
     @abstractmethod
     def interrupt(self, active: Sequence[StageState], *, kill: bool) -> list[StageState]:

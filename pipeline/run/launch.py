@@ -125,7 +125,7 @@ def start_process(command: list[str], environment: dict[str, str], log: IO[bytes
 def failure(folder: StageFolder, code: int) -> str:
     """Why a stage's process ended with this code and no record, for people."""
     if code < 0:
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
     if code == NO_SPACE_EXIT:

@@ -30,6 +30,7 @@ class _Started:
 
 class LocalBackend(Backend):
     chains = False
+    stopping = "stopping: what trains saves a step checkpoint first; Ctrl-C again kills it"
 
     def __init__(self, command: Command) -> None:
         super().__init__(command)
@@ -54,7 +55,12 @@ class LocalBackend(Backend):
 
     def start(self, state: StageState) -> Seen | None:
         self._check_it_ever_fits(state)
-        if self.full or self._waits_for_server(state) or not self._fits_now(state):
+        if self.full or self._waits_for_server(state):
+            return None
+        if not self._fits_now(state):
+            if not self._running and self._server is not None:  # the server's memory may be what is missing
+                self._server.close()
+                self._server = None
             return None
         lock = state.folder.lock()
         if lock is None:

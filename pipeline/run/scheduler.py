@@ -74,6 +74,7 @@ class Scheduler:
         self._asked_to_stop = self._heeded = 0
         self._stopped_at = 0.0
         self._ending: list[StageState] = []
+        self._taken_back: list[StageState] = []
 
     @property
     def stopping(self) -> bool:
@@ -93,6 +94,7 @@ class Scheduler:
             return
         while True:
             self._heed_stop()
+            self._withdraw()
             if not self._at_it():
                 return
             self._start()
@@ -103,7 +105,7 @@ class Scheduler:
 
     def _at_it(self) -> bool:
         if self.stopping:
-            return self._asked_to_stop > self._heeded or any(state.node.fingerprint in self._active for state in self._ending)
+            return self._asked_to_stop > self._heeded or any(state.state in ("queued", "running") for state in self._ending)
         return bool(self._active) or any(state.state == "waiting" for state in self.states)
 
     def _start(self) -> None:
@@ -150,26 +152,29 @@ class Scheduler:
         for state, seen in self.backend.poll(started):
             self._see(state, seen)
         for state in list(self._active.values()):
-            state.progress = status_of(state.folder)
+            if state.state != "queued":
+                state.progress = status_of(state.folder)
             if state.state == "elsewhere" and not state.folder.is_held():
                 self._see(state, Seen("ended"))
 
     def _see(self, state: StageState, seen: Seen) -> None:
         """Take in what a backend has seen."""
-        if seen.state != "ended":
+        ours = state.state in ("queued", "running")
+        cancelled = state.folder.cancelled.exists()
+        if seen.state in ("queued", "running") or (seen.state == "elsewhere" and not (ours and (self.stopping or cancelled))):
             if state.state != seen.state:
                 self._enter(state, seen.state, seen.reason)
             state.reason = seen.reason
-            return
-        ours = state.state in ("queued", "running")
-        if state.folder.record_file.exists():  # whatever came after it
+        elif state.folder.record_file.exists():  # whatever came after it
             self._enter(state, "done" if ours else "reused")
-        elif state.folder.cancelled.exists():
+        elif cancelled:
             self._enter(state, "cancelled", "by `priorlab cancel`")
         elif self.stopping:
             self._enter(state, "waiting", "interrupted")
-        elif not ours:  # whoever ran it is gone without finishing: our turn
-            self._enter(state, "waiting")
+        elif lost := next((parent for parent in state.parents if parent.state in LOST), None):  # its record came late, or never
+            self._block(state, lost)
+        elif not ours or any(parent.state not in FINISHED for parent in state.parents):
+            self._enter(state, "waiting")  # whoever ran it is gone without finishing, or a parent is tried again: its turn will come
         else:
             self._fail_or_retry(state, seen)
 
@@ -188,8 +193,10 @@ class Scheduler:
         """Set a stage's state, and what follows from it for those that depend on it."""
         if state.state in ("queued", "running") and name not in AT_WORK:
             state.ended = time.time()
+        if name in ("queued", "running"):
+            state.ended = 0.0
         if name == "running":
-            state.started, state.ended, state.log = time.time(), 0.0, state.folder.last_log()
+            state.started, state.log = time.time(), state.folder.last_log()
         state.state, state.reason, self._changed = name, reason, True
         if name in AT_WORK:
             self._active[state.node.fingerprint] = state
@@ -198,29 +205,38 @@ class Scheduler:
         self.view.changed(state, self.states)
         for child in state.children:
             if name in LOST and child.state in ("waiting", "queued"):
-                self._withdraw(child)
-                self._enter(child, "blocked", f"needs {state.node.name}, which {name}")
+                self._block(child, state)
             elif name == "waiting" and child.state == "queued":  # behind a parent that is tried again, or not
-                self._withdraw(child)
+                self._taken_back.append(child)
                 self._enter(child, "waiting")
 
-    def _withdraw(self, state: StageState) -> None:
+    def _block(self, state: StageState, lost: StageState) -> None:
         if state.state == "queued":
-            self.backend.withdraw(state)
+            self._taken_back.append(state)
+        how = {"failed": "failed", "cancelled": "was cancelled", "blocked": "is blocked"}[lost.state]
+        self._enter(state, "blocked", f"needs {lost.node.name}, which {how}")
+
+    def _withdraw(self) -> None:
+        if self._taken_back:
+            self.backend.withdraw(self._taken_back)
+            self._taken_back = []
 
     def _heed_stop(self) -> None:
-        """Hand on what `stop` was called for; what has not ended after a while is killed."""
+        """Hand on one call of `stop`; what has not ended after a while is killed."""
         late = bool(self._ending) and time.time() > self._stopped_at + _GRACE_SECONDS
         if self._asked_to_stop == self._heeded and not late:
             return
         first = self._heeded == 0
-        self._heeded = self._asked_to_stop
+        self._heeded = min(self._heeded + 1, self._asked_to_stop)
         started = [state for state in self._active.values() if state.state != "elsewhere"]
-        self._ending = self.backend.interrupt(started, kill=not first)
+        before, self._ending = self._ending, self.backend.interrupt(started, kill=not first)
         if first:
             self._stopped_at = time.time()
             if self._ending:
-                self.view.note("stopping: what trains saves a step checkpoint first; Ctrl-C again kills it")
+                self.view.note(self.backend.stopping)
+        for state in before:
+            if state.state in ("queued", "running") and state not in self._ending:  # no longer waited for
+                self._enter(state, "waiting", "cancelled")
 
 
 def _depth(state: StageState) -> int:

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,6 +31,8 @@ FORKED_NAME = "priorlab-stage"
 _NUMBER_BYTES = 8
 """Of each number in a stage's pipe: its process number, from itself, then its exit code, from the server."""
 _OWN = "PRIORLAB_"
+_LONGEST_START_SECONDS = 300.0
+"""A server that hangs as it imports must not hold its stages back for ever."""
 
 
 class WarmServer:
@@ -39,6 +42,7 @@ class WarmServer:
         self._environment = _shared(environment)
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._starting = True
+        self._started = time.monotonic()
         self._alive = True
         with theirs:
             self._process = subprocess.Popen(
@@ -55,6 +59,8 @@ class WarmServer:
         if self._starting and select.select([self._orders], [], [], wait)[0]:
             self._starting = False
             self._alive = self._orders.recv(1) != b""
+        elif self._starting and time.monotonic() - self._started > _LONGEST_START_SECONDS:
+            self._starting = self._alive = False
         return self._starting
 
     def start(self, command: list[str], environment: dict[str, str], log: IO[bytes], lock: int) -> ForkedStage | None:
@@ -92,7 +98,9 @@ class ForkedStage:
         self.pid = pid
         self.returncode: int | None = None
         self._pipe = pipe
-        self._handle = os.pidfd_open(pid)
+        self._handle: int | None = None
+        with suppress(ProcessLookupError):  # it has ended already
+            self._handle = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
         """Its exit code, as `Popen.poll` gives it; -SIGKILL if the server died, which takes its stages with it."""
@@ -108,29 +116,34 @@ class ForkedStage:
             code = os.read(self._pipe, _NUMBER_BYTES)
             self.returncode = _number(code) if code else -signal.SIGKILL
             os.close(self._pipe)
-            os.close(self._handle)
+            if self._handle is not None:
+                os.close(self._handle)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
         """To this process and no other that may have taken over its number; nothing if it has ended."""
-        if self.poll() is None:
+        if self.poll() is None and self._handle is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, number)
 
 
 def warm_server(nodes: Iterable[StageNode], commit: str) -> WarmServer | None:
     """A server for the stages to run, if at least two of them could start warm; those without parents do not wait for one."""
-    if not hasattr(os, "pidfd_open") or visible_devices():
+    if visible_devices():
         return None
     environments = Counter(
-        tuple(process_environment(node.config.threads, None, commit, hub=node.config.reads_hub).items())
+        tuple(process_environment(1, None, commit, hub=node.config.reads_hub).items())
         for node in nodes
-        if node.parents and node.config.processes == 1
+        if node.parents and node.config.processes == node.config.threads == 1
     )
     if not environments:
         return None
     (environment, stages), *_ = environments.most_common(1)
-    return WarmServer(dict(environment)) if stages > 1 else None
+    try:
+        os.close(os.pidfd_open(os.getpid()))  # which some kernels do not have, or refuse
+        return WarmServer(dict(environment)) if stages > 1 else None
+    except (AttributeError, OSError):
+        return None
 
 
 def _number(data: bytes) -> int:

@@ -14,7 +14,7 @@ from pipeline.store.folders import Home
 
 
 class Silent:
-    """A view of the runner that shows failures only."""
+    """A view that shows failures only."""
 
     def changed(self, stage: StageState, states: list[StageState]) -> None:
         if stage.state == "failed":

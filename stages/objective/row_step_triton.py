@@ -1,4 +1,4 @@
-"""The two passes of `row_step` as hand-written Triton kernels, one program per row. CUDA only; NOT yet measured on a GPU.
+"""The two passes of `row_step` as hand-written Triton kernels, one program per row. CUDA only; they do NOT compile there yet.
 
 Opt in with `fused_loss_and_statistics(..., passes=PASSES)`; the compiled passes stay the default until `scripts/benchmarks/loss.py`
 shows on a GPU that these win. Their arithmetic is tested on CPU in Triton's interpreter mode (TRITON_INTERPRET=1 before import).

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,42 @@ def test_one_that_somebody_cancelled_is_not_tried_again(shelf: Shelf) -> None:
     outcome = play(shelf, Notes(), pretrain=[Seen("ended", "killed by SIGTERM", "preempted")])
     assert states(outcome)["pretrain"] == {"cancelled"}
     assert states(outcome)["evaluate"] == states(outcome)["rl"] == {"blocked"}
+
+
+def test_a_stage_whose_parent_failed_while_it_ran_is_blocked_and_not_tried_again(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a record comes late: the parent counts as failed, and what it had let start ends without it."""
+
+    def poll(self: ToyBackend, active: list[StageState]) -> Iterator[tuple[StageState, Seen]]:
+        for state in active:
+            if state.state == "queued":
+                yield state, Seen("running")
+            elif state.state == "running" and state.node.kind == "corpus":
+                yield state, Seen("ended", "Slurm has forgotten how", "refused")
+            elif state.state == "running":
+                yield state, Seen("ended", "parent stage has no record.json", "bug")
+
+    monkeypatch.setattr(ToyBackend, "poll", poll)
+    outcome = play(shelf, Notes())
+    assert states(outcome)["corpus"] == {"failed"}
+    assert {state.state for state in outcome.states} == {"failed", "blocked"}
+
+
+def test_a_second_stop_kills_even_if_both_come_at_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def interrupt(self: ToyBackend, active: list[StageState], *, kill: bool) -> list[StageState]:
+        asked.append(kill)
+        return [] if kill else list(active)
+
+    def poll(self: ToyBackend, active: list[StageState]) -> Iterator[tuple[StageState, Seen]]:
+        if not asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return iter(())
+
+    monkeypatch.setattr(ToyBackend, "interrupt", interrupt)
+    monkeypatch.setattr(ToyBackend, "poll", poll)
+    outcome = play(shelf, Notes())
+    assert asked == [False, True]
+    assert outcome.interrupted
+    assert outcome.left == 0

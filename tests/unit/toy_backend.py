@@ -11,6 +11,7 @@ from tests.unit.stores import Shelf
 
 class ToyBackend(Backend):
     chains = True
+    stopping = "stopping"
     fates: dict[str, list[Seen]] = {}  # noqa: RUF012 (set by each test)
     """What comes of a kind of stage, try by try; one that has none left is done."""
     taken: list[str] = []  # noqa: RUF012
@@ -29,8 +30,8 @@ class ToyBackend(Backend):
                     Shelf(self.command.home).done(state.node)
                 yield state, self.fates[state.node.kind].pop(0) if self.fates.get(state.node.kind) else Seen("ended")
 
-    def withdraw(self, state: StageState) -> None:
-        self.withdrawn.append(state.node.kind)
+    def withdraw(self, states: Sequence[StageState]) -> None:
+        self.withdrawn += [state.node.kind for state in states]
 
     def interrupt(self, active: Sequence[StageState], *, kill: bool) -> list[StageState]:
         return []

@@ -35,6 +35,7 @@ _ENDING_POLL_SECONDS = 1.0
 
 class SlurmBackend(Backend):
     chains = True
+    stopping = "cancelling the jobs of this sweep; Ctrl-C again waits for them no longer"
 
     def __init__(self, command: Command) -> None:
         super().__init__(command)
@@ -43,6 +44,7 @@ class SlurmBackend(Backend):
         self._jobs: dict[str, str] = {}  # job ids by fingerprint
         self._ended: dict[str, float] = {}  # when a job was first seen to have ended, by id
         self._poll_seconds = self.cluster.poll_seconds
+        self._cancelling = False
         self._asked = 0.0
         self._lanes: list[list[str]] = [[] for _ in range(self.cluster.max_jobs or 0)]
 
@@ -94,6 +96,7 @@ class SlurmBackend(Backend):
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder.spec, node.spec(self.command.home, self.command.sweep))
         folder.status.unlink(missing_ok=True)
+        folder.cancelled.unlink(missing_ok=True)
         parents = [self._jobs[parent.node.fingerprint] for parent in state.parents if parent.state in AT_WORK]
         ahead = self._ahead(parents)
         dependency = [f"afterok:{job}" for job in dict.fromkeys(parents)] + [f"afterany:{job}" for job in ahead]
@@ -174,7 +177,7 @@ class SlurmBackend(Backend):
                 yield state, self._lost(state, number, job)
             elif job is not None and job.live:
                 yield state, Seen("queued", f"job {number} waits: {job.reason}") if job.waiting else Seen("running")
-            elif any(parent.state in AT_WORK for parent in state.parents):
+            elif not self._cancelling and any(parent.state in AT_WORK for parent in state.parents):
                 continue  # Slurm has cancelled it: what came of the parent says why
             elif time.time() - self._ended.setdefault(number, time.time()) >= _patience(job):
                 yield state, self._lost(state, number, job)
@@ -189,9 +192,9 @@ class SlurmBackend(Backend):
         cause = queue.cause_of_job(None if job is None else job.state, reported)
         return Seen("ended", reason, cause, state.folder.path / "slurm" / f"{number}_0_log.err")
 
-    def withdraw(self, state: StageState) -> None:
-        with suppress(PriorlabError):  # Slurm may have cancelled it already
-            queue.cancel([self._jobs[state.node.fingerprint]])
+    def withdraw(self, states: Sequence[StageState]) -> None:
+        with suppress(PriorlabError):  # Slurm may have cancelled them already
+            queue.cancel(self._jobs[state.node.fingerprint] for state in states)
 
     def interrupt(self, active: Sequence[StageState], *, kill: bool) -> list[StageState]:
         """Jobs stay, unless the config says that they are cancelled; those that another sweep submitted stay anyway."""
@@ -199,7 +202,7 @@ class SlurmBackend(Backend):
             return []
         own = [state for state in active if queue.submitted_by(state.folder) == self.command.sweep]
         queue.cancel(self._jobs[state.node.fingerprint] for state in reversed(own))  # later ones first: none starts in between
-        self._asked, self._poll_seconds = 0.0, _ENDING_POLL_SECONDS
+        self._asked, self._poll_seconds, self._cancelling = 0.0, _ENDING_POLL_SECONDS, True
         return own
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What runs inside a Slurm job, on each of its nodes: the stage's process, its lock and its log, as the local runner has them.
+"""What runs inside a Slurm job, on each of its nodes: the stage's process, its lock and its log, as on a machine of its own.
 
 Three things end it early. Some seconds before the time limit Slurm sends SIGUSR2: the stage is ended, and submitit's checkpointing
 hook requeues the job under its own id, so that what depends on it goes on waiting. Preemption and `scontrol requeue` send SIGTERM:
