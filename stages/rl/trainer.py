@@ -98,9 +98,9 @@ class RLTrainer(OpenGRPOTrainer):
         if not mismatch <= allowed:
             raise PriorlabError(
                 f"rollout engine and trainer disagree at step {self.state.global_step}: a sampled token's log-prob differs by "
-                f"{mismatch:.2g}, allowed is rl.max_logprob_mismatch = {allowed:.2g}. In float32 on a CPU the "
-                "engine samples with weights that are not those being trained; in bfloat16 differences of 0.1 are normal, and in float32 on a "
-                "GPU differences of .005 (raise the bound)"
+                f"{mismatch:.2g}, allowed is rl.max_logprob_mismatch = {allowed:.2g}. In float32 on a CPU, the engine samples with "
+                "weights that are not those being trained. In bfloat16 differences of 0.1 are normal, in float32 on a GPU of .005: "
+                "raise the bound"
             )
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *positional: Any, **named: Any) -> torch.Tensor:
