@@ -105,7 +105,7 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_fewer_are_collected_than_were() -> None:
     counts = {language: sum(one.language == language for one in SHOWN) for language in ("yaml", "python", "mermaid")}
     numbers = {"commands": len(COMMANDS), "usages": len(USAGES), "overrides": len(OVERRIDES), **counts}
-    least = {"commands": 83, "usages": 11, "overrides": 21, "yaml": 10, "python": 5, "mermaid": 1}
+    least = {"commands": 85, "usages": 12, "overrides": 21, "yaml": 10, "python": 5, "mermaid": 1}
     assert all(numbers[name] >= number for name, number in least.items()), numbers
 
 
@@ -223,6 +223,16 @@ def _priorlab(words: list[str]) -> None:
         assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
 
 
+def _lock(words: list[str]) -> None:
+    assert not words
+    assert (ROOT / "scripts" / "setup" / "lock").stat().st_mode & 0o111
+
+
+def _pip(words: list[str]) -> None:
+    """This repository is the only thing that plain pip installs."""
+    assert words == ["install", "."]
+
+
 def _tests(words: list[str]) -> None:
     paths = [word for word in words if "/" in word]
     assert all((ROOT / path).exists() for path in paths)
@@ -253,6 +263,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
 
 def _uv(words: list[str]) -> None:
     extras = [words[number + 1] for number, word in enumerate(words) if word == "--extra"]
+    extras += [extra for word in words for extra in re.findall(r"^\.\[(\w+)\]$", word)]
     assert set(extras) <= PYPROJECT["project"]["optional-dependencies"].keys()
     assert all((ROOT / word).exists() for word in words if re.search(r"\.(toml|txt|lock)$", word))
 
@@ -282,6 +293,6 @@ def _cd(words: list[str]) -> None:
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CHECKS: dict[str, Callable[[list[str]], None]] = {
-    "scripts/priorlab": _priorlab, "scripts/test": _tests, ".venv/bin/python": _python, "uv": _uv, "wandb": _wandb,
-    "export": _export, "apt": _apt, "git": _git, "cd": _cd,
+    "scripts/priorlab": _priorlab, "priorlab": _priorlab, "scripts/setup/lock": _lock, "scripts/test": _tests, ".venv/bin/python": _python,
+    "uv": _uv, "pip": _pip, "wandb": _wandb, "export": _export, "apt": _apt, "git": _git, "cd": _cd,
 }  # fmt: skip
