@@ -293,6 +293,6 @@ def _cd(words: list[str]) -> None:
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CHECKS: dict[str, Callable[[list[str]], None]] = {
-    "scripts/priorlab": _priorlab, "priorlab": _priorlab, "scripts/setup/lock": _lock, "scripts/test": _tests, ".venv/bin/python": _python,
-    "uv": _uv, "pip": _pip, "wandb": _wandb, "export": _export, "apt": _apt, "git": _git, "cd": _cd,
+    "scripts/priorlab": _priorlab, "priorlab": _priorlab, "scripts/setup/lock": _lock, "scripts/test": _tests,
+    ".venv/bin/python": _python, "uv": _uv, "pip": _pip, "wandb": _wandb, "export": _export, "apt": _apt, "git": _git, "cd": _cd,
 }  # fmt: skip
