@@ -23,6 +23,7 @@ from pipeline.run.warm import WarmServer
 from pipeline.store.folders import Home, StageFolder
 
 ROOT = Path(__file__).parent.parent
+_ENVIRONMENT = dict(os.environ)
 SECRETS = {name: f"planted{number}" * 5 for number, name in enumerate(("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"))}
 """In the environment of every command that tests run; tests/pipeline/test_security.py looks where they went."""
 
@@ -84,8 +85,10 @@ def start(lab: Lab, node: StageNode, module: str | None = None, **more: str) -> 
 
 
 def for_tests(environment: dict[str, str]) -> dict[str, str]:
-    """A stage's environment without W&B and the variable that pytest sets for each test: stages may share a server."""
-    return {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"} | {"WANDB_MODE": "disabled"}
+    """A stage's environment without W&B, and without what tests have set in this process meanwhile: stages may share a server."""
+    set_by_launch = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+    inherited = {name: value for name, value in _ENVIRONMENT.items() if name in environment and name != "PYTEST_CURRENT_TEST"}
+    return inherited | set_by_launch | {"WANDB_MODE": "disabled"}
 
 
 @functools.cache

@@ -62,7 +62,7 @@ def test_a_step_checkpoint_with_a_flipped_byte_is_named_and_trained_again(smoke:
     said = (folder.path / "out.log").read_text()
     name = optimizer.relative_to(newest).as_posix()
     assert re.search(
-        rf"warning: step checkpoint {newest.name} is unusable and removed: {re.escape(name)} has sha256 \w+, recorded", said
+        rf"warning: step checkpoint {newest.name} is unusable and removed: {re.escape(name)} has sha256 \w+, expected", said
     )
     assert [row["step"] for row in rows] == LOGGED
     expected = load_file(smoke.folder("pretrain").export / "model.safetensors")
