@@ -226,5 +226,5 @@ def _bytes(dtype: Dtype) -> int:
 def known_device(name: str) -> Device:
     """Raises `PriorlabError` if the table lacks it."""
     if name not in DEVICES:
-        raise PriorlabError(f"there is no device {name!r}; the table has {', '.join(DEVICES)}")
+        raise PriorlabError(f"unknown device {name!r}; the table has {', '.join(DEVICES)}")
     return DEVICES[name]

@@ -27,7 +27,7 @@ class StageConfig(Config):
     kind: ClassVar[str]
     version: ClassVar[int]
     """Raised manually when a code change alters what the kind produces; code itself is not fingerprinted."""
-    library_gib: ClassVar[float]
+    imports_gib: ClassVar[float]
     """Memory of one process on the quickstart's model, mostly libraries: the estimate until one is measured."""
     needs_devices: ClassVar[bool] = True
     charted: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -82,7 +82,7 @@ class CorpusStage(StageConfig):
     Parent of a later corpus: the first one, as `tokenizer`, whose tokenizer it uses.
     """
 
-    kind, version, library_gib, needs_devices = "corpus", 1, 0.8, False
+    kind, version, imports_gib, needs_devices = "corpus", 1, 0.8, False
 
     task: Task
     corpus: CorpusConfig
@@ -109,7 +109,7 @@ def _training_work(settings: NextTokenTraining, block_size: int) -> str:
 class PretrainStage(StageConfig):
     """Input of the stage `pretrain`; parent: corpus."""
 
-    kind, version, library_gib = "pretrain", 3, 1.5
+    kind, version, imports_gib = "pretrain", 3, 1.5
     charted: ClassVar = {"tokens": ("*",)}
 
     model: ModelConfig
@@ -139,7 +139,7 @@ class PretrainStage(StageConfig):
 class MidtrainStage(StageConfig):
     """Input of the stage `midtrain`; parents: checkpoint and corpus."""
 
-    kind, version, library_gib = "midtrain", 2, 1.5
+    kind, version, imports_gib = "midtrain", 2, 1.5
     charted: ClassVar = {"tokens": ("*",)}
 
     prior: Prior
@@ -165,7 +165,7 @@ class MidtrainStage(StageConfig):
 class RLStage(StageConfig):
     """Input of the stage `rl`; parent: checkpoint."""
 
-    kind, version, library_gib = "rl", 2, 2.5
+    kind, version, imports_gib = "rl", 2, 2.5
     charted: ClassVar = {"step": ("*",), "rollouts_generated": ("validation/*",)}
 
     task: Task
@@ -198,7 +198,7 @@ class RLStage(StageConfig):
 class EvaluateStage(StageConfig):
     """Input of the stage `evaluate`; parents: checkpoint and corpus."""
 
-    kind, version, library_gib = "evaluate", 1, 2.0
+    kind, version, imports_gib = "evaluate", 1, 2.0
 
     task: Task
     evaluate: EvaluateConfig

@@ -102,6 +102,9 @@ class Backend(ABC):
     def interrupt(self, active: Sequence[StageState], *, kill: bool) -> list[StageState]:
         """Ask stages to end, or with `kill` end them; those that will. The command leaves the others to themselves."""
 
+    def close(self) -> None:
+        """Called when the command has nothing more to run."""
+
     @classmethod
     def jobs(cls, folders: Iterable[StageFolder], *, strict: bool = False) -> dict[StageFolder, Job]:
         """Stages at work here without a command. Raises `PriorlabError` if `strict` and nobody answers; else silence is no job."""

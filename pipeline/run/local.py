@@ -58,9 +58,8 @@ class LocalBackend(Backend):
         if self.full or self._waits_for_server(state):
             return None
         if not self._fits_now(state):
-            if not self._running and self._server is not None:  # the server's memory may be what is missing
-                self._server.close()
-                self._server = None
+            if not self._running:
+                self.close()  # the server's memory may be what is missing
             return None
         lock = state.folder.lock()
         if lock is None:
@@ -163,3 +162,9 @@ class LocalBackend(Backend):
             else:
                 one.process.send_signal(signal.SIGTERM)
         return [one.state for one in self._running.values()]
+
+    def close(self) -> None:
+        """End the server; stages that start later start cold."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None

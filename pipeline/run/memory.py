@@ -17,7 +17,7 @@ def expected_gib(config: StageConfig, declared: float | None, measured: float | 
     (`pipeline.config.stages`)."""
     if declared is not None:
         return declared
-    return config.processes * (measured or config.library_gib + config.kv_cache_gib)
+    return config.processes * (measured or config.imports_gib + config.kv_cache_gib)
 
 
 def total_gib() -> float:

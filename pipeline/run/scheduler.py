@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import FrameType
 
 from pipeline.config.cluster import ClusterConfig, Retries
@@ -53,13 +53,13 @@ def run(
     cluster = cluster or ClusterConfig(kind="local")
     backend = BACKENDS[cluster.kind](Command(home, sweep, cluster, jobs, git_commit(), package))
     scheduler = Scheduler(list(states.values()), backend, cluster.retries, view)
-    with _interruptible(scheduler):
+    with closing(backend), _interruptible(scheduler):
         scheduler.loop()
     return Outcome(scheduler.states, scheduler.stopping)
 
 
 class Scheduler:
-    """Brings stages to an end state, or as far as they come before `stop` is called."""
+    """Runs stages until each has reached an end state, or `stop` is called."""
 
     def __init__(self, states: Sequence[StageState], backend: Backend, retries: Retries, view: View) -> None:
         """`states`: parents before children."""

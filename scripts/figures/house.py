@@ -85,7 +85,7 @@ def _below(name: str, direct: dict[str, set[str]]) -> set[str]:
 
 
 def _title(name: str) -> str:
-    """The room's name, and its docstring as far as the first stop."""
+    """The room's name, and its docstring up to the first stop."""
     path = modules(name.partition(".")[0])[name]
     said = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
     short = min((said.partition(stop)[0] for stop in (":", ". ")), key=len).rstrip(".").replace('"', "").replace("`", "")

@@ -42,7 +42,7 @@ def test_hours_follow_from_devices_and_utilisation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["quickstart"], "give --vocabulary"), (["quickstart", "--vocabulary", "20", "--device", "x1"], "there is no device 'x1'")],
+    [(["quickstart"], "give --vocabulary"), (["quickstart", "--vocabulary", "20", "--device", "x1"], "unknown device 'x1'")],
 )
 def test_what_is_missing_is_named(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["plan", *arguments, "--costs"], env={"PRIORLAB_HOME": str(tmp_path)})

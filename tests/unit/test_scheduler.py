@@ -40,7 +40,7 @@ class Notes:
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     monkeypatch.setitem(backends.BACKENDS, "toy", ToyBackend)
-    for name, empty in (("fates", {}), ("taken", []), ("withdrawn", [])):
+    for name, empty in (("fates", {}), ("taken", []), ("withdrawn", []), ("closed", [])):
         monkeypatch.setattr(ToyBackend, name, empty)
     return shelf_at(tmp_path)
 
@@ -63,6 +63,7 @@ def test_a_backend_that_chains_gets_all_at_once_parents_first(shelf: Shelf) -> N
     outcome = play(shelf, Notes())
     assert states(outcome) == {kind: {"done"} for kind in ("corpus", "pretrain", "rl", "evaluate")}
     assert ToyBackend.taken == ["corpus", "pretrain", "evaluate", "rl", "evaluate"]
+    assert ToyBackend.closed == [True]
 
 
 def test_what_has_a_record_is_reused(shelf: Shelf) -> None:

@@ -16,6 +16,7 @@ class ToyBackend(Backend):
     """What comes of a kind of stage, try by try; one that has none left is done."""
     taken: list[str] = []  # noqa: RUF012
     withdrawn: list[str] = []  # noqa: RUF012
+    closed: list[bool] = []  # noqa: RUF012
 
     def start(self, state: StageState) -> Seen:
         self.taken.append(state.node.kind)
@@ -32,6 +33,9 @@ class ToyBackend(Backend):
 
     def withdraw(self, states: Sequence[StageState]) -> None:
         self.withdrawn += [state.node.kind for state in states]
+
+    def close(self) -> None:
+        self.closed.append(True)
 
     def interrupt(self, active: Sequence[StageState], *, kill: bool) -> list[StageState]:
         return []
