@@ -30,8 +30,8 @@ STAGES = (
     {"stages.midtrain", "stages.rl"},
     {"stages.warm"},
 )
-OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store", "pipeline.tracking"}
-"""What both halves share."""
+OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store"}
+"""What both halves share, beside the module `pipeline.tracking.runs`."""
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from pipeline.experiment.graph import StageNode
 from pipeline.home.processes import holders, runs_spec
 from pipeline.run.launch import command, environment, process_environment, signal_session, start_process
 from pipeline.run.warm import ForkedStage, WarmServer, warm_server
+from pipeline.store.folders import Home
 from tests.conftest import ROOT, FinishedSweep, Lab, finish, for_tests, server_for_tests, smoke_graph, start
 from tests.stages.conftest import ready
 
@@ -109,16 +110,18 @@ def test_a_stage_with_another_environment_starts_cold(lab: Lab, server: WarmServ
     assert process.wait(timeout=200) == 0
 
 
-def test_warm_and_cold_pretraining_end_with_the_same_weights(smoke: FinishedSweep, lab: Lab) -> None:
-    """The small sweep starts its stages warm; a setting of the environment that nothing reads makes this one start cold."""
-    node = ready(lab, smoke.node("pretrain"), (smoke.lab, smoke.node("corpus")))
-    process = start(lab, node, NEW_SETTING="1")
-    assert isinstance(process, subprocess.Popen)
-    finish(lab, node, process)
-    ours, theirs = lab.folder(node).record(), smoke.folder("pretrain").record()
-    assert ours is not None
-    assert theirs is not None
-    assert ours["manifest"] == theirs["manifest"]
+def test_warm_and_cold_pretraining_end_with_the_same_weights(smoke: FinishedSweep, lab: Lab, tmp_path: Path) -> None:
+    """A setting of the environment that nothing reads makes one start cold."""
+    node, manifests = smoke.node("pretrain"), []
+    for used, more, kind in ((lab, {}, ForkedStage), (Lab(Home(tmp_path / "cold")), {"NEW_SETTING": "1"}, subprocess.Popen)):
+        ready(used, node, (smoke.lab, smoke.node("corpus")))
+        process = start(used, node, **more)
+        assert isinstance(process, kind)
+        finish(used, node, process)
+        record = used.folder(node).record()
+        assert record is not None
+        manifests.append(record["manifest"])
+    assert manifests[0] == manifests[1]
 
 
 def test_when_the_server_dies_its_stages_end_and_the_next_start_cold(lab: Lab) -> None:

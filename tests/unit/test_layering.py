@@ -1,4 +1,4 @@
-"""The order of floors: a room imports from its own floor's rooms never, from lower floors only, and circles cannot arise."""
+"""The order of floors: a room imports only from lower floors, never from another room of its own, and no imports form a circle."""
 
 import os
 import subprocess
@@ -45,7 +45,8 @@ def test_pipeline_imports_neither_stages_nor_heavy_libraries(name: str) -> None:
 
 @pytest.mark.parametrize("name", modules("stages"))
 def test_stages_import_only_the_shared_part_of_pipeline(name: str) -> None:
-    assert {room(used) for used in imported(EVERY[name]) if used.startswith("pipeline.")} <= OPEN_TO_STAGES
+    used = {one for one in imported(EVERY[name]) if one.startswith("pipeline.")}
+    assert {room(one) for one in used if not f"{one}.".startswith("pipeline.tracking.runs.")} <= OPEN_TO_STAGES
 
 
 def test_the_command_line_starts_at_once_and_without_heavy_libraries() -> None:

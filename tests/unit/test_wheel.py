@@ -69,6 +69,6 @@ def test_without_an_extra_it_is_the_loss_in_any_version_of_torch_and_numpy(unpac
 def test_the_command_says_which_extra_is_missing(unpacked: Path, tmp_path: Path) -> None:
     done = priorlab(unpacked, tmp_path, "plan", "smoke", before="import sys; sys.modules['pydantic'] = None")
     assert done.returncode == 1
-    assert done.stderr.startswith("priorlab: pydantic is not installed. Only the loss is; the pipeline needs the extra cpu or gpu.")
+    assert done.stderr.startswith("priorlab: pydantic is missing. Only the loss is installed; the pipeline needs the extra cpu or gpu.")
     assert "'.[cpu]'" in done.stderr
     assert "Traceback" not in done.stderr
