@@ -40,6 +40,8 @@ def prepare() -> None:
         import stages.corpus.build
         import stages.evaluate.run
         import stages.midtrain.model
+        import stages.pretrain.model
+        import stages.pretrain.train
         import stages.rl.train  # noqa: F401
     import torch
     import tqdm
@@ -47,10 +49,10 @@ def prepare() -> None:
 
     tqdm.tqdm.monitor_interval = 0  # else the first progress bar, which compiling has, starts a thread
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        compiled_random_sample(torch.zeros(2, 3))  # at its first token each engine would take 2 s to
+        compiled_random_sample(torch.zeros(2, 3))  # else each engine would take 2 s to compile it at its first token
 
     if torch.cuda.is_available() or len(list(Path("/proc/self/task").iterdir())) > 1:
-        raise RuntimeError("a device or a thread is in use, which a forked process could not go on with")
+        raise RuntimeError("a device or a thread is in use, which would not survive a fork")
 
 
 def serve(orders: socket.socket) -> None:

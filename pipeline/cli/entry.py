@@ -1,4 +1,4 @@
-"""The command `priorlab`. Says what to install where only the loss was: the pipeline's libraries come with the extra cpu or gpu."""
+"""The command `priorlab`. If only the loss is installed, it says how to install the rest: the extra cpu or gpu."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main() -> None:
         if missing.name is None or missing.name.partition(".")[0] in ("pipeline", "stages"):
             raise
         sys.exit(
-            f"priorlab: {missing.name} is not installed. Only the loss is; the pipeline needs the extra cpu or gpu. "
+            f"priorlab: {missing.name} is missing. Only the loss is installed; the pipeline needs the extra cpu or gpu. "
             "In a clone of priorlab: uv pip install --torch-backend=cpu '.[cpu]', or --torch-backend=auto '.[gpu]' with an NVIDIA GPU"
         )
     run()

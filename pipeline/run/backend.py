@@ -1,6 +1,6 @@
 """What the scheduler asks of the place where stages run.
 
-A further place is one module with a subclass, its line in `backends.py`, and its name in `ClusterConfig.kind`.
+To add a place, write a subclass in its own module, list it in `backends.py`, and add its name to `ClusterConfig.kind`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Command:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a backend sees of a stage: it waits there, runs, is run by another command, or has ended."""
+    """What a backend sees of a stage: it waits there, runs, is run by another command, has ended, or is to be asked again."""
 
-    state: Literal["queued", "running", "elsewhere", "ended"]
+    state: Literal["queued", "running", "elsewhere", "ended", "later"]
     reason: str = ""
     """Why it waits, who else runs it, or why it ended without a record."""
     cause: Cause = "bug"
@@ -88,6 +88,8 @@ class Backend(ABC):
     def start(self, state: StageState) -> Seen | None:
         """Start a stage, or take it into a queue; None if there is no room now.
 
+        `Seen("later")` if it waits for something else, which holds back no other stage.
+
         Raises `PriorlabError` or `OSError` if it cannot start here, ever.
         """
 
@@ -100,17 +102,17 @@ class Backend(ABC):
 
     @abstractmethod
     def interrupt(self, active: Sequence[StageState], *, kill: bool) -> list[StageState]:
-        """Ask stages to end, or with `kill` end them; those that will. The command leaves the others to themselves."""
+        """Ask stages to end; with `kill`, kill them. Returns those that will end; the command leaves the others running."""
 
     def close(self) -> None:
         """Called when the command has nothing more to run."""
 
     @classmethod
     def jobs(cls, folders: Iterable[StageFolder], *, strict: bool = False) -> dict[StageFolder, Job]:
-        """Stages at work here without a command. Raises `PriorlabError` if `strict` and nobody answers; else silence is no job."""
+        """Stages at work here without a command. Raises `PriorlabError` if `strict` and nobody answers; else that is no job."""
         return {}
 
     @classmethod
     def cancel(cls, folders: Sequence[StageFolder]) -> list[StageFolder]:
-        """End the jobs of stages, whoever started them; the stages that had one."""
+        """End the stages' jobs, whoever started them. Returns the stages that had one."""
         return []

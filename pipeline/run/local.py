@@ -17,7 +17,7 @@ from pipeline.run.launch import Process, command, environment, failure, needed_d
 from pipeline.run.memory import expected_gib, free_gib, total_gib
 from pipeline.run.retries import cause_of_exit
 from pipeline.run.state import FINISHED, StageState
-from pipeline.run.warm import WarmServer, warm_server
+from pipeline.run.warm import WarmServer, can_fork, warm_server
 from pipeline.store.files import write_json_atomically
 
 
@@ -55,8 +55,10 @@ class LocalBackend(Backend):
 
     def start(self, state: StageState) -> Seen | None:
         self._check_it_ever_fits(state)
-        if self.full or self._waits_for_server(state):
+        if self.full:
             return None
+        if self._waits_for_server(state):
+            return Seen("later")
         if not self._fits_now(state):
             if not self._running:
                 self.close()  # the server's memory may be what is missing
@@ -96,7 +98,7 @@ class LocalBackend(Backend):
 
     def _waits_for_server(self, state: StageState) -> bool:
         """The first stages build what others train on, and import little: they start cold while the server imports."""
-        return self._server is not None and bool(state.node.parents) and self._server.is_starting()
+        return self._server is not None and can_fork(state.node) and self._server.is_starting()
 
     def _check_it_ever_fits(self, state: StageState) -> None:
         """Raises `PriorlabError` if this machine is too small for a stage."""

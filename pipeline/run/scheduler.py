@@ -126,7 +126,6 @@ class Scheduler:
                 return
             if not self._startable(state):
                 continue
-            state.not_before = 0.0
             try:
                 seen = self.backend.start(state)
             except PriorlabError as error:
@@ -139,6 +138,9 @@ class Scheduler:
             if seen is None:
                 self._changed = True  # so that it is asked again
                 return
+            if seen.state == "later":
+                self._changed = True
+                continue
             self._see(state, seen)
 
     def _startable(self, state: StageState) -> bool:
@@ -197,6 +199,8 @@ class Scheduler:
             state.ended = 0.0
         if name == "running":
             state.started, state.log = time.time(), state.folder.last_log()
+        if name != "waiting":
+            state.not_before = 0.0
         state.state, state.reason, self._changed = name, reason, True
         if name in AT_WORK:
             self._active[state.node.fingerprint] = state

@@ -127,14 +127,17 @@ class ForkedStage:
                 signal.pidfd_send_signal(self._handle, number)
 
 
+def can_fork(node: StageNode) -> bool:
+    """Whether a stage may be forked: one process, one thread. Those without parents import little and start cold."""
+    return bool(node.parents) and node.config.processes == node.config.threads == 1
+
+
 def warm_server(nodes: Iterable[StageNode], commit: str) -> WarmServer | None:
-    """A server for the stages to run, if at least two of them could start warm; those without parents do not wait for one."""
+    """A server for the stages to run, if at least two of them can be forked."""
     if visible_devices():
         return None
     environments = Counter(
-        tuple(process_environment(1, None, commit, hub=node.config.reads_hub).items())
-        for node in nodes
-        if node.parents and node.config.processes == node.config.threads == 1
+        tuple(process_environment(1, None, commit, hub=node.config.reads_hub).items()) for node in nodes if can_fork(node)
     )
     if not environments:
         return None
