@@ -30,9 +30,9 @@ GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain"
 }  # fmt: skip
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
 _RENAMING = {"prior": RENAMING}
-"""By group, the keys that make what a file holds another thing, which is then called by the file and these keys."""
+"""By group, keys that turn a file's config into a different one; its name then lists them after the file's."""
 _WRITTEN_OUT = {"prior": with_waypoints}
-"""By group, what else of its keys may name files."""
+"""By group, a function that resolves file names nested in its other keys."""
 _SWEEP_KEYS = {"recipe", "axes", "description"}
 
 

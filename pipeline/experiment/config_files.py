@@ -17,7 +17,7 @@ from pipeline.store.folders import NAME
 
 _PACKAGE = Path(pipeline.__file__).resolve().parent
 # A wheel has the configs inside the package, a checkout of the repository beside it.
-_SHIPPED = next((inside for inside in [_PACKAGE / "configs"] if inside.is_dir()), _PACKAGE.parent / "configs")
+_SHIPPED = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
 class _Loader(yaml.SafeLoader):

@@ -29,7 +29,8 @@ def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[s
     seen: set[str] = set()
     for plan in graph.cells:
         recipe = plan.cell.recipe
-        for role, node in [*plan.chain.items(), *((f"evaluate@{after}", node) for after, node in plan.evaluations.items())]:
+        evaluations = [*plan.evaluations.items(), *((role, node) for (role, _), node in plan.milestones.items())]
+        for role, node in [*plan.chain.items(), *((f"evaluate@{after}", node) for after, node in evaluations)]:
             if node.fingerprint in seen or node.config.adopted is not None or not node.config.needs_devices:
                 continue
             seen.add(node.fingerprint)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from pipeline.config.tracking import TrackingConfig
+from pipeline.run.memory import total_gib
 from pipeline.store.folders import Home
 from pipeline.tracking.runs import resolve_mode
 
@@ -65,8 +66,7 @@ def _devices() -> Finding:
 
 
 def _cores() -> Finding:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Finding("machine", True, f"{len(os.sched_getaffinity(0))} CPU cores, {memory:.0f} GiB of memory")
+    return Finding("machine", True, f"{len(os.sched_getaffinity(0))} CPU cores, {total_gib():.0f} GiB of memory")
 
 
 def _disk(home: Home) -> Finding:

@@ -1,7 +1,7 @@
-"""The two passes of `row_step` as hand-written Triton kernels, one program per row. CUDA only; they do NOT compile there yet.
+"""The two passes of `row_step` as hand-written Triton kernels, one program per row. CUDA only; they do not compile there yet.
 
-Opt in with `fused_loss_and_statistics(..., passes=PASSES)`; the compiled passes stay the default until `scripts/benchmarks/loss.py`
-shows on a GPU that these win. Their arithmetic is tested on CPU in Triton's interpreter mode (TRITON_INTERPRET=1 before import).
+Their arithmetic is tested on CPU in Triton's interpreter (TRITON_INTERPRET=1 before import). Once they compile, `passes=PASSES` of
+`fused_loss_and_statistics` selects them, and `scripts/benchmarks/loss.py` shows whether they win.
 
 The first kernel reads each logit once: maximum and sums are kept together and rescaled when the maximum grows, as in online softmax
 (Milakov & Gimelshein, arXiv 1805.02867), where the compiled pass reads a row twice.

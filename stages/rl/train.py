@@ -121,7 +121,7 @@ def _train(
 
 
 class Reward:
-    """1 for a verified response, else 0, as a reward function of TRL's. Logs the shares that the verifier failed on."""
+    """1 for a verified response, else 0; `Rollouts` calls it. Signed as TRL's reward functions are. Logs the verifier's failures."""
 
     __name__ = "correct"
 

@@ -22,7 +22,7 @@ END, SAMPLES = 1, 2
 
 
 class Engine:
-    """Stands in for the trainer: its policy answers problem n with n and 0, and n is right of the problems in `solvable`."""
+    """Stands in for the trainer: its policy answers problem n with n and 0, and n is the right answer to the problems in `solvable`."""
 
     def __init__(self, solvable: set[int]) -> None:
         self.solvable = solvable

@@ -66,6 +66,23 @@ def test_a_backend_that_chains_gets_all_at_once_parents_first(shelf: Shelf) -> N
     assert ToyBackend.closed == [True]
 
 
+def test_one_that_waits_for_something_else_holds_back_no_other(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, asked = ToyBackend.start, []
+
+    def start(self: ToyBackend, state: StageState) -> Seen:
+        if state.node.kind == "evaluate" and "rl" not in self.taken:
+            asked.append(state)
+            assert len(asked) < 100, "rl, which is behind it, was not started"
+            return Seen("later")
+        return begun(self, state)
+
+    monkeypatch.setattr(ToyBackend, "chains", False)
+    monkeypatch.setattr(ToyBackend, "start", start)
+    assert play(shelf, Notes()).complete
+    assert asked
+    assert ToyBackend.taken == ["corpus", "pretrain", "rl", "evaluate", "evaluate"]
+
+
 def test_what_has_a_record_is_reused(shelf: Shelf) -> None:
     play(shelf, Notes())
     ToyBackend.taken.clear()

@@ -21,14 +21,13 @@ from pipeline.store.folders import StageFolder
 _SECONDS = 60
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "CONFIGURING"}
 _RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "SUSPENDED", "STOPPED"}
-
-
 _CAUSES = {
     "PREEMPTED": "preempted",
     "NODE_FAIL": "node_failure",
     "BOOT_FAIL": "node_failure",
     "OUT_OF_MEMORY": "out_of_memory",
 }
+"""By a job's last state."""
 
 
 @dataclass(frozen=True)
