@@ -85,7 +85,7 @@ def compare(
         return
     print_wide(differences_table([one.as_dict() for one in found], f"gains in {second} minus gains in {first}"))
     shown = sum(one.gain.shown for one in found)
-    console.print(f"\n{shown} of {found[0].family} intervals exclude 0; all hold jointly with 95% confidence", soft_wrap=True)
+    console.print(f"\n{shown} of {len(found)} intervals exclude 0; all hold jointly with 95%", soft_wrap=True)
 
 
 def _findings(name: str, home: Home) -> Findings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,9 +150,8 @@ def compare_pairs(axis: str, along: Sequence[tuple[MeasuredSetting, MeasuredSett
         if (values := _paired_difference(setting, reference, k)) is not None
     ]
     intervals = contrasts([values for *_, values in paired])
-    family = sum(not math.isnan(gain.low) for gain in intervals)
     return [
-        Difference(axis, setting, reference, k, family, len(values), gain)
+        Difference(axis, setting, reference, k, len(paired), len(values), gain)
         for (setting, reference, k, values), gain in zip(paired, intervals, strict=True)
     ]
 

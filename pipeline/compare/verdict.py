@@ -58,7 +58,6 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
     told = [one for one in between if not math.isnan(one.gain.low)]
     if not told:
         return [f"Along {axis}, differences have no intervals: too few problems, or the same difference on every problem."]
-    family = told[0].family
     first_k = min(one.k for one in told)
     half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in told if one.k == first_k)
     smallest = half_widths[len(half_widths) // 2]
@@ -71,7 +70,7 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
         references = {one.reference for one in between}
         which = "prior" if axis == "prior" else f"value of {axis}"
         other = "its reference" if len(references) > 1 else next(iter(references))
-        scope = f"all {family} intervals, which hold jointly, include 0" if family > 1 else "the one interval includes 0"
+        scope = f"all {len(told)} intervals, which hold jointly, include 0" if len(told) > 1 else "the one interval includes 0"
         return [f"No {which} is shown to gain more or less than {other}: {scope}. {resolution}"]
     named = [
         f"{one.setting} gained {'more' if one.gain.value > 0 else 'less'} than {one.reference} in pass@{one.k}: "
@@ -79,7 +78,7 @@ def _along(axis: str, between: Sequence[Difference]) -> list[str]:
         for one in sorted(shown, key=lambda one: -abs(one.gain.value))[:_NAMED]
     ]
     more = f", and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
-    scope = f" All {family} intervals hold jointly." if family > 1 else ""
+    scope = f" All {len(told)} intervals hold jointly." if len(told) > 1 else ""
     return [f"Along {axis}, {'; '.join(named)}{more}.{scope} {resolution}"]
 
 

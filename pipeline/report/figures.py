@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,14 +73,13 @@ def _gains(compared: Sequence[MeasuredSetting], between: Sequence[Difference], k
         along = [one for one in between if one.axis == axis]
         every = list(dict.fromkeys((one.setting, one.reference) for one in along))
         pairs = every[:_MOST_ROWS]
-        family = along[0].family
-        held = f"All {family} intervals hold jointly with 95% confidence" if family > 1 else "95% interval"
+        jointly = sum(not math.isnan(one.gain.low) for one in along)
         found.append(
             Figure(
                 f"Who gains more, along {axis}",
                 plots.differences([one for one in along if (one.setting, one.reference) in pairs], compared),
-                f"Gain minus the reference's gain, paired per problem and seed. {held}; "
-                f"one that crosses 0 shows no difference.{_few(_MOST_ROWS, len(every), 'differences')}",
+                f"Gain minus the reference's gain, paired per problem and seed. All {jointly} intervals hold jointly with "
+                f"95%; one that crosses 0 shows no difference.{_few(_MOST_ROWS, len(every), 'differences')}",
             )
         )
     return found
