@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.compare.evaluations import Evaluation
 from pipeline.config.tracking import TrackingConfig
 from pipeline.experiment.graph import Graph
-from pipeline.tracking.runs import open_run, resolve_mode
+from pipeline.tracking.runs import close_run, open_run, resolve_mode
 
 
 def summary_run_id(sweep: str, graph: Graph) -> str:
@@ -73,4 +73,4 @@ def log_comparison(
             "forest": wandb.plot.line(forest, x="gain in pass@1", y="row", stroke="setting", title="gain in pass@1, 95% intervals"),
         }
     )
-    run.finish()
+    close_run(run)

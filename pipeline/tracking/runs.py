@@ -60,6 +60,17 @@ def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
         return wandb.init(mode="offline", **arguments)
 
 
+def close_run(run: Any) -> None:
+    """Finish a `wandb.Run`; on return its offline file is whole.
+
+    `Run.finish` only tells W&B's service to close the file. A process that ends now kills the service, and what is not written is lost.
+    """
+    import wandb
+
+    run.finish()
+    wandb.teardown()  # waits for the service to end
+
+
 def run_id(fingerprint: str) -> str:
     """Id of a stage's run."""
     return fingerprint[:32]
@@ -104,7 +115,7 @@ class StageRun:
             self._log_artifact(export)
         for key, value in summary.items():
             self._run.summary[key] = value
-        self._run.finish()
+        close_run(self._run)
 
     def _log_artifact(self, export: Path) -> None:
         import wandb

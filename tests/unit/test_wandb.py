@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from typer.testing import CliRunner
 from wandb_workspaces.workspaces import Workspace
 
 from pipeline.cli.app import app
+from pipeline.config.tracking import TrackingConfig
 from pipeline.store.folders import Home, StageFolder
 from pipeline.tracking.comparison import summary_run_id
+from pipeline.tracking.runs import close_run, open_run
 from pipeline.tracking.sync import waiting_runs
 from pipeline.tracking.workspace import comparison_workspace
 from tests.unit.stores import Shelf, shelf_at
+from tests.wandb_files import read_runs
 
 
 def offline_run(folder: Path) -> Path:
@@ -60,6 +64,23 @@ def test_runs_that_were_not_accepted_are_named_although_the_upload_reports_succe
     assert f"1 of 2 wait, the first is {refused}" in str(ended.exception)
     (refused / "run-1.wandb.synced").touch()
     assert CliRunner().invoke(app, ["wandb", "sync"]).exit_code == 0
+
+
+def test_a_finished_run_is_whole_on_disk(tmp_path: Path) -> None:
+    run = open_run(TrackingConfig(mode="offline"), tmp_path, id="quick")
+    run.summary["last"] = 1
+    close_run(run)
+    services = [stat.parent.name for stat in Path("/proc").glob("[0-9]*/stat") if _is_service_of(os.getpid(), stat)]
+    assert services == []  # the one that wrote the file has ended, so nothing is left in its memory
+    (kept,) = read_runs(tmp_path)
+    assert kept.summary["last"] == 1
+
+
+def _is_service_of(process: int, stat: Path) -> bool:
+    with suppress(OSError):  # it ended meanwhile
+        name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+        return name.startswith("wandb-core") and int(rest.split()[1]) == process
+    return False
 
 
 def test_a_view_that_cannot_be_saved_is_a_one_line_error(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
