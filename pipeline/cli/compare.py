@@ -12,10 +12,11 @@ import typer
 from rich.text import Text
 
 from pipeline.cli.options import AsJson
-from pipeline.cli.terminal import console, fits, print_json, print_wide, some_of
+from pipeline.cli.terminal import console, errors, fits, print_json, print_wide, some_of
 from pipeline.compare.evaluations import load_evaluations
 from pipeline.compare.settings import Setting, planned_settings
 from pipeline.compare.summary import Findings, findings
+from pipeline.compare.verdict import not_finite
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep
 from pipeline.experiment.graph import Graph, build_graph
@@ -58,9 +59,11 @@ def report(
         return
     shown = _of(chosen, comparison.summary, sort)
     if not shown["rows"]:
+        bad = [f"{evaluation} ({', '.join(what)})" for evaluation, what in shown["not_finite"].items()]
         raise PriorlabError(
             f"sweep {name!r} has no finished evaluation of what RL starts from yet{' in these settings' if only else ''}; `priorlab "
             f"status {name}` shows its progress, and --csv has the checkpoints along the way"
+            + (f". Not finite, so left out: {some_of(bad)}" if bad else "")
         )
     if as_json:
         print_json(shown)
@@ -79,6 +82,9 @@ def compare(
 
     home = Home.from_environment()
     both = [_findings(name, home) for name in (first, second)]
+    for name, one in zip((first, second), both, strict=True):
+        for sentence in not_finite(one.not_finite):
+            errors.print(Text(f"note: {name}: {sentence}"), soft_wrap=True)
     found = compare_across((first, second), *both)
     if as_json:
         print_json([one.as_dict() for one in found])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compare.intervals import perplexity
 from pipeline.config.stages import EvaluateStage
 from pipeline.experiment.graph import CellPlan, Graph, StageNode
 from pipeline.store.files import read_json
@@ -47,6 +49,19 @@ class Evaluation:
             return before
         steps = self.step if self.after == "midtrain" else later.steps
         return before + steps * later.global_batch * (later.corpus or recipe.corpus).block_size
+
+    @property
+    def name(self) -> str:
+        """`ce-seed0 after rl`, or `ce-seed0 at step 500 of pretrain`."""
+        return f"{self.plan.cell.id} {f'at step {self.step} of' if self.milestone else 'after'} {self.after}"
+
+    @property
+    def not_finite(self) -> list[str]:
+        """What came out as NaN or infinite: the evaluation of a model with such weights says nothing about its setting."""
+        found = [name for name, values in self.heldout.items() if not np.isfinite(values).all()]
+        if "cross_entropy" not in found and not math.isfinite(perplexity(self.heldout["cross_entropy"]).value):
+            found.append("perplexity")
+        return found + [name for name, by_k in self.metrics.items() if not all(np.isfinite(values).all() for values in by_k.values())]
 
     def values(self, metric: str, k: int | None = None) -> NDArray[np.float64]:
         """Per problem (k given) or per block."""

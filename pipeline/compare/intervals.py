@@ -42,8 +42,8 @@ class Interval:
         return self.low > 0 or self.high < 0
 
     def as_dict(self) -> dict[str, float | None]:
-        """For JSON, which has no NaN."""
-        return {name: None if math.isnan(number) else number for name, number in self.__dict__.items()}
+        """For JSON, which has neither NaN nor infinity (the end of a perplexity's interval may overflow)."""
+        return {name: number if math.isfinite(number) else None for name, number in self.__dict__.items()}
 
 
 @dataclass(frozen=True)

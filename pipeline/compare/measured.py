@@ -91,9 +91,10 @@ def _pooled(evaluations: list[Evaluation], metric: str, k: int | None) -> Interv
 
 
 def measured_settings(cells: Sequence[Cell], evaluations: Sequence[Evaluation]) -> list[MeasuredSetting]:
-    """Settings with a cell evaluated before RL, in the order of the sweep's cells."""
-    before = {e.plan.cell.id: e for e in evaluations if e.after == e.plan.base and not e.milestone}
-    after = {e.plan.cell.id: e for e in evaluations if e.after == "rl"}
+    """Settings with a cell evaluated before RL, in the order of the sweep's cells; evaluations that are not finite are left out."""
+    sound = [e for e in evaluations if not e.not_finite]
+    before = {e.plan.cell.id: e for e in sound if e.after == e.plan.base and not e.milestone}
+    after = {e.plan.cell.id: e for e in sound if e.after == "rl"}
     found = []
     for setting in planned_settings(cells):
         begun = [cell.id for cell in setting.cells if cell.id in before]

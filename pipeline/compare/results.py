@@ -54,7 +54,7 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
 
 def _row(common: dict[str, Any], metric: str, k: Any, n: int, interval: Interval) -> dict[str, Any]:
     numbers = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
-    texts = {name: "" if math.isnan(number) else f"{number:.6g}" for name, number in numbers.items()}
+    texts = {name: f"{number:.6g}" if math.isfinite(number) else "" for name, number in numbers.items()}
     return common | {"metric": metric, "k": k, "n": n} | texts
 
 

@@ -27,6 +27,10 @@ class Findings:
     points: Points
     predictors: list[Predictor]
 
+    @property
+    def not_finite(self) -> list[Evaluation]:
+        return [evaluation for evaluation in self.evaluations if evaluation.not_finite]
+
 
 def findings(cells: Sequence[Cell], evaluations: list[Evaluation]) -> Findings:
     """From the finished evaluations of a sweep with these cells."""
@@ -37,13 +41,17 @@ def findings(cells: Sequence[Cell], evaluations: list[Evaluation]) -> Findings:
 
 
 def summary(found: Findings, home: Home) -> dict[str, Any]:
-    """`rows` (one per setting), `differences` between them, `equal_budgets`, `predictors` of the gain, and the `verdict`."""
+    """`rows` (one per setting), `differences` between them, `equal_budgets`, `predictors` of the gain, and the `verdict`.
+
+    `not_finite` names the evaluations left out and what is NaN or infinite in each.
+    """
     return {
         "rows": [_row(setting, found.ks) for setting in found.settings],
         "differences": [one.as_dict() for one in found.differences],
         "equal_budgets": equal_budgets(found.settings, home),
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
-        "verdict": verdict(found.planned, found.settings, found.differences, found.predictors, found.ks),
+        "not_finite": {evaluation.name: evaluation.not_finite for evaluation in found.not_finite},
+        "verdict": verdict(found.planned, found.settings, found.differences, found.predictors, found.ks, found.not_finite),
     }
 
 

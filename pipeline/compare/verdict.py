@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
+from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.format import share, signed, with_interval
 from pipeline.compare.measured import Difference, MeasuredSetting
 from pipeline.compare.predictors import MEASUREMENTS, Predictor
@@ -20,18 +21,23 @@ def verdict(
     between: Sequence[Difference],
     foretold: Sequence[Predictor],
     ks: Sequence[int],
+    bad: Sequence[Evaluation],
 ) -> list[str]:
-    """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what correlates with the gain."""
+    """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what correlates with the gain.
+
+    `bad` are the evaluations with measurements that are not finite, which `compared` leaves out.
+    """
     finished = [setting for setting in compared if setting.finished]
     if not finished or not ks:
-        return ["No setting has been measured both before and after RL yet.", *_guessing(compared)]
+        return ["No setting has been measured both before and after RL yet.", *not_finite(bad), *_guessing(compared)]
     sentences = [_gained(finished, ks[0])]
     if len(ks) > 1:
         sentences.append(_gained(finished, ks[-1]))
     for axis in dict.fromkeys(one.axis for one in between):
         sentences += _along(axis, [one for one in between if one.axis == axis])
     sentences += _few_seeds([one.seeds for one in between] or [len(setting.seeds) for setting in finished])
-    return sentences + _missing(of_sweep, finished, between) + _guessing(compared) + _foretelling(foretold)
+    missing = _missing(of_sweep, finished, between, {evaluation.plan.cell.id for evaluation in bad if not evaluation.milestone})
+    return sentences + not_finite(bad) + missing + _guessing(compared) + _foretelling(foretold)
 
 
 def _gained(finished: Sequence[MeasuredSetting], k: int) -> str:
@@ -93,25 +99,37 @@ def _few_seeds(counts: Sequence[int]) -> list[str]:
     ]
 
 
-def _missing(of_sweep: Sequence[Setting], finished: Sequence[MeasuredSetting], between: Sequence[Difference]) -> list[str]:
+def not_finite(bad: Sequence[Evaluation]) -> list[str]:
+    """A sentence that names the evaluations and what is NaN or infinite in them; none if there are none."""
+    named = [f"{one.name} ({', '.join(one.not_finite)})" for one in bad]
+    return [f"Not finite, so left out: {_some(named)}."] if bad else []
+
+
+def _missing(
+    of_sweep: Sequence[Setting], finished: Sequence[MeasuredSetting], between: Sequence[Difference], bad: Set[str]
+) -> list[str]:
+    """`bad`: the cells with measurements that are not finite, which are not unfinished."""
     sentences = []
-    if len(finished) < len(of_sweep):
-        sentences.append(f"Unfinished, so left out above: {len(of_sweep) - len(finished)} of {len(of_sweep)} settings.")
+    names = {setting.name for setting in finished}
+    waiting_for = {setting.name: [cell for cell in setting.cells if cell.id not in bad] for setting in of_sweep}
+    unfinished = [name for name, cells in waiting_for.items() if cells and name not in names]
+    if unfinished:
+        sentences.append(f"Unfinished, so left out above: {len(unfinished)} of {len(of_sweep)} settings.")
     short = [
-        f"{setting.name} ({', '.join(str(seed) for seed in setting.planned.seeds if seed not in setting.seeds)})"
+        f"{setting.name} ({', '.join(map(str, seeds))})"
         for setting in finished
-        if len(setting.seeds) < len(setting.planned.seeds)
+        if (seeds := [cell.recipe.seed for cell in waiting_for[setting.name] if cell.recipe.seed not in setting.seeds])
     ]
     if short:
         sentences.append(f"Unfinished seeds are left out: {_some(short)}.")
-    names = {setting.name for setting in finished}
     told = {(one.axis, one.setting) for one in between}
     for axis, along in pairs(of_sweep).items():
         waiting = [(one.name, other.name) for one, other in along if one.name in names and (axis, one.name) not in told]
         absent = list(dict.fromkeys(reference for _, reference in waiting if reference not in names))
         apart = [f"{one} with {reference}" for one, reference in waiting if reference in names]
         if absent:
-            sentences.append(f"Along {axis}, nothing is compared with {_some(absent)} yet (unfinished).")
+            why = "unfinished" if set(absent) & set(unfinished) else "not finite"
+            sentences.append(f"Along {axis}, nothing is compared with {_some(absent)} yet ({why}).")
         if apart:
             sentences.append(f"Along {axis}, {_some(apart)} cannot be compared: they share no seeds, or have different problems.")
     return sentences

@@ -52,7 +52,7 @@ def log_comparison(
     differences = wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in summary["differences"]])
     curves = wandb.Table(columns=["line", "cell", "prior", "seed", "after", "k", "pass@k"])
     for evaluation in evaluations:
-        if evaluation.milestone:
+        if evaluation.milestone or evaluation.not_finite:
             continue
         cell = evaluation.plan.cell
         for k, passed in sorted(evaluation.metrics["pass@k"].items()):
