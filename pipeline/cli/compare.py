@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from pipeline.cli.options import AsJson
 from pipeline.cli.terminal import console, errors, fits, print_json, print_wide, some_of
 from pipeline.compare.evaluations import load_evaluations
 from pipeline.compare.settings import Setting, planned_settings
-from pipeline.compare.summary import Findings, findings
+from pipeline.compare.summary import CONTRASTS, Findings, findings, summary
 from pipeline.compare.verdict import not_finite
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep
@@ -40,11 +41,20 @@ def report(
         typer.Option("--filter", help="only settings with this text in their name; the verdict covers all", show_default=False),
     ] = None,
     bayes: Annotated[bool, typer.Option("--bayes", help="pass@1 gains with credible intervals for exactly these problems")] = False,
+    unpooled: Annotated[
+        bool,
+        typer.Option("--unpooled", help="intervals that judge the luck of seeds by each setting's own; the files stay as they are"),
+    ] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Write and print a sweep's comparison, from the results so far."""
-    idle = {"--json": as_csv and as_json, "--sort": as_csv and sort is not None, "--bayes": (as_csv or as_json) and bayes}
+    idle = {
+        "--json": as_csv and as_json,
+        "--sort": as_csv and sort is not None,
+        "--bayes": (as_csv or as_json) and bayes,
+        "--unpooled": as_csv and unpooled,
+    }
     for option in (option for option, given in idle.items() if given):
         raise PriorlabError(f"{option} does not change what {'--csv' if as_csv else '--json'} prints; leave one of the two out")
     home = Home.from_environment()
@@ -57,7 +67,8 @@ def report(
     if as_csv:
         sys.stdout.write(_csv(comparison.report.with_name("results.csv"), chosen))
         return
-    shown = _of(chosen, comparison.summary, sort)
+    whole = summary(_findings(graph, home, pooled=False), home) if unpooled else comparison.summary
+    shown = _of(chosen, whole, sort)
     if not shown["rows"]:
         bad = [f"{evaluation} ({', '.join(what)})" for evaluation, what in shown["not_finite"].items()]
         raise PriorlabError(
@@ -76,27 +87,28 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="SECOND", help="the sweep to compare with it")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare what RL gained in two sweeps: second minus first, per setting, paired per problem and seed."""
+    """Compare two sweeps: where RL ends and what it gained, second minus first, per setting, paired per problem and seed."""
     from pipeline.compare.two_sweeps import compare_across
-    from pipeline.report.tables import differences_table
 
     home = Home.from_environment()
-    both = [_findings(name, home) for name in (first, second)]
+    both = [_findings(build_graph(known_sweep(name, home).cells()), home) for name in (first, second)]
     for name, one in zip((first, second), both, strict=True):
         for sentence in not_finite(one.not_finite):
             errors.print(Text(f"note: {name}: {sentence}"), soft_wrap=True)
-    found = compare_across((first, second), *both)
+    levels, gains = (compare_across(kind, (first, second), *both) for kind in ("level", "gain"))
     if as_json:
-        print_json([one.as_dict() for one in found])
+        print_json({"levels": [one.as_dict() for one in levels], "differences": [one.as_dict() for one in gains]})
         return
-    print_wide(differences_table([one.as_dict() for one in found], f"gains in {second} minus gains in {first}"))
-    shown = sum(one.gain.shown for one in found)
-    console.print(f"\n{shown} of {len(found)} intervals exclude 0; all hold jointly with 95%", soft_wrap=True)
+    for found, what in ((levels, "after RL"), (gains, "gain")):
+        _show_contrasts([one.as_dict() for one in found], f"{what}: {second} minus {first}")
+        told = [one.interval for one in found if not math.isnan(one.interval.low)]
+        console.print(
+            f"\n{sum(one.shown for one in told)} of {len(told)} intervals exclude 0; all hold jointly with 95%", soft_wrap=True
+        )
 
 
-def _findings(name: str, home: Home) -> Findings:
-    graph = build_graph(known_sweep(name, home).cells())
-    return findings([plan.cell for plan in graph.cells], load_evaluations(graph, home))
+def _findings(graph: Graph, home: Home, *, pooled: bool = True) -> Findings:
+    return findings([plan.cell for plan in graph.cells], load_evaluations(graph, home), pooled=pooled)
 
 
 def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
@@ -117,6 +129,8 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
     for table in [terminal_table(rows, f"sweep {name}, {key}", [key], bayes=bayes) for key in apart] or [whole]:
         console.print()
         print_wide(table)
+    if summary["levels"]:
+        _show_contrasts(summary["levels"], "after RL, compared")
     console.print()
     if filtered:
         console.print("over all settings:")
@@ -124,6 +138,17 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
         console.print(Text(f"- {sentence}"), soft_wrap=not console.is_terminal)
     console.print()
     console.print(Text(f"report: {_short(written)}"), soft_wrap=True)
+
+
+def _show_contrasts(differences: list[dict[str, Any]], title: str) -> None:
+    """One line per pair of settings; one table per metric on a terminal that is too narrow."""
+    from pipeline.report.tables import contrast_metrics, contrasts_table
+
+    whole = contrasts_table(differences, title)
+    apart = [] if fits(whole) else contrast_metrics(differences)
+    for table in [contrasts_table(differences, f"{title}, {metric}", [metric]) for metric in apart] or [whole]:
+        console.print()
+        print_wide(table)
 
 
 def _chosen(of_sweep: list[Setting], only: str | None) -> list[Setting]:
@@ -141,7 +166,8 @@ def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dic
         rows.sort(key=lambda row: str(row["arm"]))
     elif sort is not None:
         rows.sort(key=lambda row: _sort_value(row, sort), reverse=True)
-    return summary | {"rows": rows, "differences": [one for one in summary["differences"] if names & {one["arm"], one["reference"]}]}
+    contrasts = {kind: [one for one in summary[kind] if names & {one["arm"], one["reference"]}] for kind in CONTRASTS}
+    return summary | {"rows": rows} | contrasts
 
 
 def _sort_value(row: dict[str, Any], sort: str) -> float:

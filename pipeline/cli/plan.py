@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
@@ -9,17 +10,19 @@ from rich.text import Text
 
 from pipeline.cli.options import AsJson, Overrides
 from pipeline.cli.terminal import console, plain_table, print_json, print_wide, some_of
-from pipeline.compare.power import in_words, power_of
+from pipeline.compare.power import Power, in_words, known_spreads, power_of
 from pipeline.config.costs import DEVICES, Utilisation, known_device
+from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import available
 from pipeline.experiment.graph import build_graph
 from pipeline.experiment.plan_costs import Assumptions, planned_costs
+from pipeline.experiment.plan_hours import Hours, assumed_hours, timed_hours
 from pipeline.home.plan import explained_plan
 from pipeline.store.folders import Home
 
-_AIM = 0.05
-"""`plan` says what it takes to show this difference of gains."""
+_SEEDS = (2, 3, 5, 10, 20, 40)
+"""`--effect` says how many problems these need."""
 
 
 def plan(
@@ -35,6 +38,11 @@ def plan(
     vocabulary: Annotated[
         int | None, typer.Option(min=1, help="for --costs: vocabulary size, until the corpus is built", show_default=False)
     ] = None,
+    effect: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1, help="how many seeds and problems show such a difference in pass@1 after RL", show_default=False),
+    ] = None,
+    power: Annotated[float, typer.Option(min=0.05, max=0.99, help="for --effect: the share of sweeps that shall show it")] = 0.8,
     as_json: AsJson = False,
 ) -> None:
     """Show what a sweep or recipe would run, what it would reuse, and why. Runs nothing."""
@@ -42,12 +50,22 @@ def plan(
         planned = load_recipe(name, overrides or [])
     else:
         planned = load_sweep(name, overrides or [])
+    home, cells = Home.from_environment(), list(planned.cells())
+    graph = build_graph(cells)
+    assumed = Assumptions(device, known_device(device), devices, Utilisation(utilisation, sampling_utilisation), vocabulary)
     if costs:
-        assumed = Assumptions(device, known_device(device), devices, Utilisation(utilisation, sampling_utilisation), vocabulary)
-        _show_costs(planned_costs(build_graph(planned.cells()), Home.from_environment(), assumed), as_json=as_json)
+        _show_costs(planned_costs(graph, home, assumed), as_json=as_json)
         return
-    cells = list(planned.cells())
-    entries = explained_plan(build_graph(cells), Home.from_environment())
+    expected = power_of(cells, known_spreads(cells[0].recipe.task.name, home))
+    if effect is not None:
+        if expected is None:
+            raise PriorlabError(
+                f"{name} compares no settings after RL, so it can show no effect; give it RL and an axis of two values or more"
+            )
+        hours = timed_hours(graph, home) if vocabulary is None else assumed_hours(graph, home, assumed)
+        _show_power(expected, effect, power, hours, as_json=as_json)
+        return
+    entries = explained_plan(graph, home)
     if as_json:
         print_json(entries)
         return
@@ -57,9 +75,41 @@ def plan(
     print_wide(table)
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")
-    expected = power_of(cells)
     if expected is not None:
-        console.print(in_words(expected, _AIM), soft_wrap=not console.is_terminal)
+        console.print(in_words(expected, name), soft_wrap=not console.is_terminal)
+
+
+def _show_power(expected: Power, effect: float, power: float, hours: Hours | None, *, as_json: bool) -> None:
+    """For several numbers of seeds, the fewest problems that show the effect, and what that takes."""
+    ways = [
+        {
+            "seeds": seeds,
+            "problems": problems,
+            "samples": expected.samples,
+            "hours": None if hours is None else hours.of(seeds, problems, expected.samples),
+        }
+        for seeds in _SEEDS
+        if (problems := replace(expected, seeds=seeds).problems_for(effect, power)) is not None
+    ]
+    if as_json:
+        print_json(
+            {"effect": effect, "power": power, "comparisons": expected.comparisons, "spreads": asdict(expected.spreads), "ways": ways}
+        )
+        return
+    table = plain_table("seeds", "problems", "samples", "hours", wrapped=())
+    for way in ways:
+        hours_taken = "-" if way["hours"] is None else f"{way['hours']:,.1f}"
+        table.add_row(str(way["seeds"]), f"{way['problems']:,}", str(way["samples"]), hours_taken)
+    if ways:
+        print_wide(table)
+        timed = "no hours: none of its stages is timed in this home yet" if hours is None else f"hours: {hours.source}"
+        said = (
+            f"Each shows a true difference of {effect:g} in pass@1 after RL in {power:.0%} of sweeps, with {expected.comparisons} "
+            f"intervals that hold jointly ({timed})."
+        )
+    else:
+        said = f"With up to {_SEEDS[-1]} seeds, no number of problems shows a difference of {effect:g} in {power:.0%} of sweeps."
+    console.print(f"{said} Spreads from {expected.spreads.source}.", soft_wrap=not console.is_terminal)
 
 
 def _show_costs(entries: list[dict[str, Any]], *, as_json: bool) -> None:

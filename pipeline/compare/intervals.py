@@ -1,15 +1,15 @@
 """Intervals for means over problems and seeds, one at a time or jointly for many comparisons.
 
-Values are shaped (seeds, problems): every seed answers the same problems, and both are random samples. The mean has the variance of a
-two-way crossed layout, (MS_seeds + MS_problems - MS_rest) / (seeds x problems), with no component below 0 (Searle, Casella and
-McCulloch, 1992); its t interval uses Satterthwaite's (1946) degrees of freedom for that sum. With one seed this is the t interval over
-problems. docs/comparison.md has the coverage in simulations.
+Values are shaped (seeds, problems): every seed answers the same problems, and both are random samples. The mean's variance has a
+component from problems, one from seeds, and a residual (Searle, Casella and McCulloch, 1992). How well each is known follows from its
+degrees of freedom, so the interval comes from the mean's generalised pivot, in which every estimated component is drawn from what it
+may truly be (Weerahandi, 1993). With one seed this is the t interval over problems. Coverage: `scripts/benchmarks/intervals.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -17,12 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+POWER = 0.8
 _FEWEST = 5
 """With fewer problems (or blocks, or steps) there is no interval: their spread says too little about the population's."""
 _SAME = 1e-9
 """Smaller differences are rounding."""
 _DRAWS = 4000
-_DRAWN_AT_ONCE = 250
+_BINNED = 10
+"""Draws of similar size whose mean stands for all of them where an interval is solved for."""
+_MOST_DRAWN = 500
+"""Of larger families every interval holds at Bonferroni's level, which is then hardly stricter."""
 _SEED = 20251222
 
 Floats = NDArray[np.float64]
@@ -47,27 +51,37 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Contrast(Interval):
-    """One of a family of differences, whose intervals hold jointly with 95%."""
+class JointInterval(Interval):
+    """One of a family, all of whose intervals hold together with 95%."""
 
     superiority: float
-    """The probability that the difference is positive, from its interval's t distribution."""
+    """The probability that the mean is positive, for this one alone; NaN with one seed, whose luck it would leave out."""
+    detectable: float
+    """The true mean whose interval would exclude 0 in four of five such families."""
 
 
 @dataclass(frozen=True)
-class _Mean:
-    value: float
-    error: float
-    freedom: float
+class Spread:
+    """A mean square over seeds: `square` estimates problems x the variance that seeds cause, with `freedom` degrees."""
 
-    def interval(self, level: float) -> Interval:
-        half = t_quantile(level / 2, self.freedom) * self.error
-        return Interval(self.value, self.value - half, self.value + half)
+    square: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values whose mean is wanted, shaped (seeds, problems)."""
+
+    values: Floats
+    seeds: tuple[Spread, ...] | None = None
+    """What is known of the spread over seeds, as parts to be added; None for what these values show alone. Unused at one seed."""
+    fitted: Spread | None = None
+    """A further error of the mean, from a slope that was fitted: here `square` is its variance."""
 
 
 def mean_interval(values: Floats) -> Interval:
     """Mean of `values`, shaped (problems,) or (seeds, problems), with its 95% interval."""
-    return _mean(np.atleast_2d(values)).interval(1 - CONFIDENCE)
+    return _Mean(Sample(np.atleast_2d(values)), _Chance()).interval(1 - CONFIDENCE)
 
 
 def perplexity(block_cross_entropy: Floats) -> Interval:
@@ -76,15 +90,16 @@ def perplexity(block_cross_entropy: Floats) -> Interval:
         return Interval(*np.exp([interval.value, interval.low, interval.high]).tolist())
 
 
-def contrasts(differences: Sequence[Floats]) -> list[Contrast]:
-    """Joint intervals for all `differences`, each shaped (seeds, problems).
+def joint_intervals(samples: Sequence[Sample]) -> list[JointInterval]:
+    """Intervals for the means of all `samples`, at the level at which all of them hold in 95% of families.
 
-    Each is a t interval, at the level at which all intervals hold in 95% of families (the single-step minP method of Westfall and
-    Young, 1993). This corrects for the number of comparisons, and less so the more they correlate.
+    This is the single-step minP method of Westfall and Young (1993): it corrects for the number of comparisons, and less so the more
+    they correlate.
     """
-    means = [_mean(values) for values in differences]
-    level = _level_for_all([values for values, mean in zip(differences, means, strict=True) if mean.error > 0])
-    return [Contrast(**mean.interval(level).__dict__, superiority=_superiority(mean)) for mean in means]
+    chance = _Chance()
+    means = [_Mean(sample, chance) for sample in samples]
+    level = _level_for_all([mean for mean in means if mean.known])
+    return [mean.jointly(level) for mean in means]
 
 
 def t_quantile(tail: float, freedom: float) -> float:
@@ -92,12 +107,6 @@ def t_quantile(tail: float, freedom: float) -> float:
     from scipy.special import stdtrit  # takes a third of a second, wasted unless something is compared
 
     return float(-stdtrit(freedom, tail))
-
-
-def _superiority(mean: _Mean) -> float:
-    from scipy.special import stdtr
-
-    return float(stdtr(mean.freedom, mean.value / mean.error))
 
 
 def bayesian_mean(correct: Floats, n: int) -> tuple[float, float]:
@@ -118,41 +127,148 @@ def bayesian_gain(before: Floats, after: Floats, n: int) -> Interval:
     return Interval(end - start, end - start - half, end - start + half)
 
 
-def _mean(values: Floats) -> _Mean:
-    """Mean, its standard error, and the error's degrees of freedom; error and freedom are NaN where there is no interval."""
+@dataclass(frozen=True)
+class Components:
+    """Mean squares of values shaped (seeds, problems); with one seed, that of problems alone."""
+
+    seeds: Spread
+    problems: Spread
+    rest: float
+
+
+def components(values: Floats) -> Components:
+    """The two-way table of variances of `values`, shaped (seeds, problems)."""
     value, (seeds, problems) = float(values.mean()), values.shape
-    if problems < _FEWEST or np.ptp(values) < _SAME:
-        return _Mean(value, math.nan, math.nan)
     by_seed, by_problem = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
-    squares = [problems * ((by_seed - value) ** 2).sum(), seeds * ((by_problem - value) ** 2).sum()]
-    squares.append(((values - by_seed - by_problem + value) ** 2).sum())
-    freedoms = [seeds - 1, problems - 1, (seeds - 1) * (problems - 1)]
-    of_seeds, of_problems, of_rest = parts = [square / max(1, freedom) for square, freedom in zip(squares, freedoms, strict=True)]
-    variance = of_rest + max(0.0, of_seeds - of_rest) + max(0.0, of_problems - of_rest)
-    freedom = variance**2 / sum(part**2 / max(1, freedom) for part, freedom in zip(parts, freedoms, strict=True))
-    return _Mean(value, math.sqrt(variance / values.size), freedom)
+    of_seeds, of_problems = seeds - 1, problems - 1
+    return Components(
+        Spread(float(problems * ((by_seed - value) ** 2).sum() / max(1, of_seeds)), of_seeds),
+        Spread(float(seeds * ((by_problem - value) ** 2).sum() / max(1, of_problems)), of_problems),
+        float(((values - by_seed - by_problem + value) ** 2).sum() / max(1, of_seeds * of_problems)),
+    )
 
 
-def _level_for_all(sets: Sequence[Floats]) -> float:
-    """The level of each interval at which all hold jointly with 95%, from draws of their correlated means.
+class _Chance:
+    """What mean squares may truly be, drawn once for a family: what was estimated together is over- or underestimated together."""
 
-    Means over the same problems correlate. Seed effects are drawn independently, which is conservative: judged by two seeds, any two
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(_SEED)
+        self._drawn: dict[Hashable, Floats] = {}
+
+    def ratio(self, of: Hashable, freedom: int) -> Floats:
+        """True over estimated variance, (draws,): quantiles of degrees / chi-squared in random order."""
+        if of not in self._drawn:
+            from scipy.special import chdtri
+
+            quantiles = chdtri(freedom, (np.arange(_DRAWS) + 0.5) / _DRAWS)
+            self._drawn[of] = self.rng.permutation(freedom / quantiles)
+        return self._drawn[of]
+
+
+class Error:
+    """What the error of a mean over problems and seeds may be."""
+
+    def __init__(
+        self,
+        found: Components,
+        shape: tuple[int, int],
+        seeds: tuple[Spread, ...] | None = None,
+        fitted: Spread | None = None,
+        chance: _Chance | None = None,
+    ) -> None:
+        """`shape` is (seeds, problems); `seeds` and `fitted` as in `Sample`."""
+        self._found, self._shape = found, shape
+        self._seeds = (found.seeds,) if seeds is None else seeds
+        self._fitted, self._chance = fitted, chance or _Chance()
+
+    def variances(self) -> tuple[Floats, Floats]:
+        """What problems cause, and what seeds and a fitted slope add; (draws,) each."""
+        (seeds, problems), found = self._shape, self._found
+        of_problems = found.problems.square * self._chance.ratio(("problems", problems), found.problems.freedom)
+        size = seeds * problems
+        if seeds == 1:
+            return of_problems / size, np.zeros(_DRAWS)
+        of_seeds = sum((one.square * self._chance.ratio(one, one.freedom) for one in self._seeds), np.zeros(_DRAWS))
+        more = np.maximum(0, of_seeds - found.rest) / size
+        if self._fitted is not None:
+            more = more + self._fitted.square * self._chance.ratio(self._fitted, self._fitted.freedom)
+        return np.maximum(found.rest, of_problems) / size, more
+
+    def half_width(self, level: float) -> float:
+        """Of the interval that misses the true mean with probability `level`."""
+        seeds, problems = self._shape
+        if seeds == 1:
+            return t_quantile(level / 2, problems - 1) * math.sqrt(self._found.problems.square / problems)
+        from scipy.special import ndtr
+
+        sizes = np.sort(np.sqrt(np.add(*self.variances()))).reshape(-1, _BINNED).mean(axis=1)
+        low, high = 0.0, float(sizes.max()) * 10
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if 2 * ndtr(-middle / sizes).mean() > level else (low, middle)
+        return high
+
+    def detectable(self, level: float, power: float = POWER) -> float:
+        """The true mean whose interval at `level` excludes 0 with probability `power`."""
+        return self.half_width(level) + self.half_width(2 * (1 - power))
+
+
+class _Mean:
+    """The mean of a sample, and its error."""
+
+    def __init__(self, sample: Sample, chance: _Chance) -> None:
+        values = sample.values
+        self.value, (self.seeds, self.problems) = float(values.mean()), values.shape
+        self.known = self.problems >= _FEWEST and float(np.ptp(values)) >= _SAME
+        if self.known:
+            self._chance = chance
+            self._error = Error(components(values), (self.seeds, self.problems), sample.seeds, sample.fitted, chance)
+            by_problem = values.mean(axis=0) - self.value
+            self.by_problem: Floats = by_problem / max(float(np.sqrt((by_problem**2).sum())), _SAME)
+            """Each problem's share in the error over problems."""
+
+    def interval(self, level: float) -> Interval:
+        half = self._error.half_width(level) if self.known else math.nan
+        return Interval(self.value, self.value - half, self.value + half)
+
+    def jointly(self, level: float) -> JointInterval:
+        detectable = self._error.detectable(level) if self.known else math.nan
+        return JointInterval(**self.interval(level).__dict__, superiority=self._superiority(), detectable=detectable)
+
+    def _superiority(self) -> float:
+        if not self.known or self.seeds == 1:
+            return math.nan
+        from scipy.special import ndtr
+
+        return float(ndtr(self.value / np.sqrt(np.add(*self._error.variances()))).mean())
+
+    def drawn(self, at_problems: Floats) -> Floats:
+        """Errors of the mean, (draws,); `at_problems` is what problems do to it, in standard deviations: means share problems."""
+        of_problems, more = self._error.variances()
+        errors: Floats = at_problems * np.sqrt(of_problems) + self._chance.rng.standard_normal(_DRAWS) * np.sqrt(more)
+        return errors
+
+
+def _level_for_all(means: Sequence[_Mean]) -> float:
+    """The level of each interval at which all hold jointly with 95%, from draws of their errors.
+
+    Means over the same problems correlate. What seeds add is drawn independently, which is conservative: judged by two seeds, any two
     settings would correlate perfectly, positively or negatively.
     """
-    alone, count = 1 - CONFIDENCE, len(sets)
+    alone, count = 1 - CONFIDENCE, len(means)
     if count < 2:
         return alone
-    problems = np.zeros((max(values.shape[1] for values in sets), count))
-    seeds = np.zeros(count)
-    for index, values in enumerate(sets):
-        means = values.mean(axis=0)
-        problems[: len(means), index] = (means - means.mean()) / len(means)
-        seeds[index] = values.mean(axis=1).std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    spread = np.maximum(np.sqrt((problems**2).sum(axis=0) + seeds**2), _SAME)
-    rng = np.random.default_rng(_SEED)
-    largest = np.empty(_DRAWS)
-    for start in range(0, _DRAWS, _DRAWN_AT_ONCE):
-        drawn = rng.standard_normal((_DRAWN_AT_ONCE, len(problems))) @ problems + rng.standard_normal((_DRAWN_AT_ONCE, count)) * seeds
-        largest[start : start + _DRAWN_AT_ONCE] = np.abs(drawn / spread).max(axis=1)
-    found = 2 * NormalDist().cdf(-float(np.quantile(largest, CONFIDENCE)))
+    if count > _MOST_DRAWN:
+        return alone / count
+    of_problems = np.zeros((max(mean.problems for mean in means), count))
+    for index, mean in enumerate(means):
+        of_problems[: mean.problems, index] = mean.by_problem
+    shared = np.random.default_rng(_SEED).standard_normal((_DRAWS, len(of_problems))) @ of_problems
+    least = np.full(_DRAWS, np.inf)
+    for index, mean in enumerate(means):
+        errors = np.abs(mean.drawn(shared[:, index]))
+        ranks = np.empty(_DRAWS)
+        ranks[np.argsort(-errors)] = np.arange(1, _DRAWS + 1)
+        least = np.minimum(least, ranks / _DRAWS)
+    found = float(np.quantile(least, alone))
     return min(max(found, alone / count), alone)  # between Bonferroni's level and a single interval's

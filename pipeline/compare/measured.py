@@ -1,4 +1,4 @@
-"""Settings as measured so far: what RL gained in each, and the differences between them along each axis."""
+"""Settings as measured so far: before RL, after it, and what RL gained."""
 
 from __future__ import annotations
 
@@ -9,10 +9,31 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.intervals import Contrast, Floats, Interval, bayesian_gain, contrasts, mean_interval, perplexity
-from pipeline.compare.settings import Setting, pairs, planned_settings
+from pipeline.compare.intervals import Floats, Interval, bayesian_gain, mean_interval, perplexity
+from pipeline.compare.settings import Setting, planned_settings
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is compared: a metric of the evaluations, at one k."""
+
+    metric: str
+    k: int
+
+    @property
+    def name(self) -> str:
+        """pass@8, cons@64, greedy."""
+        stem, at, _ = self.metric.partition("@")
+        return f"{stem}@{self.k}" if at else stem
+
+    def of(self, evaluation: Evaluation) -> Floats:
+        """One value per problem."""
+        return evaluation.values(self.metric, self.k)
+
+    def in_(self, evaluation: Evaluation) -> bool:
+        return self.k in evaluation.metrics.get(self.metric, ())
 
 
 @dataclass(frozen=True)
@@ -59,21 +80,22 @@ class MeasuredSetting:
     def after_at(self, metric: str, k: int | None = None) -> Interval | None:
         return _pooled(self.after, metric, k) if self.after else None
 
-    def gains(self, metric: str, k: int) -> Floats | None:
-        """After minus before, shaped (seeds, problems), paired per problem and cell; None while no cell has both.
+    def values(self, quantity: Quantity, *, less: float = 0.0) -> Floats | None:
+        """After RL minus `less` x before, shaped (seeds, problems); None while no cell has both, or where they lack the metric.
 
         Raises `PriorlabError` if the problems before and after differ.
         """
-        differences = []
-        for before, after in zip(self.before, self.after, strict=False):  # before RL alone, there is no after
+        if not self.finished or not all(quantity.in_(e) for e in [*self.before, *self.after]):
+            return None
+        after = np.stack([quantity.of(e) for e in self.after])
+        return after - less * self.base_values(quantity) if less else after
+
+    def base_values(self, quantity: Quantity) -> Floats:
+        """Before RL, shaped (seeds, problems). Raises `PriorlabError` if the problems after RL differ."""
+        for before, after in zip(self.before, self.after, strict=True):
             if before.problems != after.problems:
                 raise PriorlabError(f"cell {before.plan.cell.id} was measured on different problems before and after RL")
-            differences.append(after.values(metric, k) - before.values(metric, k))
-        return np.stack(differences) if differences else None
-
-    def gain_at(self, metric: str, k: int) -> Interval | None:
-        gains = self.gains(metric, k)
-        return None if gains is None else mean_interval(gains)
+        return np.stack([quantity.of(e) for e in self.before])
 
     def bayesian_gain(self) -> Interval | None:
         """Gain in pass@1 with a credible interval for exactly these problems; None while no cell has both measurements."""
@@ -110,59 +132,7 @@ def shown_ks(evaluations: Sequence[Evaluation]) -> list[int]:
     return sorted(common & {1, 8, max(common)}) if common else []
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much more one value of an axis gains than the axis's reference, all else equal."""
-
-    axis: str
-    setting: str
-    reference: str
-    k: int
-    family: int
-    """How many differences, along this axis and over all shown k, have intervals that hold jointly."""
-    seeds: int
-    """How many seeds both have, which are paired."""
-    gain: Contrast
-
-    def as_dict(self) -> dict[str, Any]:
-        named = {"axis": self.axis, "arm": self.setting, "reference": self.reference, "k": self.k}
-        return named | {"family": self.family, "seeds": self.seeds} | self.gain.as_dict() | {"shown": self.gain.shown}
-
-
-def differences(compared: Sequence[MeasuredSetting], cells: Sequence[Cell], ks: Sequence[int]) -> list[Difference]:
-    """Differences of gains in pass@k, paired per problem and seed, along each axis; one family of intervals per axis.
-
-    Only settings measured on the same problems with the same seeds are compared; seeds that either lacks are left out.
-    """
-    by_name = {setting.name: setting for setting in compared}
-    found = []
-    for axis, along in pairs(planned_settings(cells)).items():
-        measured = [(by_name[one.name], by_name[other.name]) for one, other in along if {one.name, other.name} <= by_name.keys()]
-        found += compare_pairs(axis, measured, ks)
-    return found
-
-
-def compare_pairs(axis: str, along: Sequence[tuple[MeasuredSetting, MeasuredSetting]], ks: Sequence[int]) -> list[Difference]:
-    """Each setting's gains minus its reference's, at each k, where the two can be paired; the intervals hold jointly."""
-    paired = [
-        (setting.name, reference.name, k, values)
-        for setting, reference in along
-        for k in ks
-        if (values := _paired_difference(setting, reference, k)) is not None
-    ]
-    intervals = contrasts([values for *_, values in paired])
-    return [
-        Difference(axis, setting, reference, k, len(paired), len(values), gain)
-        for (setting, reference, k, values), gain in zip(paired, intervals, strict=True)
-    ]
-
-
-def _paired_difference(setting: MeasuredSetting, reference: MeasuredSetting, k: int) -> Floats | None:
-    """`setting`'s gain minus `reference`'s, shaped (seeds, problems), over the seeds that both have; None if nothing pairs."""
-    ours, theirs = setting.gains("pass@k", k), reference.gains("pass@k", k)
-    if ours is None or theirs is None or setting.before[0].problems != reference.before[0].problems:
-        return None
-    shared = [seed for seed in setting.seeds if seed in reference.seeds]
-    if not shared:
-        return None
-    return ours[[setting.seeds.index(seed) for seed in shared]] - theirs[[reference.seeds.index(seed) for seed in shared]]
+def quantities(evaluations: Sequence[Evaluation], ks: Sequence[int]) -> list[Quantity]:
+    """What settings are compared by: pass@k at `ks`, greedy decoding, and the majority vote of all samples."""
+    votes = [Quantity("greedy", 1), *(Quantity("cons@n", n) for n in dict.fromkeys(e.n for e in evaluations))]
+    return [*(Quantity("pass@k", k) for k in ks), *(vote for vote in votes if all(vote.in_(e) for e in evaluations))]

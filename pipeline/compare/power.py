@@ -1,101 +1,155 @@
-"""How small a difference between two settings a sweep can resolve, estimated before it runs.
+"""How small a difference between two settings a sweep can show, estimated before it runs.
 
-The error of a paired difference of gains in pass@1 has two parts. Over problems: their spread, and the noise of n samples each, before
-and after, in both settings. Over seeds: how much two training runs of one setting differ. Sweeps on Countdown showed the first spread,
-the second is assumed; other tasks differ, so use these numbers for planning only. A finished sweep has its own.
+A paired difference of pass@1 after RL varies over problems, over training runs, and from run to run on each problem, to which n samples
+add their noise. More seeds do nothing about the first, more problems nothing about the second. Finished sweeps of the same task say how
+large each part is; until there is one, Countdown's stand in.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
-from pipeline.compare.intervals import CONFIDENCE, t_quantile
+import numpy as np
+
+from pipeline.compare.contrasts import Difference, paired_levels
+from pipeline.compare.intervals import CONFIDENCE, POWER, Components, Error, Spread, components
+from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.settings import pairs, planned_settings
+from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
+from pipeline.store.files import read_json
+from pipeline.store.folders import Home
 
-PROBLEM_SPREAD = 0.3
-"""Standard deviation over problems of a difference of gains, without sampling noise (Countdown, three numbers: .31)."""
-SEED_SPREAD = 0.03
-"""Standard deviation over seeds of a difference of gains on the same problems: an assumption."""
-_SAMPLING = 4 * 0.12
-"""Four measured rates per problem, each with a variance of p (1 - p) / n, about .12 / n."""
-_POWER = 0.8
-_MOST_SEEDS, _MOST_PROBLEMS = 100, 1_000_000
+_VOTES = 2
+"""Greedy decoding and the majority vote, which are compared beside pass@k."""
+_MOST_PROBLEMS = 1_000_000
 """More is not useful advice."""
+_PASS_1 = Quantity("pass@k", 1)
+
+
+@dataclass(frozen=True)
+class Spreads:
+    """Variances of a difference of pass@1 after RL between two settings, in parts."""
+
+    problems: float
+    """Over problems, alike in all runs."""
+    runs: float
+    """Over pairs of training runs, alike on all problems."""
+    both: float
+    """From run to run on each problem, without the noise of samples."""
+    sampling: float
+    """One sample's noise, p (1 - p), averaged over problems."""
+    seeds: int
+    """Of the sweep that they were measured in."""
+    source: str
+
+
+COUNTDOWN = Spreads(problems=0.004, runs=0.0002, both=0.06, sampling=0.12, seeds=5, source="docs/results/countdown.md")
+
+
+def measured_spreads(levels: Sequence[Difference], compared: Sequence[MeasuredSetting]) -> Spreads | None:
+    """Averages over a sweep's differences in pass@1 that rest on two seeds or more; None if there are none."""
+    by_name, found = {setting.name: setting for setting in compared}, []
+    told = [one for one in levels if one.quantity == _PASS_1 and one.seeds > 1]
+    for one in told:
+        setting, reference = by_name[one.setting], by_name[one.reference]
+        values = paired_levels(setting, reference, _PASS_1)
+        parts, n = components(values), setting.after[0].n
+        rates = np.concatenate([_PASS_1.of(evaluation) for evaluation in [*setting.after, *reference.after]])
+        noise = float((rates * (1 - rates)).mean()) * n / max(1, n - 1)
+        of_problems, of_runs = parts.problems.square - parts.rest, parts.seeds.square - parts.rest
+        found.append((of_problems / len(values), of_runs / values.shape[1], parts.rest - 2 * noise / n, noise))
+    if not found:
+        return None
+    problems, runs, both, sampling = (max(0.0, fmean(part)) for part in zip(*found, strict=True))
+    return Spreads(problems, runs, both, sampling, max(one.seeds for one in told), "this sweep")
+
+
+def known_spreads(task: str, home: Home) -> Spreads:
+    """Those of the finished sweep of this task with the most seeds; Countdown's if there is none."""
+    found = []
+    for file in sorted(home.path.glob("sweeps/*/comparison.json")):
+        try:
+            kept = read_json(file)
+        except PriorlabError:  # half-written or damaged: the sweep's next report writes it anew
+            continue
+        told = kept.get("summary", {}).get("spreads") if isinstance(kept, dict) else None
+        if told and told.pop("task") == task:
+            found.append(Spreads(**told | {"source": f"sweep {file.parent.name}"}))
+    return max(found, key=lambda one: one.seeds, default=COUNTDOWN)
 
 
 @dataclass(frozen=True)
 class Power:
-    """A sweep's power to show one difference in pass@1 among `comparisons`."""
+    """A sweep's power to show one difference in pass@1 after RL."""
 
     problems: int
     samples: int
     seeds: int
+    arms: int
+    """Settings compared with one reference, and the reference: they tell together how much seeds differ."""
     comparisons: int
+    """Intervals that hold jointly."""
+    spreads: Spreads
 
     @property
     def error(self) -> float:
         """Standard error of the difference."""
-        return math.sqrt(self._of_problems + self._of_seeds)
+        of_problems = (self.spreads.problems + self._rest / self.seeds) / self.problems
+        return math.sqrt(of_problems + self.spreads.runs / self.seeds)
 
-    @property
-    def detectable(self) -> float:
-        """The difference that four in five sweeps would show: the interval's half width plus the margin for that power."""
-        freedom = self._freedom
-        return (t_quantile((1 - CONFIDENCE) / (2 * self.comparisons), freedom) + t_quantile(1 - _POWER, freedom)) * self.error
+    def detectable(self, power: float = POWER) -> float:
+        """The difference that a share `power` of such sweeps would show, each interval at Bonferroni's level."""
+        rest = self._rest
+        found = Components(
+            Spread(rest + self.problems * self.spreads.runs, max(1, (self.arms - 1) * (self.seeds - 1))),
+            Spread(rest + self.seeds * self.spreads.problems, max(1, self.problems - 1)),
+            rest,
+        )
+        return Error(found, (self.seeds, self.problems)).detectable((1 - CONFIDENCE) / self.comparisons, power)
 
-    def seeds_for(self, difference: float) -> int | None:
-        """Seeds needed to show `difference` in four of five sweeps of these problems; None if no number of seeds suffices."""
-        counts = range(2, _MOST_SEEDS + 1)  # one seed says nothing about their spread
-        return next((count for count in counts if replace(self, seeds=count).detectable <= difference), None)
-
-    def problems_for(self, difference: float) -> int | None:
-        """Problems needed to show `difference` in four of five sweeps of these seeds; None if no number of problems suffices."""
+    def problems_for(self, difference: float, power: float = POWER) -> int | None:
+        """Problems needed to show `difference` with these seeds; None if no number of problems suffices."""
         counts = range(2, _MOST_PROBLEMS + 1)
-        at = bisect_left(counts, True, key=lambda count: replace(self, problems=count).detectable <= difference)
+        at = bisect_left(counts, True, key=lambda count: replace(self, problems=count).detectable(power) <= difference)
         return None if at == len(counts) else counts[at]
 
     @property
-    def _of_problems(self) -> float:
-        return (PROBLEM_SPREAD**2 + _SAMPLING / self.samples) / self.problems
-
-    @property
-    def _of_seeds(self) -> float:
-        return SEED_SPREAD**2 / self.seeds
-
-    @property
-    def _freedom(self) -> float:
-        """Degrees of the error, as in a finished sweep's interval (Satterthwaite, 1946); with one seed, of problems only."""
-        of_problems = max(1, self.problems - 1)
-        if self.seeds == 1:
-            return of_problems
-        return self.error**4 / (self._of_problems**2 / of_problems + self._of_seeds**2 / (self.seeds - 1))
+    def _rest(self) -> float:
+        """Variance of one run's difference on one problem, beside what the problem and the run explain."""
+        return self.spreads.both + 2 * self.spreads.sampling / self.samples
 
 
-def power_of(cells: list[Cell]) -> Power | None:
+def power_of(cells: Sequence[Cell], spreads: Spreads) -> Power | None:
     """For a sweep's axis with the most differences; None without RL or without anything to compare."""
     along = pairs(planned_settings(cells))
     if not along or any(cell.recipe.rl is None for cell in cells):
         return None
     protocol = cells[0].recipe.evaluate
-    seeds = len({cell.recipe.seed for cell in cells})
     shown = {k for k in (1, 8, protocol.samples) if k <= protocol.samples}
-    return Power(protocol.problems, protocol.samples, seeds, max(map(len, along.values())) * len(shown))
-
-
-def in_words(found: Power, aim: float) -> str:
-    """`found` as a sentence, with what it would take to show a difference of `aim`."""
-    size = f"{found.problems} problems x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    jointly = f" ({found.comparisons} compared jointly)" if found.comparisons > 1 else ""
-    said = (
-        f"Power of {size}: differences of gains in pass@1 have a standard error of about {found.error:.3f}, so a difference of "
-        f"{found.detectable:.2f} would show in four of five sweeps{jointly}."
+    most = max(along.values(), key=len)
+    return Power(
+        problems=protocol.problems,
+        samples=protocol.samples,
+        seeds=len({cell.recipe.seed for cell in cells}),
+        arms=1 + max(sum(reference is other for _, other in most) for _, reference in most),
+        comparisons=len(most) * (len(shown) + _VOTES),
+        spreads=spreads,
     )
-    if found.detectable > aim:
-        seeds, problems = found.seeds_for(aim), found.problems_for(aim)
-        ways = [f"{seeds} seeds" if seeds else "", f"{problems:,} problems" if problems else ""]
-        needed = " or ".join(way for way in ways if way) or "both more seeds and more problems"
-        said += f" Showing {aim:g} takes {needed}."
-    return f"{said} Assumed spreads: {PROBLEM_SPREAD:g} over problems (Countdown's), {SEED_SPREAD:g} over seeds (a guess)."
+
+
+def in_words(found: Power, sweep: str) -> str:
+    """What the sweep of that name will be able to show."""
+    size = f"{found.problems} problems x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    if found.seeds == 1:
+        size += ": one seed shows nothing about settings. With axes.seed=[0,1,2,3,4]"
+        found = replace(found, seeds=5)
+    jointly = f", with {found.comparisons} intervals that hold jointly" if found.comparisons > 1 else ""
+    return (
+        f"{size}, four in five such sweeps would show a true difference of {found.detectable():.3f} in pass@1 after RL{jointly}. "
+        f"Spreads from {found.spreads.source}; `priorlab plan {sweep} --effect 0.015` says what such an effect takes."
+    )

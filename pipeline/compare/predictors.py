@@ -1,4 +1,7 @@
-"""Which measurements of the base model correlate with the gain? Rank correlations over a sweep's base settings."""
+"""Which measurements of the base model foretell where RL ends? Rank correlations over a sweep's base settings.
+
+They are with the level after RL, not with the gain: after minus before is tied to whatever tracks the base's pass@1, effect or not.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ MEASUREMENTS = {
     "head_mass": "head mass",
     "tail_mass": "tail mass",
     "pass@1": "pass@1",
-    "pass@n": "pass@n/2",
+    "pass@n": "pass@n",
     "mixed": "share of mixed groups",
     "length": "response length (greedy)",
 }
@@ -29,12 +32,12 @@ _SEED = 20251222
 
 @dataclass(frozen=True)
 class Points:
-    """One entry per cell: its setting, the gain in pass@1, and what was measured on its base model."""
+    """One entry per cell: its setting, pass@1 after RL, and what was measured on its base model."""
 
     settings: list[str]
     bases: list[str]
     """How the cell's base model was trained, except for the seed; settings that differ only in RL share it."""
-    gain: Floats
+    level: Floats
     measured: dict[str, Floats]
 
     @property
@@ -51,12 +54,12 @@ class Points:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Spearman's rank correlation of one measurement with the gain in pass@1."""
+    """Spearman's rank correlation of one measurement with pass@1 after RL."""
 
     measurement: str
     correlation: float
     p: float
-    """How often any of the measurements correlates as strongly when gains are permuted over base settings."""
+    """How often any of the measurements correlates as strongly when levels are permuted over base settings."""
     bases: int
 
     @property
@@ -67,26 +70,26 @@ class Predictor:
 def predictors(points: Points) -> list[Predictor]:
     """One per measurement that differs between base settings, strongest first; none with fewer than five base settings.
 
-    A base setting enters with the means over its cells: its seeds resemble each other in measurements and gain, and counted separately
-    would make chance correlations look certain. The test permutes the gains and takes the strongest correlation of any measurement
+    A base setting enters with the means over its cells: its seeds resemble each other in measurements and level, and counted separately
+    would make chance correlations look certain. The test permutes the levels and takes the strongest correlation of any measurement
     (Westfall and Young, 1993, with the count of Phipson and Smyth, 2010): valid for any number of base settings, and corrected for the
     number of measurements. It treats base settings as exchangeable, which those that share a prior are not: a screening, not a proof.
     """
     bases = len(set(points.bases))
     if bases < _FEWEST:
         return []
-    gains = points.by_base(points.gain)
+    levels = points.by_base(points.level)
     means = {name: points.by_base(points.measured[name]) for name in points.varying}
     varying = [name for name, values in means.items() if np.ptp(values) > 0]
-    if not varying or np.ptp(gains) == 0:
+    if not varying or np.ptp(levels) == 0:
         return []
-    gain = _standard_ranks(gains)
+    level = _standard_ranks(levels)
     measured = np.stack([_standard_ranks(means[name]) for name in varying], axis=1)
-    correlations = gain @ measured
+    correlations = level @ measured
     rng = np.random.default_rng(_SEED)
     strongest = np.empty(_PERMUTATIONS)
     for start in range(0, _PERMUTATIONS, _PERMUTED_AT_ONCE):
-        permuted = rng.permuted(np.tile(gain, (_PERMUTED_AT_ONCE, 1)), axis=1)
+        permuted = rng.permuted(np.tile(level, (_PERMUTED_AT_ONCE, 1)), axis=1)
         strongest[start : start + _PERMUTED_AT_ONCE] = np.abs(permuted @ measured).max(axis=1)
     found = [
         Predictor(name, float(one), (1 + int((strongest >= abs(one) - 1e-9).sum())) / (1 + _PERMUTATIONS), bases)
@@ -96,53 +99,35 @@ def predictors(points: Points) -> list[Predictor]:
 
 
 def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
-    """For each finished cell that has the first setting's problems.
-
-    Lucky samples before RL raise a measurement and lower a gain computed from them: with no effect at all, the two would correlate at
-    about -.7. So pass@1, pass@n and mixed groups are measured on one half of the samples, and the gain starts from the other; lengths
-    are of greedy responses.
-    """
+    """For each finished cell that has the first setting's problems."""
     settings: list[str] = []
     bases: list[str] = []
-    gain: list[float] = []
+    level: list[float] = []
     measured: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
     for setting in compared:
         for base, after in zip(setting.before, setting.after, strict=False):  # before RL alone, there is no after
-            if base.problems != compared[0].before[0].problems or base.n < 2:
+            if base.problems != compared[0].before[0].problems:
                 continue
-            correct, others = _halves(base)
             settings.append(setting.name)
             bases.append(str({path: value for path, value in setting.coordinates.items() if path.partition(".")[0] != "rl"}))
-            gain.append(float(after.values("pass@k", 1).mean() - others.mean() / (base.n - base.n // 2)))
+            level.append(float(after.values("pass@k", 1).mean()))
             for name in MEASUREMENTS:
-                measured[name].append(_measured(base, name, correct, base.n // 2))
-    return Points(settings, bases, np.array(gain), {name: np.array(values) for name, values in measured.items()})
+                measured[name].append(_measured(base, name))
+    return Points(settings, bases, np.array(level), {name: np.array(values) for name, values in measured.items()})
 
 
-def _halves(base: Evaluation) -> tuple[Floats, Floats]:
-    """How many of each problem's samples are correct in a random half of n // 2, and how many in the rest.
-
-    Samples of a problem are exchangeable, so counts suffice. Cells with the same base model share a split: of a given count, what one
-    half gains the other loses.
-    """
-    rng = np.random.default_rng([_SEED, int(base.plan.evaluations[base.after].fingerprint[:16], 16)])
-    correct = np.round(base.values("avg@n", base.n) * base.n).astype(int)
-    half = rng.hypergeometric(correct, base.n - correct, base.n // 2)
-    return half.astype(float), (correct - half).astype(float)
-
-
-def _measured(base: Evaluation, name: str, correct: Floats, samples: int) -> float:
-    """A measurement of the base model; `correct` of each problem's `samples` are correct."""
+def _measured(base: Evaluation, name: str) -> float:
     if name == "perplexity":
         return perplexity(base.heldout["cross_entropy"]).value
     if name in base.heldout:
         return float(base.heldout[name].mean())
     if name == "length":
         return float(base.values("greedy_length", 1).mean())
+    correct = np.round(base.values("avg@n", base.n) * base.n)
     if name == "mixed":
         rl = base.plan.cell.recipe.rl
-        return _mixed_share(correct, samples, min(samples, rl.samples_per_prompt if rl is not None else samples))
-    return float(correct.mean() / samples if name == "pass@1" else (correct > 0).mean())
+        return _mixed_share(correct, base.n, min(base.n, rl.samples_per_prompt if rl is not None else base.n))
+    return float(correct.mean() / base.n if name == "pass@1" else (correct > 0).mean())
 
 
 def _mixed_share(correct: Floats, samples: int, size: int) -> float:

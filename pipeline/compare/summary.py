@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.compare.budgets import equal_budgets
+from pipeline.compare.contrasts import Difference, Kind, differences, gains
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.intervals import Interval
-from pipeline.compare.measured import Difference, MeasuredSetting, differences, measured_settings, shown_ks
+from pipeline.compare.intervals import Interval, JointInterval
+from pipeline.compare.measured import MeasuredSetting, Quantity, measured_settings, quantities, shown_ks
+from pipeline.compare.power import measured_spreads
 from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
 from pipeline.compare.settings import Setting, planned_settings
 from pipeline.compare.verdict import verdict
 from pipeline.experiment.compose import Cell
 from pipeline.store.folders import Home
+
+CONTRASTS: dict[str, Kind] = {"levels": "level", "differences": "gain", "adjusted": "adjusted"}
+"""Key in a summary -> which differences between settings it holds."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,10 @@ class Findings:
     planned: list[Setting]
     settings: list[MeasuredSetting]
     ks: list[int]
-    differences: list[Difference]
+    shown: list[Quantity]
+    gains: dict[tuple[str, Quantity], JointInterval]
+    """By setting and quantity; they hold jointly."""
+    differences: dict[Kind, list[Difference]]
     points: Points
     predictors: list[Predictor]
 
@@ -32,40 +40,58 @@ class Findings:
         return [evaluation for evaluation in self.evaluations if evaluation.not_finite]
 
 
-def findings(cells: Sequence[Cell], evaluations: list[Evaluation]) -> Findings:
-    """From the finished evaluations of a sweep with these cells."""
+def findings(cells: Sequence[Cell], evaluations: list[Evaluation], *, pooled: bool = True) -> Findings:
+    """From the finished evaluations of a sweep with these cells; `pooled` as in `contrasts.compare_pairs`."""
     compared, ks = measured_settings(cells, evaluations), shown_ks(evaluations)
-    points = cell_points(compared)
-    between = differences(compared, cells, ks)
-    return Findings(evaluations, planned_settings(cells), compared, ks, between, points, predictors(points))
+    shown, points = quantities(evaluations, ks), cell_points(compared)
+    kinds: dict[Kind, list[Quantity]] = {
+        "level": shown,
+        "gain": shown,
+        "adjusted": [one for one in shown if one == Quantity("pass@k", 1)],
+    }
+    return Findings(
+        evaluations,
+        planned_settings(cells),
+        compared,
+        ks,
+        shown,
+        gains(compared, shown, pooled=pooled),
+        {kind: differences(kind, compared, cells, of_kind, pooled=pooled) for kind, of_kind in kinds.items()},
+        points,
+        predictors(points),
+    )
 
 
 def summary(found: Findings, home: Home) -> dict[str, Any]:
-    """`rows` (one per setting), `differences` between them, `equal_budgets`, `predictors` of the gain, and the `verdict`.
+    """The comparison as plain data.
 
-    `not_finite` names the evaluations left out and what is NaN or infinite in each.
+    `rows` (one per setting); contrasts between settings: `levels` after RL, `differences` of gains, and `adjusted` levels given the
+    base; `equal_budgets`; `predictors` of the level; `spreads`, from which the next sweep is planned; the `verdict`; and `not_finite`,
+    the evaluations left out and what is NaN or infinite in each.
     """
+    spreads = measured_spreads(found.differences["level"], found.settings)
     return {
-        "rows": [_row(setting, found.ks) for setting in found.settings],
-        "differences": [one.as_dict() for one in found.differences],
+        "rows": [_row(setting, found) for setting in found.settings],
+        **{key: [one.as_dict() for one in found.differences[kind]] for key, kind in CONTRASTS.items()},
         "equal_budgets": equal_budgets(found.settings, home),
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
+        "spreads": None if spreads is None else {"task": found.planned[0].cells[0].recipe.task.name} | asdict(spreads),
         "not_finite": {evaluation.name: evaluation.not_finite for evaluation in found.not_finite},
-        "verdict": verdict(found.planned, found.settings, found.differences, found.predictors, found.ks, found.not_finite),
+        "verdict": verdict(found.planned, found.settings, found.gains, found.differences, found.predictors, found.ks, found.not_finite),
     }
 
 
-def _row(setting: MeasuredSetting, ks: list[int]) -> dict[str, Any]:
+def _row(setting: MeasuredSetting, found: Findings) -> dict[str, Any]:
     row: dict[str, Any] = {"arm": setting.name, "prior": setting.prior, "seeds": setting.seeds, "chance": setting.chance}
     for metric in ("entropy", "perplexity"):
         row[metric] = setting.before_at(metric).as_dict()
-    for k in ks:
-        row[f"pass@{k}"] = {
-            "before": setting.before_at("pass@k", k).as_dict(),
-            "after": _as_dict(setting.after_at("pass@k", k)),
-            "gain": _as_dict(setting.gain_at("pass@k", k)),
+    for quantity in found.shown:
+        row[quantity.name] = {
+            "before": setting.before_at(quantity.metric, quantity.k).as_dict(),
+            "after": _as_dict(setting.after_at(quantity.metric, quantity.k)),
+            "gain": _as_dict(found.gains.get((setting.name, quantity))),
         }
-    if 1 in ks:
+    if 1 in found.ks:
         row["pass@1"]["bayesian_gain"] = _as_dict(setting.bayesian_gain())
     return row
 

@@ -1,20 +1,21 @@
-"""Two sweeps side by side: the same settings, or one setting against many, by what RL gained."""
+"""Two sweeps side by side: the same settings, or one setting against many, by where RL ends and what it gained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.compare.measured import Difference, MeasuredSetting, compare_pairs
+from pipeline.compare.contrasts import Difference, Kind, compare_pairs
+from pipeline.compare.measured import MeasuredSetting
 from pipeline.compare.summary import Findings
 from pipeline.errors import PriorlabError
 
 
-def compare_across(names: tuple[str, str], first: Findings, second: Findings) -> list[Difference]:
-    """Differences of gains, second minus first, per pair of settings and shown k.
+def compare_across(kind: Kind, names: tuple[str, str], first: Findings, second: Findings) -> list[Difference]:
+    """Differences, second minus first, per pair of settings and quantity that both show.
 
     Pairs are settings with the same values on the axes that both sweeps have; failing that, if one sweep has a single setting, it is
-    paired with each of the other's. Gains are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with
+    paired with each of the other's. Values are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with
     problems and seeds in common.
     """
     ours, theirs = (_finished(name, found) for name, found in zip(names, (first, second), strict=True))
@@ -24,7 +25,9 @@ def compare_across(names: tuple[str, str], first: Findings, second: Findings) ->
             f"sweeps {names[0]!r} and {names[1]!r} share no setting: {', '.join(setting.name for setting in ours)} against "
             f"{', '.join(setting.name for setting in theirs)}"
         )
-    found = compare_pairs("sweep", [(other, one) for one, other in pairs], [k for k in first.ks if k in second.ks])
+    found = compare_pairs(
+        kind, "sweep", [(other, one) for one, other in pairs], [shown for shown in first.shown if shown in second.shown]
+    )
     if not found:
         raise PriorlabError(
             f"sweeps {names[0]!r} and {names[1]!r} cannot be compared: their settings were measured on different problems, or with "

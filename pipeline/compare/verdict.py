@@ -3,100 +3,112 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
+from pipeline.compare.contrasts import Difference, Kind
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.format import share, signed, with_interval
-from pipeline.compare.measured import Difference, MeasuredSetting
+from pipeline.compare.intervals import JointInterval
+from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import MEASUREMENTS, Predictor
 from pipeline.compare.settings import Setting, pairs
 
 _NAMED = 4
 """Differences, and settings, that are named; the rest are counted."""
+_WORDS: dict[Kind, tuple[str, str, str]] = {
+    "level": ("ends higher than", "ends lower than", "to end higher or lower than {} after RL"),
+    "gain": ("gained more than", "gained less than", "to gain more or less than {}"),
+    "adjusted": ("given the same base, ends higher than", "given the same base, ends lower than", ""),
+}
 
 
 def verdict(
     of_sweep: Sequence[Setting],
     compared: Sequence[MeasuredSetting],
-    between: Sequence[Difference],
+    gains: Mapping[tuple[str, Quantity], JointInterval],
+    between: Mapping[Kind, Sequence[Difference]],
     foretold: Sequence[Predictor],
     ks: Sequence[int],
     bad: Sequence[Evaluation],
 ) -> list[str]:
-    """Sentences: what RL gained, which settings differ in it, what the data cannot tell, and what correlates with the gain.
+    """Sentences: what RL gained, where settings end and what they gain compared, what the data cannot tell, what foretells the level.
 
     `bad` are the evaluations with measurements that are not finite, which `compared` leaves out.
     """
     finished = [setting for setting in compared if setting.finished]
     if not finished or not ks:
         return ["No setting has been measured both before and after RL yet.", *not_finite(bad), *_guessing(compared)]
-    sentences = [_gained(finished, ks[0])]
-    if len(ks) > 1:
-        sentences.append(_gained(finished, ks[-1]))
-    for axis in dict.fromkeys(one.axis for one in between):
-        sentences += _along(axis, [one for one in between if one.axis == axis])
-    sentences += _few_seeds([one.seeds for one in between] or [len(setting.seeds) for setting in finished])
-    missing = _missing(of_sweep, finished, between, {evaluation.plan.cell.id for evaluation in bad if not evaluation.milestone})
+    what = "training run" if all(len(setting.seeds) == 1 for setting in finished) else "setting"
+    sentences = [_gained(gains, Quantity("pass@k", k), what) for k in dict.fromkeys([ks[0], ks[-1]])]
+    levels = between["level"]
+    for axis in dict.fromkeys(one.axis for one in levels):
+        for kind, of_kind in between.items():
+            sentences += _along(kind, axis, [one for one in of_kind if one.axis == axis and one.seeds > 1])
+    sentences += _few_seeds(levels)
+    missing = _missing(of_sweep, finished, levels, {evaluation.plan.cell.id for evaluation in bad if not evaluation.milestone})
     return sentences + not_finite(bad) + missing + _guessing(compared) + _foretelling(foretold)
 
 
-def _gained(finished: Sequence[MeasuredSetting], k: int) -> str:
-    intervals = {setting.name: interval for setting in finished if (interval := setting.gain_at("pass@k", k)) is not None}
-    up = [name for name, interval in intervals.items() if interval.shown and interval.value > 0]
-    down = [name for name, interval in intervals.items() if interval.shown and interval.value < 0]
-    parts = [f"raised pass@{k} in {len(up)}"] if up else []
-    parts += [f"lowered {'it' if up else f'pass@{k}'} in {len(down)}"] if down else []
+def _gained(gains: Mapping[tuple[str, Quantity], JointInterval], quantity: Quantity, what: str) -> str:
+    intervals = [interval for (_, other), interval in gains.items() if other == quantity]
+    up, down = ([one for one in intervals if one.shown and one.value * sign > 0] for sign in (1, -1))
+    parts = [f"raised {quantity.name} in {len(up)}"] if up else []
+    parts += [f"lowered {'it' if up else quantity.name} in {len(down)}"] if down else []
+    settings = f"{len(intervals)} {what}{'s' if len(intervals) != 1 else ''}"
     if not parts:
-        return f"RL shows no change in pass@{k} in any of {_settings(len(intervals))}."
-    values = [interval.value for interval in intervals.values()]
+        return f"RL shows no change in {quantity.name} in any of {settings}."
+    values = [interval.value for interval in intervals]
     unclear = len(intervals) - len(up) - len(down)
     rest = f", and shows no change in {unclear}" if unclear else ""
     reach = f"{signed(min(values))} to {signed(max(values))}" if len(values) > 1 else signed(values[0])
-    return f"RL {' and '.join(parts)} of {_settings(len(intervals))}{rest} (change: {reach})."
+    return f"RL {' and '.join(parts)} of {settings}{rest} (change: {reach})."
 
 
-def _settings(count: int) -> str:
-    return f"{count} setting{'s' if count != 1 else ''}"
-
-
-def _along(axis: str, between: Sequence[Difference]) -> list[str]:
-    shown = [one for one in between if one.gain.shown]
-    told = [one for one in between if not math.isnan(one.gain.low)]
+def _along(kind: Kind, axis: str, between: Sequence[Difference]) -> list[str]:
+    """`between` rest on two seeds or more: one seed says nothing about a setting."""
+    if not between:
+        return []
+    higher, lower, either = _WORDS[kind]
+    shown = [one for one in between if one.interval.shown]
+    told = [one for one in between if not math.isnan(one.interval.low)]
     if not told:
-        return [f"Along {axis}, differences have no intervals: too few problems, or the same difference on every problem."]
-    first_k = min(one.k for one in told)
-    half_widths = sorted((one.gain.high - one.gain.low) / 2 for one in told if one.k == first_k)
-    smallest = half_widths[len(half_widths) // 2]
-    if smallest < 1:
-        resolution = f"At pass@{first_k} this sweep cannot resolve differences below about {share(smallest)}."
-    else:
-        resolution = f"At pass@{first_k} so few seeds cannot resolve any difference."
-
-    if not shown:
+        return [f"Along {axis}, differences have no intervals: too few problems, or the same on every problem."] if either else []
+    jointly = f"all {len(told)} intervals, which hold jointly, include 0" if len(told) > 1 else "the one interval includes 0"
+    if shown:
+        named = [
+            f"{one.setting} {higher if one.interval.value > 0 else lower} {one.reference} in {one.quantity.name}: "
+            f"{with_interval(one.interval.value, one.interval.low, one.interval.high)}"
+            for one in sorted(shown, key=lambda one: -abs(one.interval.value))[:_NAMED]
+        ]
+        more = f", and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+        scope = f" All {len(told)} intervals hold jointly." if len(told) > 1 else ""
+        said = f"Along {axis}, {'; '.join(named)}{more}.{scope}"
+    elif either:
         references = {one.reference for one in between}
         which = "prior" if axis == "prior" else f"value of {axis}"
-        other = "its reference" if len(references) > 1 else next(iter(references))
-        scope = f"all {len(told)} intervals, which hold jointly, include 0" if len(told) > 1 else "the one interval includes 0"
-        return [f"No {which} is shown to gain more or less than {other}: {scope}. {resolution}"]
-    named = [
-        f"{one.setting} gained {'more' if one.gain.value > 0 else 'less'} than {one.reference} in pass@{one.k}: "
-        f"{with_interval(one.gain.value, one.gain.low, one.gain.high)}"
-        for one in sorted(shown, key=lambda one: -abs(one.gain.value))[:_NAMED]
-    ]
-    more = f", and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
-    scope = f" All {len(told)} intervals hold jointly." if len(told) > 1 else ""
-    return [f"Along {axis}, {'; '.join(named)}{more}.{scope} {resolution}"]
-
-
-def _few_seeds(counts: Sequence[int]) -> list[str]:
-    """`counts`: the seeds behind each difference, or behind each gain where nothing is compared."""
-    if min(counts) > 1:
+        said = f"No {which} is shown {either.format('its reference' if len(references) > 1 else references.pop())}: {jointly}."
+    else:
         return []
-    which = "With one seed per setting" if max(counts) == 1 else "Where a difference rests on one seed"
-    return [
-        f"{which}, intervals cover the choice of problems but not the luck of a training run, which may explain any difference. Add "
-        "seeds (axes.seed=[0,1,2]) before relying on one."
-    ]
+    return [f"{said} {_power(told)}"]
+
+
+def _power(told: Sequence[Difference]) -> str:
+    """What a difference in the first quantity must be to be seen, as the median over differences."""
+    first = told[0].quantity
+    sizes = sorted(one.interval.detectable for one in told if one.quantity == first)
+    size = sizes[len(sizes) // 2]
+    if size >= 1:
+        return f"So few seeds can show no difference in {first.name}."
+    return f"Four in five such sweeps would show a true difference of {share(size)} in {first.name}."
+
+
+def _few_seeds(levels: Sequence[Difference]) -> list[str]:
+    alone = list(dict.fromkeys(one.setting for one in levels if one.seeds == 1))
+    if not alone:
+        return []
+    every = all(one.seeds == 1 for one in levels)
+    which = "With one seed per setting, differences" if every else f"Differences that rest on one seed ({_some(alone)})"
+    return [f"{which} are between single training runs and say nothing about settings. Add seeds (axes.seed=[0,1,2,3,4])."]
 
 
 def not_finite(bad: Sequence[Evaluation]) -> list[str]:
@@ -157,11 +169,11 @@ def _foretelling(foretold: Sequence[Predictor]) -> list[str]:
     if not shown:
         best = foretold[0]
         return [
-            f"No measurement of the base model is shown to correlate with the gain over {bases} base settings; the strongest is "
+            f"No measurement of the base model is shown to correlate with pass@1 after RL over {bases} base settings; the strongest is "
             f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f}, p = {share(best.p)})."
         ]
     named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f}, p = {share(one.p)})" for one in shown]
     return [
-        f"Over {bases} base settings, the gain in pass@1 correlates with the base model's {', '.join(named)}: look there before "
+        f"Over {bases} base settings, pass@1 after RL correlates with the base model's {', '.join(named)}: look there before "
         "spending RL compute. Correlation is not causation."
     ]

@@ -24,9 +24,18 @@ _LARGEST_EMBEDDED = 1_500_000
 """Bytes of results.csv up to which the report embeds it; it links to a larger one beside it."""
 _NOTE = (
     "Entropy (nats) and perplexity are those of the model that RL starts from, on held-out text. Gain = after RL minus before, paired "
-    "per problem. Single numbers have 95% t intervals over problems, and over seeds where there are several; the intervals of all "
-    "differences along an axis hold jointly."
+    "per problem; the intervals of all gains hold jointly. They cover the choice of problems, and of seeds where there are several."
 )
+_ABOUT = {
+    "levels": ("Where RL ends", "After RL: setting minus the one it is compared with, paired per problem and seed."),
+    "differences": ("What RL gains", "Gain of the setting minus gain of the one it is compared with."),
+    "adjusted": (
+        "Where RL ends, given its start",
+        "The difference after RL, less what the difference before RL explains: the slope of after on before over seeds.",
+    ),
+}
+"""Title and note of each table of contrasts in a summary, in the order of the report."""
+_JOINTLY = "Along one axis, all intervals hold jointly with 95%; one that includes 0 shows no difference."
 
 
 def write_comparison(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home) -> None:
@@ -53,8 +62,9 @@ def _write_figures(folder: Path, drawn: list[Figure]) -> None:
 def _markdown(name: str, description: str, summary: dict[str, Any], drawn: list[Figure]) -> str:
     said = "\n".join(f"- {html.escape(sentence, quote=False)}" for sentence in summary["verdict"])
     parts = [f"# Sweep {name}", html.escape(description, quote=False), said, tables.markdown_table(summary["rows"])]
-    if summary["differences"]:
-        parts.append(tables.markdown_differences(summary["differences"]))
+    for kind, (title, note) in _ABOUT.items():
+        if summary[kind]:
+            parts += [f"## {title}, compared", f"{note} {_JOINTLY}", tables.markdown_contrasts(summary[kind])]
     shown = [f"![{figure.title}](figures/{figure.file_name})\n\n{figure.caption}" for figure in drawn]
     return "\n\n".join([*parts, _NOTE, *shown]) + "\n"
 
@@ -76,8 +86,11 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         summary=summary,
         headings=tables.headings(tables.pass_keys(rows)),
         rows=[tables.cells(row, tables.pass_keys(rows)) for row in rows],
-        difference_headings=tables.DIFFERENCE_HEADINGS,
-        differences=[tables.difference_cells(one) for one in summary["differences"]],
+        contrasts=[
+            (kind, title, f"{note} {_JOINTLY}", *tables.contrasts(summary[kind]))
+            for kind, (title, note) in _ABOUT.items()
+            if summary[kind]
+        ],
         equal_budgets=tables.budget_cells(summary["equal_budgets"]),
         csv=_embedded(home.sweep(name) / "results.csv"),
         figures=drawn,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import stage_rows
-from pipeline.compare.measured import Difference, MeasuredSetting
+from pipeline.compare.intervals import Interval
+from pipeline.compare.measured import MeasuredSetting
 from pipeline.compare.predictors import Points, Predictor
 from pipeline.compare.summary import Findings
 from pipeline.report import plots
@@ -49,7 +51,12 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     few = _few(_MOST_LINES, len(compared))
     shown = []
     if any(setting.finished for setting in compared):
-        shown += _gains(compared, found.differences, ks)
+        finished = [setting for setting in compared if setting.finished]
+        shown += _between(compared, found.differences["level"], "Who ends higher", "After RL: setting minus reference")
+        forest = plots.gains(finished[:_MOST_ROWS], compared, found.gains, ks)
+        first = _few(_MOST_ROWS, len(finished), "finished settings")
+        shown.append(Figure("What RL gains", forest, f"After RL minus before. {_jointly(found.gains.values(), 'change')}{first}"))
+        shown += _between(compared, found.differences["gain"], "Who gains more", "Gain minus the reference's gain")
     shown.append(
         Figure(
             "pass@k before and after RL",
@@ -64,37 +71,39 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     return shown + _training(drawn, home, few)
 
 
-def _gains(compared: Sequence[MeasuredSetting], between: Sequence[Difference], ks: list[int]) -> list[Figure]:
-    finished = [setting for setting in compared if setting.finished]
-    few = _few(_MOST_ROWS, len(finished), "finished settings")
-    forest = plots.gains(finished[:_MOST_ROWS], compared, ks)
-    found = [Figure("What RL gains", forest, f"95% intervals. One that crosses 0 shows no change.{few}")]
+def _between(compared: Sequence[MeasuredSetting], between: Sequence[Difference], title: str, what: str) -> list[Figure]:
+    found = []
     for axis in dict.fromkeys(one.axis for one in between):
         along = [one for one in between if one.axis == axis]
         every = list(dict.fromkeys((one.setting, one.reference) for one in along))
         pairs = every[:_MOST_ROWS]
-        jointly = sum(not math.isnan(one.gain.low) for one in along)
         found.append(
             Figure(
-                f"Who gains more, along {axis}",
+                f"{title}, along {axis}",
                 plots.differences([one for one in along if (one.setting, one.reference) in pairs], compared),
-                f"Gain minus the reference's gain, paired per problem and seed. All {jointly} intervals hold jointly with "
-                f"95%; one that crosses 0 shows no difference.{_few(_MOST_ROWS, len(every), 'differences')}",
+                f"{what}, paired per problem and seed. {_jointly([one.interval for one in along], 'difference')}"
+                f"{_few(_MOST_ROWS, len(every), 'differences')}",
             )
         )
     return found
 
 
+def _jointly(intervals: Iterable[Interval], what: str) -> str:
+    told = sum(not math.isnan(one.low) for one in intervals)
+    scope = f"All {told} intervals hold jointly with 95%" if told > 1 else "The interval has 95% confidence"
+    return f"{scope}; one that crosses 0 shows no {what}."
+
+
 def _predictors(compared: Sequence[MeasuredSetting], points: Points, foretold: Sequence[Predictor]) -> list[Figure]:
-    if len(points.gain) < _FEWEST_POINTS or not points.varying:
+    if len(points.level) < _FEWEST_POINTS or not points.varying:
         return []
     told = " Above each panel: rank correlation over base settings, and p, how often chance makes any panel's as strong."
     above = told if foretold else ""
     return [
         Figure(
-            "What correlates with the gain",
-            plots.gain_against(points, compared[:_MOST_ROWS], foretold),
-            f"Each point is a cell: a measurement of the base model, and RL's gain in pass@1.{above}"
+            "What correlates with the level after RL",
+            plots.level_against(points, compared[:_MOST_ROWS], foretold),
+            f"Each point is a cell: a measurement of the base model, and pass@1 after RL.{above}"
             + _few(_MOST_ROWS, len(compared), "settings; the correlations are over all"),
         )
     ]

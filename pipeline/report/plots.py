@@ -1,8 +1,8 @@
-"""Figures: curves of pass@k, gains and their differences, what correlates with the gain, and curves of training."""
+"""Figures: curves of pass@k, gains, differences between settings, what correlates with the level, and curves of training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.format import share
-from pipeline.compare.intervals import Interval
-from pipeline.compare.measured import Difference, MeasuredSetting
+from pipeline.compare.intervals import Interval, JointInterval
+from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import MEASUREMENTS, Points, Predictor
 from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
 
@@ -67,27 +68,32 @@ def pass_at_k_curves(settings: Sequence[MeasuredSetting]) -> str:
         return to_svg(figure)
 
 
-def gains(drawn: Sequence[MeasuredSetting], settings: Sequence[MeasuredSetting], ks: Sequence[int]) -> str:
-    """Forest plot: one row per setting that is drawn, one panel per k, with 95% intervals; colours as in the figures of `settings`."""
+def gains(
+    drawn: Sequence[MeasuredSetting],
+    settings: Sequence[MeasuredSetting],
+    found: Mapping[tuple[str, Quantity], JointInterval],
+    ks: Sequence[int],
+) -> str:
+    """Forest plot: one row per setting that is drawn, one panel per k; colours as in the figures of `settings`."""
     colours = {setting.name: colour(index) for index, setting in enumerate(settings)}
-    rows = [(setting.name, [setting.gain_at("pass@k", k) for k in ks], colours[setting.name]) for setting in drawn]
+    rows = [(setting.name, [found.get((setting.name, Quantity("pass@k", k))) for k in ks], colours[setting.name]) for setting in drawn]
     return _forest(rows, [f"gain in pass@{k}" for k in ks])
 
 
 def differences(found: Sequence[Difference], settings: Sequence[MeasuredSetting]) -> str:
-    """Forest plot of gains minus the reference's, one panel per k; colours as in the figures of `settings`."""
+    """Forest plot of settings minus their references, one panel per quantity; colours as in the figures of `settings`."""
     colours = {setting.name: colour(index) for index, setting in enumerate(settings)}
-    ks = sorted({one.k for one in found})
-    by_pair: dict[tuple[str, str], dict[int, Interval]] = {}
+    quantities = list(dict.fromkeys(one.quantity for one in found))
+    by_pair: dict[tuple[str, str], dict[Quantity, Interval]] = {}
     for one in found:
-        by_pair.setdefault((one.setting, one.reference), {})[one.k] = one.gain
-    rows = [(f"{one} - {other}", [intervals.get(k) for k in ks], colours[one]) for (one, other), intervals in by_pair.items()]
-    return _forest(rows, [f"difference of gains, pass@{k}" for k in ks])
+        by_pair.setdefault((one.setting, one.reference), {})[one.quantity] = one.interval
+    rows = [(f"{one} - {other}", [found.get(at) for at in quantities], colours[one]) for (one, other), found in by_pair.items()]
+    return _forest(rows, [f"difference in {at.name}" for at in quantities])
 
 
 def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: Sequence[str]) -> str:
     with plt.rc_context(STYLE):
-        size = (2.8 + 1.6 / len(titles), 0.7 + 0.3 * len(rows))
+        size = (max(2.8 + 1.6 / len(titles), 2.2) if len(titles) < 4 else 2.2, 0.7 + 0.3 * len(rows))
         figure, panels = _panels(len(titles), len(titles), size, sharey=True)
         for column, (title, axis) in enumerate(zip(titles, panels, strict=True)):
             for at, (_, intervals, ink) in enumerate(rows):
@@ -104,8 +110,8 @@ def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: 
         return to_svg(figure)
 
 
-def gain_against(points: Points, settings: Sequence[MeasuredSetting], foretold: Sequence[Predictor]) -> str:
-    """One panel per measurement of the base model: one point per cell of `settings`, its gain in pass@1 against the measurement."""
+def level_against(points: Points, settings: Sequence[MeasuredSetting], foretold: Sequence[Predictor]) -> str:
+    """One panel per measurement of the base model: one point per cell of `settings`, its pass@1 after RL against the measurement."""
     measurements = points.varying
     correlations = {one.measurement: one for one in foretold}
     with plt.rc_context(STYLE):
@@ -114,14 +120,16 @@ def gain_against(points: Points, settings: Sequence[MeasuredSetting], foretold: 
         for axis, name in zip(panels, measurements, strict=True):
             for index, setting in enumerate(settings):
                 own = [at for at, of_setting in enumerate(points.settings) if of_setting == setting.name]
-                axis.plot(points.measured[name][own], points.gain[own], "o", color=colour(index), ms=4.5, alpha=0.9, label=setting.name)
+                axis.plot(
+                    points.measured[name][own], points.level[own], "o", color=colour(index), ms=4.5, alpha=0.9, label=setting.name
+                )
             axis.set_xlabel(MEASUREMENTS[name])
             axis.xaxis.set_major_locator(MaxNLocator(4))
             if name in correlations:
                 one = correlations[name]
                 axis.set_title(f"{one.correlation:+.2f}, p = {share(one.p)}", fontsize=8)
         for axis in panels[::columns]:
-            axis.set_ylabel("gain in pass@1")
+            axis.set_ylabel("pass@1 after RL")
         _legend(figure, panels)
         return to_svg(figure)
 

@@ -32,7 +32,7 @@ def share(interval: dict[str, float] | None) -> str:
 
 def headings(keys: list[str], *, bayes: bool = False) -> list[str]:
     """`bayes` as in `cells`; a posterior gain is shrunk towards the uniform prior, so it is not after minus before."""
-    gains = {key: "posterior gain [95% credible]" if bayes and key == "pass@1" else "gain [95%]" for key in keys}
+    gains = {key: "posterior gain [95% credible]" if bayes and key == "pass@1" else "gain [95%, jointly]" for key in keys}
     pairs = [[f"{key} before", "after", gains[key]] for key in keys]
     return ["setting", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
 
@@ -52,8 +52,10 @@ def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | Non
     return _table(title, headings(keys, bayes=bayes), [cells(row, keys, bayes=bayes) for row in rows])
 
 
-def differences_table(differences: list[dict[str, Any]], title: str) -> Table:
-    return _table(title, DIFFERENCE_HEADINGS[1:], [difference_cells(one)[1:] for one in differences])
+def contrasts_table(differences: list[dict[str, Any]], title: str, metrics: list[str] | None = None) -> Table:
+    """Differences between settings, or only their columns for `metrics` (pass@1, greedy, ...)."""
+    chosen = [one for one in differences if metrics is None or one["metric"] in metrics]
+    return _table(title, *contrasts(chosen, with_axis=len({one["axis"] for one in chosen}) > 1))
 
 
 def _table(title: str, titles: Sequence[str], rows: list[list[str]]) -> Table:
@@ -65,13 +67,19 @@ def _table(title: str, titles: Sequence[str], rows: list[list[str]]) -> Table:
     return table
 
 
-DIFFERENCE_HEADINGS = ("along", "setting", "compared with", "k", "gains more by [95%, jointly]", "superiority")
+def contrast_metrics(differences: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(one["metric"] for one in differences))
 
 
-def difference_cells(one: dict[str, Any]) -> list[str]:
-    """One difference of gains as text, in the order of `DIFFERENCE_HEADINGS`."""
-    superiority = _DASH if one["superiority"] is None else f"{one['superiority']:.2f}"
-    return [one["axis"], one["arm"], one["reference"], str(one["k"]), gain(one), superiority]
+def contrasts(differences: list[dict[str, Any]], *, with_axis: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: one row per pair of settings, one column per metric."""
+    metrics = contrast_metrics(differences)
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for one in differences:
+        rows.setdefault((one["axis"], one["arm"], one["reference"]), {})[one["metric"]] = gain(one)
+    skipped = 0 if with_axis else 1
+    headings = ["along", "setting", "compared with", *(f"{metric} [95%, jointly]" for metric in metrics)]
+    return headings[skipped:], [[*names[skipped:], *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
 
 
 def budget_cells(found: dict[str, Any] | None) -> list[list[str]]:
@@ -83,8 +91,8 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     return _markdown(headings(pass_keys(rows)), [cells(row, pass_keys(rows)) for row in rows])
 
 
-def markdown_differences(differences: list[dict[str, Any]]) -> str:
-    return _markdown(DIFFERENCE_HEADINGS, [difference_cells(one) for one in differences])
+def markdown_contrasts(differences: list[dict[str, Any]]) -> str:
+    return _markdown(*contrasts(differences))
 
 
 def _markdown(titles: Sequence[str], rows: list[list[str]]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.summary import CONTRASTS
 from pipeline.config.tracking import TrackingConfig
 from pipeline.experiment.graph import Graph
 from pipeline.tracking.runs import close_run, open_run, resolve_mode
@@ -27,7 +29,7 @@ def log_comparison(
     summary: dict[str, Any],
     summary_run: str,
 ) -> None:
-    """The sweep's summary run: tables of gains, differences and pass@k, their charts, and gains as summary values.
+    """The sweep's summary run: tables of gains, contrasts and pass@k, their charts, and levels and gains as summary values.
 
     `summary_run` is its id: the same sweep, reported again when more has finished, updates the same run.
     """
@@ -38,18 +40,24 @@ def log_comparison(
     run = open_run(tracking, folder, id=summary_run, name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"])
     gains = wandb.Table(columns=["arm", "prior", "metric", "before", "after", "gain", "gain_low", "gain_high"])
     for row in summary["rows"]:
-        for metric in (key for key in row if key.startswith("pass@")):
-            values = row[metric]
+        for metric, values in row.items():
+            if not isinstance(values, dict) or "gain" not in values:
+                continue
             gain, after = values["gain"] or {}, values["after"] or {}
             numbers = [values["before"]["value"], after.get("value"), *(gain.get(key) for key in ("value", "low", "high"))]
             gains.add_data(row["arm"], row["prior"], metric, *numbers)
             if gain:
                 run.summary[f"gain/{row['arm']}/{metric}"] = gain["value"]
+                run.summary[f"level/{row['arm']}/{metric}"] = after["value"]
         run.summary[f"entropy/{row['arm']}"] = row["entropy"]["value"]
         run.summary[f"perplexity/{row['arm']}"] = row["perplexity"]["value"]
     run.summary["verdict"] = " ".join(summary["verdict"])
-    columns = ["axis", "arm", "reference", "k", "family", "value", "low", "high", "superiority"]
-    differences = wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in summary["differences"]])
+    columns = ["axis", "arm", "reference", "metric", "k", "family", "value", "low", "high", "superiority"]
+    contrasts = {
+        kind: wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in summary[kind]])
+        for kind in CONTRASTS
+        if summary[kind]
+    }
     curves = wandb.Table(columns=["line", "cell", "prior", "seed", "after", "k", "pass@k"])
     for evaluation in evaluations:
         if evaluation.milestone or evaluation.not_finite:
@@ -58,19 +66,27 @@ def log_comparison(
         for k, passed in sorted(evaluation.metrics["pass@k"].items()):
             line = f"{cell.id} after {evaluation.after}"
             curves.add_data(line, cell.id, cell.recipe.prior.name, cell.recipe.seed, evaluation.after, k, float(passed.mean()))
-    # W&B has no chart of intervals: each gain is a line of three points (low, value, high) on its setting's row.
-    forest = wandb.Table(columns=["gain in pass@1", "setting", "row"])
-    for row_number, row in enumerate(summary["rows"]):
-        gain = row.get("pass@1", {}).get("gain")
-        for key in ("low", "value", "high") if gain and gain["low"] is not None else ():
-            forest.add_data(gain[key], row["arm"], len(summary["rows"]) - row_number)
+    ended = [(f"{one['arm']} - {one['reference']}", one) for one in summary["levels"] if one["metric"] == "pass@1"]
+    gained = [(row["arm"], row["pass@1"]["gain"]) for row in summary["rows"] if row.get("pass@1", {}).get("gain")]
     run.log(
         {
             "gains": gains,
-            "differences": differences,
+            **contrasts,
             "pass_at_k_table": curves,
             "pass_at_k": wandb.plot.line(curves, x="k", y="pass@k", stroke="line", title="pass@k before and after RL"),
-            "forest": wandb.plot.line(forest, x="gain in pass@1", y="row", stroke="setting", title="gain in pass@1, 95% intervals"),
+            "levels_forest": _forest(ended, "pass@1 after RL, compared"),
+            "forest": _forest(gained, "gain in pass@1"),
         }
     )
     close_run(run)
+
+
+def _forest(rows: Sequence[tuple[str, dict[str, Any]]], label: str) -> Any:
+    """W&B has no chart of intervals: each is a line of three points (low, value, high) on a row of its own."""
+    import wandb
+
+    points = wandb.Table(columns=[label, "setting", "row"])
+    for number, (name, interval) in enumerate(rows):
+        for key in ("low", "value", "high") if interval["low"] is not None else ():
+            points.add_data(interval[key], name, len(rows) - number)
+    return wandb.plot.line(points, x=label, y="row", stroke="setting", title=f"{label}, joint 95% intervals")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,9 @@ def test_a_sweep_that_has_not_reached_rl_has_a_report(tmp_path: Path) -> None:
 
 
 def test_each_figure_says_how_many_settings_it_leaves_out(tmp_path: Path) -> None:
-    page = report(Home(tmp_path), measured({"ce": 0.05}, f"axes.pretrain.steps={list(range(500, 542))}"))
+    evaluations = measured({"ce": 0.05}, f"axes.pretrain.steps={list(range(500, 542))}")
+    varied = [replace(one, heldout=one.heldout | {"entropy": np.linspace(0.4, 0.6, 10) + at}) for at, one in enumerate(evaluations)]
+    page = report(Home(tmp_path), varied)
     for said in ("40 of 42 finished settings.", "40 of 41 differences.", "40 of 42 settings; the correlations are over all."):
         assert f"The first {said}" in page
 
