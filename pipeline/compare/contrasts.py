@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.compare.intervals import Floats, JointInterval, Sample, Spread, joint_intervals
 from pipeline.compare.measured import MeasuredSetting, Quantity
-from pipeline.compare.pooling import SeedSpread, pooled_spread, residuals
+from pipeline.compare.pooling import pooled_spread, residuals
 from pipeline.compare.settings import pairs, planned_settings
 from pipeline.experiment.compose import Cell
 
@@ -109,13 +109,11 @@ def _samples(
     if not settings or reference.values(quantity) is None:
         return []
     group = [*settings, reference]
-    common = [seed for seed in reference.seeds if all(seed in setting.seeds for setting in settings)]
-    fitted = _fitted(group, quantity, common) if kind == "adjusted" else None
+    fitted = _fitted(group, quantity) if kind == "adjusted" else None
     if kind == "adjusted" and fitted is None:
         return []
     less = 1.0 if kind == "gain" else 0.0 if fitted is None else fitted.slope
-    means = np.array([_values(setting, quantity, less, common).mean(axis=1) for setting in group])
-    spread = pooled_spread(means, len(reference.before[0].problems)) if pooled else None
+    spread = pooled_spread(_means(group, quantity, less), len(reference.before[0].problems)) if pooled else None
     found = []
     for setting in settings:
         seeds = _seeds(setting, reference)
@@ -132,6 +130,15 @@ def _values(setting: MeasuredSetting, quantity: Quantity, less: float, seeds: Se
     return values[[setting.seeds.index(seed) for seed in seeds]]
 
 
+def _means(group: Sequence[MeasuredSetting], quantity: Quantity, less: float) -> Floats:
+    """Of each setting and seed, shaped (settings, seeds); NaN where a run is missing."""
+    seeds = sorted({seed for setting in group for seed in setting.seeds})
+    means = np.full((len(group), len(seeds)), np.nan)
+    for row, setting in enumerate(group):
+        means[row, [seeds.index(seed) for seed in setting.seeds]] = _values(setting, quantity, less, setting.seeds).mean(axis=1)
+    return means
+
+
 @dataclass(frozen=True)
 class _Slope:
     """Of after RL on before, over the seeds of every setting."""
@@ -146,19 +153,15 @@ class _Slope:
         return Spread(apart**2 * self.variance, self.freedom)
 
 
-def _fitted(group: Sequence[MeasuredSetting], quantity: Quantity, seeds: Sequence[int]) -> _Slope | None:
+def _fitted(group: Sequence[MeasuredSetting], quantity: Quantity) -> _Slope | None:
     """None with too few settings and seeds, or where bases do not vary over seeds."""
-    freedom = (len(group) - 1) * (len(seeds) - 1) - 1
-    if freedom < _FEWEST_FOR_SLOPE:
-        return None
-    ends = np.array([_values(setting, quantity, 0, seeds).mean(axis=1) for setting in group])
-    gained = np.array([_values(setting, quantity, 1, seeds).mean(axis=1) for setting in group])
-    before, after = residuals(ends - gained), residuals(ends)
+    ends = _means(group, quantity, 0)
+    (after, freedom), (before, _) = residuals(ends), residuals(ends - _means(group, quantity, 1))
     spread = float((before**2).sum())
-    if spread == 0:
+    if freedom - 1 < _FEWEST_FOR_SLOPE or spread == 0:
         return None
     slope = float((before * after).sum()) / spread
-    return _Slope(slope, float(((after - slope * before) ** 2).sum()) / freedom / spread, freedom)
+    return _Slope(slope, float(((after - slope * before) ** 2).sum()) / (freedom - 1) / spread, freedom - 1)
 
 
 def gains(
@@ -170,18 +173,10 @@ def gains(
     """
     found: list[tuple[str, Quantity, Sample]] = []
     for quantity in shown:
-        values = {setting.name: gained for setting in compared if (gained := setting.values(quantity, less=1)) is not None}
-        spread = _spread_of_gains([setting for setting in compared if setting.name in values], values) if pooled else None
+        values = [(setting, gained) for setting in compared if (gained := setting.values(quantity, less=1)) is not None]
+        group, counts = [setting for setting, _ in values], {gained.shape[1] for _, gained in values}
+        spread = pooled_spread(_means(group, quantity, 1), counts.pop()) if pooled and len(counts) == 1 else None
         parts = None if spread is None else (spread.shared, spread.own)
-        found += [(name, quantity, Sample(of_setting, parts)) for name, of_setting in values.items()]
+        found += [(setting.name, quantity, Sample(gained, parts)) for setting, gained in values]
     intervals = joint_intervals([sample for *_, sample in found])
     return {(name, quantity): interval for (name, quantity, _), interval in zip(found, intervals, strict=True)}
-
-
-def _spread_of_gains(settings: Sequence[MeasuredSetting], values: dict[str, Floats]) -> SeedSpread | None:
-    problems = {len(setting.before[0].problems) for setting in settings}
-    common = [seed for seed in settings[0].seeds if all(seed in setting.seeds for setting in settings)] if settings else []
-    if len(problems) != 1 or not common:
-        return None
-    chosen = [values[setting.name][[setting.seeds.index(seed) for seed in common]] for setting in settings]
-    return pooled_spread(np.array([of_setting.mean(axis=1) for of_setting in chosen]), problems.pop())

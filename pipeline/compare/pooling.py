@@ -2,7 +2,8 @@
 
 Two or three seeds hardly show their spread; five settings of as many seeds show it well, if it is the same in all. Seeds are paired
 (the same data order and initialisation in every setting), so a table of settings by seeds has a part that all settings share, which
-cancels in differences, and a part of each run. A test for settings that spread more than others comes first.
+cancels in differences, and a part of each run. Runs that are missing are left out of the least squares. A test for settings that
+spread more than others comes first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.compare.intervals import CONFIDENCE, Floats, Spread
 
@@ -31,43 +33,49 @@ class SeedSpread:
 
 
 def pooled_spread(means: Floats, problems: int) -> SeedSpread | None:
-    """From each setting's mean per seed, shaped (settings, seeds), over so many problems.
+    """From each setting's mean per seed, shaped (settings, seeds), NaN where a run is missing; over so many problems.
 
-    None where there is nothing to pool (one setting, or one seed), or where the settings differ in their spread.
+    None where there is nothing to pool (one setting, or one seed each), or where the settings differ in their spread.
     """
-    settings, seeds = means.shape
-    if settings < 2 or seeds < 2:
+    left, freedom = residuals(means)
+    if freedom < 1 or not _alike(left, ~np.isnan(means)):
         return None
-    left = residuals(means)
-    if not _alike(left):
-        return None
-    square, freedom = float((left**2).sum()), (settings - 1) * (seeds - 1)
+    square = float((left**2).sum()) / freedom
+    of_seeds = np.nanmean(means - np.nanmean(means, axis=1, keepdims=True), axis=0)
+    shared = max(0.0, float(of_seeds.var(ddof=1)) - square / len(means))
     return SeedSpread(
-        Spread(problems * float(means.mean(axis=0).var(ddof=1)), seeds - 1),
-        Spread(problems * square / (settings * (seeds - 1)), freedom),
-        Spread(2 * problems * square / freedom, freedom),
+        Spread(problems * shared, len(of_seeds) - 1), Spread(problems * square, freedom), Spread(2 * problems * square, freedom)
     )
 
 
-def residuals(means: Floats) -> Floats:
-    """What neither the setting nor the seed explains; settings and seeds are the last two dimensions."""
-    rows, columns = means.mean(axis=-1, keepdims=True), means.mean(axis=-2, keepdims=True)
-    left: Floats = means - rows - columns + means.mean(axis=(-2, -1), keepdims=True)
-    return left
-
-
-def _alike(left: Floats) -> bool:
-    """Whether no setting has too large a share of all squares (Cochran, 1941), at 5%.
-
-    Of two settings, both always have half.
-    """
-    total = float((left**2).sum())
-    return total == 0 or len(left) < 3 or float((left**2).sum(axis=1).max()) / total <= _largest_share(*left.shape)
+def residuals(means: Floats) -> tuple[Floats, int]:
+    """What neither the setting nor the seed explains, 0 where a run is missing, and its degrees of freedom."""
+    there = ~np.isnan(means)
+    projection, freedom = _projection(there.tobytes(), *there.shape)
+    left = np.zeros(means.shape)
+    left[there] = projection @ means[there]
+    return left, freedom
 
 
 @functools.cache
-def _largest_share(settings: int, seeds: int) -> float:
+def _projection(there: bytes, settings: int, seeds: int) -> tuple[Floats, int]:
+    """From the runs that are there onto what settings and seeds leave unexplained, and that space's dimension."""
+    rows, columns = np.nonzero(np.frombuffer(there, dtype=bool).reshape(settings, seeds))
+    design = np.concatenate([np.eye(settings)[rows], np.eye(seeds)[columns]], axis=1)
+    explained = design @ np.linalg.pinv(design)
+    return np.eye(len(rows)) - explained, len(rows) - int(np.linalg.matrix_rank(design))
+
+
+def _alike(left: Floats, there: NDArray[np.bool_]) -> bool:
+    """Whether no setting has too large a share of all squares (Cochran, 1941), at 5%. Of two settings, both always have half."""
+    squares = (left**2).sum(axis=1)
+    return squares.sum() == 0 or len(left) < 3 or squares.max() / squares.sum() <= _largest_share(there.tobytes(), *there.shape)
+
+
+@functools.cache
+def _largest_share(there: bytes, settings: int, seeds: int) -> float:
     """The share of the squares that one of so many settings of equal spread exceeds in 5% of sweeps."""
-    drawn = np.random.default_rng(_SEED).standard_normal((_DRAWS, settings, seeds))
-    squares = (residuals(drawn) ** 2).sum(axis=-1)
-    return float(np.quantile(squares.max(axis=-1) / squares.sum(axis=-1), CONFIDENCE))
+    projection, _ = _projection(there, settings, seeds)
+    rows = np.nonzero(np.frombuffer(there, dtype=bool).reshape(settings, seeds))[0]
+    squares = (np.random.default_rng(_SEED).standard_normal((_DRAWS, len(rows))) @ projection) ** 2 @ np.eye(settings)[rows]
+    return float(np.quantile(squares.max(axis=1) / squares.sum(axis=1), CONFIDENCE))

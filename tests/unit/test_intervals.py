@@ -134,6 +134,27 @@ def test_what_all_settings_share_of_a_seed_cancels_in_differences() -> None:
     assert shared.shared.square > 100 * plain.shared.square
 
 
+def test_an_unfinished_setting_takes_nothing_from_what_the_others_show() -> None:
+    rng = np.random.default_rng(8)
+    whole = rng.normal(0, 0.01, (4, 5))
+    missing = np.concatenate([whole, rng.normal(0, 0.01, (1, 5))])
+    missing[-1, 2:] = np.nan
+    complete, unfinished = pooled_spread(whole, 60), pooled_spread(missing, 60)
+    assert complete is not None
+    assert unfinished is not None
+    assert (complete.difference.freedom, unfinished.difference.freedom) == (12, 13)
+    assert unfinished.shared.freedom == 4
+
+
+def test_the_spread_of_complete_tables_is_that_of_the_two_way_layout() -> None:
+    means = np.random.default_rng(9).normal(0, 0.01, (3, 4))
+    found = pooled_spread(means, 60)
+    assert found is not None
+    pairs = [np.var(means[i] - means[j], ddof=1) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found.difference.square == pytest.approx(60 * np.mean(pairs))
+    assert found.own.square == pytest.approx(found.difference.square / 2)
+
+
 def test_one_setting_or_one_seed_has_nothing_to_pool() -> None:
     assert pooled_spread(np.ones((1, 5)), 60) is None
     assert pooled_spread(np.ones((5, 1)), 60) is None
