@@ -131,7 +131,8 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
 
 def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConfig, prompt: int, block_size: int) -> Costs:
     """As if every response had full length; held-out text is read once."""
-    responses = settings.problems * settings.samples
+    at_once = settings.problems * settings.samples
+    responses = at_once * (1 + len(settings.temperatures))
     length = prompt + settings.max_response_tokens
     sampled = responses * forward_flops(
         model, vocabulary, tokens=length, context=length / 2, predicted=settings.max_response_tokens
@@ -140,7 +141,7 @@ def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConf
     scored = forward_flops(model, vocabulary, tokens=read, context=block_size, predicted=read)
     memory = {
         "parameters": float(model.parameters(vocabulary).total * _bytes(settings.dtype)),
-        "kv cache": kv_cache_memory(model, settings.dtype, sequences=responses, length=length),
+        "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=length),
     }
     return Costs(responses * length + read, 1, 0.0, sampled + scored, memory, stored=0.0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -64,6 +64,7 @@ class EvaluateConfig(Verification):
     problems: int = Field(ge=1)
     samples: int = Field(ge=1, description="responses per problem; pass@k is estimated up to this k")
     temperature: float = Field(1.0, gt=0)
+    temperatures: tuple[Annotated[float, Field(ge=0.01)], ...] = identity_since((), description="further ones, for the same problems")
     top_p: float = Field(1.0, gt=0, le=1)
     max_response_tokens: int = Field(ge=1)
     dtype: Dtype = "float32"
@@ -76,3 +77,14 @@ class EvaluateConfig(Verification):
     kv_cache_gib: int = execution(1, ge=1, description="engine's cache on CPU")
     gpu_memory_share: float = execution(0.8, gt=0, lt=1)
     threads: int = execution(1, ge=1)
+
+    @model_validator(mode="after")
+    def _temperatures_differ(self) -> EvaluateConfig:
+        every = (self.temperature, *self.temperatures)
+        twice = next((value for value in self.temperatures if every.count(value) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"temperatures has {twice:g} twice, or it is evaluate.temperature ({self.temperature:g}), which is always sampled; "
+                "leave one out"
+            )
+        return self

@@ -222,7 +222,8 @@ class EvaluateStage(StageConfig):
         return self.evaluate.gpu_memory_share
 
     def work(self, block_size: int) -> str:
-        return f"{self.evaluate.problems:,} problems x {self.evaluate.samples} samples"
+        more = len(self.evaluate.temperatures)
+        return f"{self.evaluate.problems:,} problems x {self.evaluate.samples} samples" + f" at {1 + more} temperatures" * bool(more)
 
     def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
         return evaluation_costs(model, vocabulary, self.evaluate, prompt_tokens, block_size)

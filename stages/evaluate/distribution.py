@@ -1,7 +1,9 @@
-"""The shape of the token distribution on held-out text: cross-entropy, entropy, head and tail mass, per block."""
+"""The shape of the token distribution on held-out text: cross-entropy, entropy, head and tail mass, per block and temperature."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,20 +18,23 @@ _BATCH_TOKENS = 8192
 
 
 def heldout_statistics(
-    stage: Stage, checkpoint: Path, blocks: Blocks, *, count: int, head_k: int, dtype: Dtype
-) -> dict[str, list[float]]:
-    """Mean per block of each statistic (nats, or probability) over its predicted tokens, for the first `count` blocks."""
+    stage: Stage, checkpoint: Path, blocks: Blocks, *, count: int, head_k: int, dtype: Dtype, temperatures: Sequence[float] = (1.0,)
+) -> dict[float, dict[str, list[float]]]:
+    """By temperature T, which divides the logits: the mean per block of each statistic (nats, or probability) over its predicted
+    tokens, for the first `count` blocks.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
     model = model.to(device).eval()
     rows_per_batch = max(1, _BATCH_TOKENS // blocks.block_size)
-    statistics: dict[str, list[float]] = {}
+    statistics: dict[float, dict[str, list[float]]] = {at: defaultdict(list) for at in temperatures}
     count = min(count, len(blocks))
     for start in range(0, count, rows_per_batch):
         ids = blocks.rows(list(range(start, min(start + rows_per_batch, count)))).to(device)
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-            for name, values in distribution_statistics(logits, ids[:, 1:], head_k).items():
-                statistics.setdefault(name, []).extend(values.double().mean(dim=1).tolist())
+            for at, found in statistics.items():
+                for name, values in distribution_statistics(logits if at == 1 else logits.float() / at, ids[:, 1:], head_k).items():
+                    found[name].extend(values.double().mean(dim=1).tolist())
         stage.progress(start, count, "held-out blocks")
     return statistics

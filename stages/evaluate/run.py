@@ -25,16 +25,20 @@ from stages.evaluate.selection import picking_orders, selection_metrics
 from stages.tasks import Verdict, build_task
 from stages.tasks.verifier import Verifier
 
+Metrics = dict[str, dict[str, list[float]]]
+"""metric -> k -> one value per problem, in problem order."""
+
 
 def evaluate(stage: Stage) -> dict[str, Any]:
     """Writes export/{samples.parquet, problems.json} and returns the means for the record."""
     config = stage.config_as(EvaluateStage)
     protocol = config.evaluate
     checkpoint, corpus = stage.parent("checkpoint", config.step), stage.parent("corpus")
-    heldout = heldout_statistics(
-        stage, checkpoint, Blocks(corpus / "heldout"),
-        count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
+    shapes = heldout_statistics(
+        stage, checkpoint, Blocks(corpus / "heldout"), count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
+        temperatures=(1.0, protocol.temperature, *protocol.temperatures),
     )  # fmt: skip
+    heldout = shapes[1.0]
     benchmarks: dict[str, Any] = {}
     if protocol.harness is not None:
         stage.progress(0, 0, "benchmarks")
@@ -56,10 +60,15 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     with Verifier(partial(build_task, config.task), protocol) as verifier:
         verdicts = verifier.verify((sample.problem, sample.text) for sample in samples)
         counts = verifier.finish()
-    per_problem = problem_metrics(samples, verdicts, protocol.samples)
+    scored = list(zip(samples, verdicts, strict=True))
+    further = {
+        at: problem_metrics([one for one in scored if one[0].temperature == at], protocol.samples) for at in protocol.temperatures
+    }
+    scored = [one for one in scored if one[0].temperature in (0, protocol.temperature)]
+    per_problem = problem_metrics(scored, protocol.samples)
     if protocol.selection is not None:
         stage.progress(0, 0, "selecting samples")
-        drawn = [(one, verdict) for one, verdict in zip(samples, verdicts, strict=True) if one.number != GREEDY]
+        drawn = [(one, verdict) for one, verdict in scored if one.number != GREEDY]
         groups = [drawn[start : start + protocol.samples] for start in range(0, len(drawn), protocol.samples)]
         prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
         orders = picking_orders(checkpoint, prompts, [[one for one, _ in g] for g in groups], protocol.selection, protocol.seed)
@@ -68,29 +77,38 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     def write(folder: Path) -> None:
         pq.write_table(_samples_table(samples, verdicts), folder / "samples.parquet")
         details = {"problems": [p.id for p in problems], "metrics": per_problem, "heldout": heldout}
+        if further:
+            found = {protocol.temperature: per_problem} | further
+            details["temperatures"] = {str(at): {"metrics": metrics, "heldout": shapes[at]} for at, metrics in found.items()}
         (folder / "problems.json").write_text(json.dumps(details), encoding="utf-8")
         if benchmarks:
             (folder / "harness.json").write_text(json.dumps(benchmarks, indent=1), encoding="utf-8")
 
     stage.export(write)
-    means = {f"{name}/{k}": float(np.mean(values)) for name, by_k in per_problem.items() for k, values in by_k.items()}
-    shape = {name: float(np.mean(values)) for name, values in heldout.items()}
+    means, shape = _means(per_problem), {name: float(np.mean(values)) for name, values in heldout.items()}
+    for at, metrics in further.items():
+        means |= {f"temperature_{at}/{name}": value for name, value in _means(metrics).items()}
+        means[f"temperature_{at}/entropy"] = float(np.mean(shapes[at]["entropy"]))
     means |= {f"harness/{name}": float(np.mean(values)) for name, values in benchmarks.get("values", {}).items()}
     return means | shape | {
         "perplexity": float(np.exp(shape["cross_entropy"])),
         "chance": config.task.chance,
-        "truncated": float(np.mean([s.truncated for s in samples if s.number != GREEDY])),
+        "truncated": float(np.mean([one.truncated for one, _ in scored if one.number != GREEDY])),
         "verifier_timeouts": counts.timeouts,
         "verifier_errors": counts.errors,
     }  # fmt: skip
 
 
-def problem_metrics(samples: list[Sample], verdicts: list[Verdict], n: int) -> dict[str, dict[str, list[float]]]:
-    """metric -> k -> one value per problem, in problem order."""
+def _means(metrics: Metrics) -> dict[str, float]:
+    return {f"{name}/{k}": float(np.mean(values)) for name, by_k in metrics.items() for k, values in by_k.items()}
+
+
+def problem_metrics(scored: list[tuple[Sample, Verdict]], n: int) -> Metrics:
+    """Of the n samples per problem at one temperature, and of the greedy responses where these are among them."""
     by_problem: dict[str, list[tuple[Sample, Verdict]]] = defaultdict(list)
     greedy: dict[str, float] = {}
     greedy_length: dict[str, float] = {}
-    for one, verdict in zip(samples, verdicts, strict=True):
+    for one, verdict in scored:
         if one.number == GREEDY:
             greedy[one.problem.id], greedy_length[one.problem.id] = float(verdict.correct), float(one.length)
         else:
@@ -101,8 +119,9 @@ def problem_metrics(samples: list[Sample], verdicts: list[Verdict], n: int) -> d
     answers = [[str(verdict.answer) for _, verdict in group if verdict.correct] for group in groups]
     further = {
         f"{rule}_pass@k": np.array([sum(verdict.further.get(rule, False) for _, verdict in group) for group in groups])
-        for rule in _further_rules(verdicts)
+        for rule in _further_rules([verdict for _, verdict in scored])
     }
+    of_greedy = {"greedy": {"1": list(greedy.values())}, "greedy_length": {"1": list(greedy_length.values())}} if greedy else {}
     return {
         "pass@k": {str(k): pass_at_k(correct, n, k).tolist() for k in doubling_ks(n)},
         "pass^k": {str(k): pass_hat_k(correct, n, k).tolist() for k in doubling_ks(n)},
@@ -111,8 +130,7 @@ def problem_metrics(samples: list[Sample], verdicts: list[Verdict], n: int) -> d
         "distinct_correct": {str(n): distinct_share(answers).tolist()},
         "avg@n": {str(n): (correct / n).tolist()},
         "cons@n": {str(n): [float(vote) for vote in votes]},
-        "greedy": {"1": list(greedy.values())},
-        "greedy_length": {"1": list(greedy_length.values())},
+        **of_greedy,
         "length": {str(n): [float(np.mean([one.length for one, _ in group])) for group in groups]},
     }
 
@@ -127,6 +145,7 @@ def _samples_table(samples: list[Sample], verdicts: list[Verdict]) -> pa.Table:
         {
             "problem_id": [s.problem.id for s in samples],
             "sample": pa.array([s.number for s in samples], pa.int32()),
+            "temperature": [s.temperature for s in samples],
             "text": [s.text for s in samples],
             "answer": [v.answer for v in verdicts],
             "correct": [v.correct for v in verdicts],

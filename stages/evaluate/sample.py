@@ -1,4 +1,4 @@
-"""Sample responses with vLLM: n per problem at the protocol's temperature, and one greedy."""
+"""Sample responses with vLLM: n per problem at each temperature of the protocol, and one greedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.contract import Stage
 from stages.tasks import Problem
 
 if TYPE_CHECKING:
-    from vllm import LLM, RequestOutput
+    from vllm import LLM, RequestOutput, SamplingParams
 
 # Problems per engine call: enough to keep it full, few enough to report progress.
 _PROBLEMS_PER_CALL = 32
@@ -22,6 +22,8 @@ GREEDY = -1
 class Sample:
     problem: Problem
     number: int
+    temperature: float
+    """0 for the greedy response."""
     text: str
     tokens: tuple[int, ...]
     truncated: bool
@@ -33,32 +35,47 @@ class Sample:
 
 
 def sample(engine: LLM, problems: list[Problem], protocol: EvaluateConfig, stage: Stage) -> list[Sample]:
-    """All samples, problem by problem, each problem's greedy response first."""
-    from vllm import SamplingParams
-
-    tokenizer = engine.get_tokenizer()
-    drawn = SamplingParams(
-        n=protocol.samples,
-        temperature=protocol.temperature,
-        top_p=protocol.top_p,
-        max_tokens=protocol.max_response_tokens,
-        detokenize=False,  # the engine would decode token by token, a quarter of its time for small models
-    )
-    greedy = SamplingParams(temperature=0.0, max_tokens=protocol.max_response_tokens, detokenize=False)
+    """All samples at the protocol's temperature, problem by problem, each problem's greedy response first; then those at each further
+    temperature. These come last because they draw from the same generator: the first ones are the same whatever follows.
+    """
     samples: list[Sample] = []
-    for start in range(0, len(problems), _PROBLEMS_PER_CALL):
-        stage.progress(start, len(problems), "problems")
-        batch = problems[start : start + _PROBLEMS_PER_CALL]
-        prompts = [problem.prompt for problem in batch]
-        results = engine.generate(prompts * 2, [greedy] * len(batch) + [drawn] * len(batch), use_tqdm=False)
-        for problem, best, random in zip(batch, results[: len(batch)], results[len(batch) :], strict=True):
-            samples += _samples_of(problem, best, tokenizer, first=GREEDY) + _samples_of(problem, random, tokenizer, first=0)
+    for together in ((0.0, protocol.temperature), *((temperature,) for temperature in protocol.temperatures)):
+        kinds = {temperature: _parameters(protocol, temperature) for temperature in together}
+        for start in range(0, len(problems), _PROBLEMS_PER_CALL):
+            stage.progress(start, len(problems), f"problems at temperature {together[-1]:g}" if protocol.temperatures else "problems")
+            samples += _call(engine, problems[start : start + _PROBLEMS_PER_CALL], kinds)
     return samples
 
 
-def _samples_of(problem: Problem, result: RequestOutput, tokenizer: Any, first: int) -> list[Sample]:
-    texts = tokenizer.batch_decode([output.token_ids for output in result.outputs], skip_special_tokens=True)
+def _parameters(protocol: EvaluateConfig, temperature: float) -> SamplingParams:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        n=protocol.samples if temperature else 1,
+        temperature=temperature,
+        top_p=protocol.top_p if temperature else 1.0,
+        max_tokens=protocol.max_response_tokens,
+        detokenize=False,  # the engine would decode token by token, a quarter of its time for small models
+    )
+
+
+def _call(engine: LLM, batch: list[Problem], kinds: dict[float, SamplingParams]) -> list[Sample]:
+    """The responses to a batch, problem by problem, each at every temperature."""
+    prompts = [problem.prompt for problem in batch]
+    results = engine.generate(prompts * len(kinds), [kind for kind in kinds.values() for _ in batch], use_tqdm=False)
+    tokenizer = engine.get_tokenizer()
     return [
-        Sample(problem, first + i, text, tuple(output.token_ids), output.finish_reason == "length")
+        one
+        for index, problem in enumerate(batch)
+        for temperature, result in zip(kinds, results[index :: len(batch)], strict=True)
+        for one in _samples_of(problem, result, tokenizer, temperature)
+    ]
+
+
+def _samples_of(problem: Problem, result: RequestOutput, tokenizer: Any, temperature: float) -> list[Sample]:
+    texts = tokenizer.batch_decode([output.token_ids for output in result.outputs], skip_special_tokens=True)
+    first = 0 if temperature else GREEDY
+    return [
+        Sample(problem, first + i, temperature, text, tuple(output.token_ids), output.finish_reason == "length")
         for i, (text, output) in enumerate(zip(texts, result.outputs, strict=True))
     ]

@@ -204,6 +204,9 @@ def test_parents_come_before_children() -> None:
     [
         (["prior.bta=1"], "prior has no key 'bta'; did you mean 'beta'?"),
         (["preturain.steps=1"], "recipe has no key 'preturain'; did you mean 'pretrain'?"),
+        (["evaluate.temperatures=[0.5,1]"], "evaluate: temperatures has 1 twice, or it is evaluate.temperature (1), which is always"),
+        (["evaluate.temperatures=[0.5,0.5]"], "evaluate: temperatures has 0.5 twice"),
+        (["evaluate.temperatures=[0]"], "evaluate.temperatures.0 is 0: input should be greater than or equal to 0.01"),
         (["rl.steps=many"], "rl.steps is 'many': input should be a valid integer"),
         (["axes.prior=[{beta: x}]"], "prior.beta is 'x': input should be a valid number"),
         (["prior.beta=-2"], "prior.beta is -2: input should be greater than or equal to -1"),

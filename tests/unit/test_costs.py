@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import costs
+from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
 from pipeline.config.training import AdamWConfig, Launch, PretrainConfig
@@ -47,6 +48,18 @@ def test_a_training_step_takes_the_planned_floating_point_operations(config: Mod
     )  # fmt: skip
     planned = costs.training_costs(config, VOCABULARY, settings, LENGTH)
     assert planned.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_each_further_temperature_costs_as_much_sampling_again() -> None:
+    protocol = EvaluateConfig(problems=10, samples=4, max_response_tokens=20, heldout_blocks=3)
+    none, one, two = (
+        costs.evaluation_costs(DENSE, VOCABULARY, protocol.model_copy(update={"temperatures": temperatures}), 10, LENGTH)
+        for temperatures in ((), (0.5,), (0.5, 2.0))
+    )
+    assert two.tokens - one.tokens == one.tokens - none.tokens == 10 * 4 * (10 + 20)
+    assert two.flops - one.flops == pytest.approx(one.flops - none.flops)
+    assert none.flops < two.flops
+    assert two.memory == none.memory  # they are sampled one temperature after the other
 
 
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])

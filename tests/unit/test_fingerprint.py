@@ -52,7 +52,7 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "tracking.mode=disabled", "tracking.project=other",
         "pretrain.optimizer.decay=linear", "midtrain=null", "pretrain.evaluate_at=null",
         "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power",
-        "rl.exploration=none", "rl.exploration={kind: none, name: plain}",
+        "evaluate.temperatures=[]", "rl.exploration=none", "rl.exploration={kind: none, name: plain}",
     ],
 )  # fmt: skip
 def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override: str) -> None:
@@ -66,6 +66,7 @@ def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override
         ("rl.steps=3", {"rl", "evaluate@rl"}),
         ("rl.verify_seconds=1", {"rl", "evaluate@rl"}),
         ("rl.exploration=diversity", {"rl", "evaluate@rl"}),
+        ("evaluate.temperatures=[0.5]", {"evaluate@pretrain", "evaluate@rl"}),
         ("evaluate.selection={}", {"evaluate@pretrain", "evaluate@rl"}),
         ("evaluate.verify_memory_mib=512", {"evaluate@pretrain", "evaluate@rl"}),
         ("prior.beta=0.1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
