@@ -38,7 +38,7 @@ def engine_arguments(dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
 
 
 def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, kv_cache_gib: int, gpu_memory_share: float) -> LLM:
-    """An engine for a HF folder; `max_tokens` bounds prompt and response together."""
+    """An engine for a HF folder; `max_tokens` bounds prompt and response together. Its log-probs are those it samples with."""
     from vllm import LLM
 
     return LLM(
@@ -47,6 +47,7 @@ def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, 
         max_model_len=max_tokens,
         gpu_memory_utilization=gpu_memory_share,
         disable_log_stats=True,
+        logprobs_mode="processed_logprobs",
         **engine_arguments(dtype, kv_cache_gib),
     )
 

@@ -69,6 +69,12 @@ def distinct_share(answers: Sequence[Sequence[str]]) -> NDArray[np.float64]:
     return ratio_values(shares, np.array([float(bool(found)) for found in answers]), if_no_weight=0.0)
 
 
+def distinct_answers(answers: Sequence[str | None]) -> float:
+    """The effective number of one problem's answers: exp of the entropy of their shares. Unreadable ones count as one answer."""
+    shares = np.array([*Counter(answers).values()]) / len(answers)
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
 def samples_to_correct(correct: NDArray[np.integer], n: int) -> NDArray[np.float64]:
     """Expected position of the first correct one of n samples in random order; n + 1 where none is correct."""
     return (n + 1) / (np.asarray(correct, dtype=np.float64) + 1)

@@ -19,7 +19,16 @@ from stages.corpus.pack import Blocks
 from stages.engine import build_engine, check_prompts
 from stages.evaluate.distribution import heldout_statistics
 from stages.evaluate.harness import benchmark
-from stages.evaluate.metrics import consensus, distinct_share, doubling_ks, pass_at_k, pass_hat_k, potential_at_k
+from stages.evaluate.majority import majority_at_k
+from stages.evaluate.metrics import (
+    consensus,
+    distinct_answers,
+    distinct_share,
+    doubling_ks,
+    pass_at_k,
+    pass_hat_k,
+    potential_at_k,
+)
 from stages.evaluate.sample import GREEDY, Sample, sample
 from stages.evaluate.selection import picking_orders, selection_metrics
 from stages.tasks import Verdict, build_task
@@ -115,8 +124,9 @@ def problem_metrics(scored: list[tuple[Sample, Verdict]], n: int) -> Metrics:
             by_problem[one.problem.id].append((one, verdict))
     groups = list(by_problem.values())
     correct = np.array([sum(verdict.correct for _, verdict in group) for group in groups])
-    votes = [consensus([v.answer for _, v in group], [v.correct for _, v in group]) for group in groups]
-    answers = [[str(verdict.answer) for _, verdict in group if verdict.correct] for group in groups]
+    answers = [[verdict.answer for _, verdict in group] for group in groups]
+    rights = [[verdict.correct for _, verdict in group] for group in groups]
+    of_correct = [[str(verdict.answer) for _, verdict in group if verdict.correct] for group in groups]
     further = {
         f"{rule}_pass@k": np.array([sum(verdict.further.get(rule, False) for _, verdict in group) for group in groups])
         for rule in _further_rules([verdict for _, verdict in scored])
@@ -127,9 +137,14 @@ def problem_metrics(scored: list[tuple[Sample, Verdict]], n: int) -> Metrics:
         "pass^k": {str(k): pass_hat_k(correct, n, k).tolist() for k in doubling_ks(n)},
         **{name: {str(k): pass_at_k(counts, n, k).tolist() for k in doubling_ks(n)} for name, counts in further.items()},
         "potential@k": {str(k): potential_at_k(correct, n, k).tolist() for k in doubling_ks(n)[1:]},
-        "distinct_correct": {str(n): distinct_share(answers).tolist()},
+        "distinct_correct": {str(n): distinct_share(of_correct).tolist()},
         "avg@n": {str(n): (correct / n).tolist()},
-        "cons@n": {str(n): [float(vote) for vote in votes]},
+        "cons@n": {str(n): [float(consensus(*of_problem)) for of_problem in zip(answers, rights, strict=True)]},
+        "maj@k": {
+            str(k): [majority_at_k(*of_problem, k) for of_problem in zip(answers, rights, strict=True)] for k in doubling_ks(n)[:-1]
+        },
+        "distinct_answers": {str(n): [distinct_answers(of_problem) for of_problem in answers]},
+        "response_entropy": {str(n): [-float(np.mean([one.log_prob for one, _ in group])) for group in groups]},
         **of_greedy,
         "length": {str(n): [float(np.mean([one.length for one, _ in group])) for group in groups]},
     }
@@ -151,6 +166,7 @@ def _samples_table(samples: list[Sample], verdicts: list[Verdict]) -> pa.Table:
             "correct": [v.correct for v in verdicts],
             "length": pa.array([s.length for s in samples], pa.int32()),
             "truncated": [s.truncated for s in samples],
+            "log_prob": pa.array([s.log_prob for s in samples], pa.float32()),
             **{rule: [v.further.get(rule, False) for v in verdicts] for rule in _further_rules(verdicts)},
         }
     )

@@ -26,6 +26,8 @@ class Sample:
     """0 for the greedy response."""
     text: str
     tokens: tuple[int, ...]
+    log_prob: float | None
+    """Of the whole response, under the distribution it was sampled from (temperature and top-p applied); None for the greedy one."""
     truncated: bool
 
     @property
@@ -55,6 +57,7 @@ def _parameters(protocol: EvaluateConfig, temperature: float) -> SamplingParams:
         temperature=temperature,
         top_p=protocol.top_p if temperature else 1.0,
         max_tokens=protocol.max_response_tokens,
+        logprobs=0 if temperature else None,  # the sampled token's alone
         detokenize=False,  # the engine would decode token by token, a quarter of its time for small models
     )
 
@@ -76,6 +79,8 @@ def _samples_of(problem: Problem, result: RequestOutput, tokenizer: Any, tempera
     texts = tokenizer.batch_decode([output.token_ids for output in result.outputs], skip_special_tokens=True)
     first = 0 if temperature else GREEDY
     return [
-        Sample(problem, first + i, temperature, text, tuple(output.token_ids), output.finish_reason == "length")
+        Sample(
+            problem, first + i, temperature, text, tuple(output.token_ids), output.cumulative_logprob, output.finish_reason == "length"
+        )
         for i, (text, output) in enumerate(zip(texts, result.outputs, strict=True))
     ]

@@ -52,6 +52,7 @@ def test_results_have_one_row_per_cell_checkpoint_metric_and_k(smoke: FinishedSw
     assert len(set(keys)) == len(keys)
     assert {row["metric"] for row in rows} == {
         "pass@k", "pass^k", "avg@n", "cons@n", "greedy", "greedy_length", "length", "potential@k", "distinct_correct",
+        "maj@k", "distinct_answers", "response_entropy",
         "perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass", "seconds_per_step",
     }  # fmt: skip
     assert {row["k"] for row in rows if row["metric"] == "pass@k"} == {"1", "2", "4", "8"}

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.experiment.graph import StageNode
 from stages.corpus.pack import Blocks
 from stages.evaluate.metrics import pass_at_k
+from stages.tasks import build_task
 from tests.conftest import FinishedSweep, Lab, smoke_graph, start
 from tests.stages.conftest import ready
 
@@ -80,3 +81,31 @@ def test_heldout_entropy_is_that_of_the_logits_over_the_temperature(
         np.testing.assert_allclose(values["heldout"]["entropy"], expected, rtol=1e-4)
         assert values["heldout"].keys() == details["heldout"].keys()
     assert details["temperatures"]["1.0"]["heldout"] == details["heldout"]
+
+
+def test_response_entropy_is_what_the_model_gives_the_sampled_texts(
+    at_temperatures: tuple[Lab, StageNode, Any, Any], smoke: FinishedSweep
+) -> None:
+    """In nats per response, scored here by transformers with the logits over the temperature."""
+    _, _, samples, details = at_temperatures
+    export = smoke.folder("pretrain").export
+    model = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    task = build_task(smoke.node("evaluate@pretrain").config.task)  # type: ignore[attr-defined]
+    prompts = {problem.id: problem.prompt for problem in task.problems("evaluate", 12, seed=0)}
+    assert samples[samples["temperature"] == 0]["log_prob"].isna().all()
+
+    def log_prob(row: Any) -> float:
+        prompt, response = (tokenizer(text)["input_ids"] for text in (prompts[row.problem_id], row.text))
+        response += [] if row.truncated else [tokenizer.eos_token_id]
+        assert len(response) == row.length
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        return float((logits / row.temperature).log_softmax(-1)[range(len(response)), response].sum())
+
+    for at, values in details["temperatures"].items():
+        drawn = samples[(samples["temperature"] == float(at)) & samples["problem_id"].isin(details["problems"][:3])]
+        expected = np.array([log_prob(row) for row in drawn.itertuples()])
+        np.testing.assert_allclose(drawn["log_prob"], expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(values["metrics"]["response_entropy"]["8"][:3], -expected.reshape(3, 8).mean(axis=1), rtol=1e-3)
+    assert details["temperatures"]["1.0"]["metrics"]["response_entropy"] == details["metrics"]["response_entropy"]

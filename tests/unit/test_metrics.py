@@ -9,8 +9,10 @@ from evalplus.eval import estimate_pass_at_k
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.evaluate.majority import majority_at_k
 from stages.evaluate.metrics import (
     consensus,
+    distinct_answers,
     distinct_share,
     doubling_ks,
     pass_at_k,
@@ -75,6 +77,40 @@ def test_unreadable_answers_do_not_vote() -> None:
 def test_of_tied_answers_the_first_sampled_wins() -> None:
     assert consensus(["a", "b"], [True, False])
     assert not consensus(["b", "a"], [False, True])
+
+
+@given(st.lists(st.tuples(st.sampled_from([None, "a", "b", "c", "d"]), st.booleans()), min_size=1, max_size=6), st.data())
+def test_majority_is_the_mean_vote_over_all_subsets_in_all_orders(drawn: list[tuple[str | None, bool]], data: st.DataObject) -> None:
+    """The order decides who wins a tie, and so breaks it at random."""
+    drawn = [(answer, good and answer is not None) for answer, good in drawn]
+    k = data.draw(st.integers(1, len(drawn)))
+    expected = np.mean([consensus(*zip(*order, strict=True)) for order in itertools.permutations(drawn, k)])
+    answers, correct = zip(*drawn, strict=True)
+    assert majority_at_k(answers, correct, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_majority_of_many_samples_is_what_random_subsets_vote() -> None:
+    rng = np.random.default_rng(0)
+    answers = [str(answer) for answer in np.minimum(rng.geometric(0.15, 96), 20)]
+    correct = [answer in ("2", "3", "7") for answer in answers]
+    assert majority_at_k(answers, correct, 1) == pytest.approx(np.mean(correct))
+    assert majority_at_k(answers, correct, 96) == float(consensus(answers, correct))  # no tie here
+    for k in (2, 8, 32):
+        subsets = [rng.permutation(96)[:k] for _ in range(4000)]
+        votes = [consensus([answers[i] for i in subset], [correct[i] for i in subset]) for subset in subsets]
+        assert majority_at_k(answers, correct, k) == pytest.approx(np.mean(votes), abs=4 * np.std(votes) / np.sqrt(4000))
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_majority_needs_as_many_samples(k: int) -> None:
+    with pytest.raises(ValueError, match=f"maj@{k} needs at least {k} samples per problem and k >= 1; there are 2"):
+        majority_at_k(["a", "b"], [True, False], k)
+
+
+def test_the_effective_number_of_answers() -> None:
+    assert distinct_answers(["a", "a", "a"]) == pytest.approx(1)
+    assert distinct_answers(["a", "b", None, None]) == pytest.approx(2 * 2**0.5)  # shares 1/4, 1/4, 1/2
+    assert distinct_answers(list("abcde")) == pytest.approx(5)
 
 
 def test_potential_weighs_what_k_samples_find_by_how_often_one_fails() -> None:
