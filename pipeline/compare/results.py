@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.compare.evaluations import Evaluation, evaluated_step, measured_stages
 from pipeline.compare.intervals import Interval, mean_interval, perplexity
+from pipeline.compare.samples import with_current_columns
 from pipeline.config.prior import KNOBS
 from pipeline.experiment.graph import Graph
 from pipeline.store.files import write_text_atomically
@@ -67,7 +68,7 @@ def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_samples(path: Path, graph: Graph, home: Home) -> None:
-    """All kept samples of the sweep in one parquet file; sample -1 is a problem's greedy response.
+    """All kept samples of the sweep in one parquet file.
 
     A task may keep verdicts of further rules, one column each; the column is null for tasks without the rule.
     """
@@ -83,11 +84,14 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
     if not finished:
         return
     kinds = [("cell", pa.string()), ("after", pa.string()), ("step", pa.int64())]
-    schema = pa.unify_schemas([pa.schema(kinds), *(pq.read_schema(file) for *_, file in finished)])
+    columns_of = [
+        with_current_columns(pq.read_schema(file).empty_table(), plan.cell.recipe.evaluate).schema for plan, *_, file in finished
+    ]
+    schema = pa.unify_schemas([pa.schema(kinds), *columns_of])
     temporary = path.with_name(f".{path.name}.tmp")
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for plan, after, at, file in finished:
-            table = pq.read_table(file)
+            table = with_current_columns(pq.read_table(file), plan.cell.recipe.evaluate)
             step = evaluated_step(plan, after, home) if at is None else at
             for (name, kind), value in zip(kinds, (plan.cell.id, after, step), strict=True):
                 table = table.append_column(name, pa.array([value] * len(table), kind))

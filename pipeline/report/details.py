@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Floats
 from pipeline.compare.measured import MeasuredSetting
+from pipeline.compare.samples import with_current_columns
 from pipeline.experiment.graph import Graph
 from pipeline.store.folders import Home
 
@@ -120,11 +121,14 @@ def _responses(evaluation: Evaluation, problems: list[str], home: Home) -> dict[
     import pyarrow.parquet as pq
 
     file = evaluation.plan.evaluations[evaluation.after].folder(home).export / "samples.parquet"
-    wanted = [("problem_id", "in", problems), ("sample", "<", _SAMPLES)]
+    protocol = evaluation.plan.cell.recipe.evaluate
+    table = with_current_columns(pq.read_table(file, filters=[("problem_id", "in", problems)]), protocol)
     found: dict[str, list[Response]] = {}
-    for row in pq.read_table(file, filters=wanted, columns=["problem_id", "sample", "text", "correct"]).to_pylist():
+    for row in table.to_pylist():
+        if not row["greedy"] and (row["sample"] >= _SAMPLES or row["temperature"] != protocol.temperature):
+            continue
         text = row["text"] if len(row["text"]) <= _LONGEST else row["text"][:_LONGEST] + " ..."
-        found.setdefault(row["problem_id"], []).append(Response(text, row["correct"], row["sample"] < 0))
+        found.setdefault(row["problem_id"], []).append(Response(text, row["correct"], row["greedy"]))
     for responses in found.values():
         responses.sort(key=lambda one: not one.greedy)
     return found

@@ -29,7 +29,7 @@ from stages.evaluate.metrics import (
     pass_hat_k,
     potential_at_k,
 )
-from stages.evaluate.sample import GREEDY, Sample, sample
+from stages.evaluate.sample import Sample, sample
 from stages.evaluate.selection import picking_orders, selection_metrics
 from stages.tasks import Verdict, build_task
 from stages.tasks.verifier import Verifier
@@ -77,7 +77,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     per_problem = problem_metrics(scored, protocol.samples)
     if protocol.selection is not None:
         stage.progress(0, 0, "selecting samples")
-        drawn = [(one, verdict) for one, verdict in scored if one.number != GREEDY]
+        drawn = [(one, verdict) for one, verdict in scored if not one.greedy]
         groups = [drawn[start : start + protocol.samples] for start in range(0, len(drawn), protocol.samples)]
         prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
         orders = picking_orders(checkpoint, prompts, [[one for one, _ in g] for g in groups], protocol.selection, protocol.seed)
@@ -102,7 +102,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     return means | shape | {
         "perplexity": float(np.exp(shape["cross_entropy"])),
         "chance": config.task.chance,
-        "truncated": float(np.mean([one.truncated for one, _ in scored if one.number != GREEDY])),
+        "truncated": float(np.mean([one.truncated for one, _ in scored if not one.greedy])),
         "verifier_timeouts": counts.timeouts,
         "verifier_errors": counts.errors,
     }  # fmt: skip
@@ -118,7 +118,7 @@ def problem_metrics(scored: list[tuple[Sample, Verdict]], n: int) -> Metrics:
     greedy: dict[str, float] = {}
     greedy_length: dict[str, float] = {}
     for one, verdict in scored:
-        if one.number == GREEDY:
+        if one.greedy:
             greedy[one.problem.id], greedy_length[one.problem.id] = float(verdict.correct), float(one.length)
         else:
             by_problem[one.problem.id].append((one, verdict))
@@ -160,6 +160,7 @@ def _samples_table(samples: list[Sample], verdicts: list[Verdict]) -> pa.Table:
         {
             "problem_id": [s.problem.id for s in samples],
             "sample": pa.array([s.number for s in samples], pa.int32()),
+            "greedy": [s.greedy for s in samples],
             "temperature": [s.temperature for s in samples],
             "text": [s.text for s in samples],
             "answer": [v.answer for v in verdicts],

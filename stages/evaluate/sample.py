@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 # Problems per engine call: enough to keep it full, few enough to report progress.
 _PROBLEMS_PER_CALL = 32
-GREEDY = -1
-"""The sample number of a problem's greedy response."""
 
 
 @dataclass(frozen=True)
 class Sample:
     problem: Problem
-    number: int
+    number: int | None
+    """From 0 among the problem's samples of this temperature; None for its greedy response."""
     temperature: float
     """0 for the greedy response."""
     text: str
@@ -29,6 +28,10 @@ class Sample:
     log_prob: float | None
     """Of the whole response, under the distribution it was sampled from (temperature and top-p applied); None for the greedy one."""
     truncated: bool
+
+    @property
+    def greedy(self) -> bool:
+        return self.number is None
 
     @property
     def length(self) -> int:
@@ -77,10 +80,15 @@ def _call(engine: LLM, batch: list[Problem], kinds: dict[float, SamplingParams])
 
 def _samples_of(problem: Problem, result: RequestOutput, tokenizer: Any, temperature: float) -> list[Sample]:
     texts = tokenizer.batch_decode([output.token_ids for output in result.outputs], skip_special_tokens=True)
-    first = 0 if temperature else GREEDY
     return [
         Sample(
-            problem, first + i, temperature, text, tuple(output.token_ids), output.cumulative_logprob, output.finish_reason == "length"
+            problem,
+            number if temperature else None,
+            temperature,
+            text,
+            tuple(output.token_ids),
+            output.cumulative_logprob,
+            output.finish_reason == "length",
         )
-        for i, (text, output) in enumerate(zip(texts, result.outputs, strict=True))
+        for number, (text, output) in enumerate(zip(texts, result.outputs, strict=True))
     ]

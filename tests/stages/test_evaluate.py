@@ -29,7 +29,10 @@ def test_metrics_follow_from_the_kept_samples(smoke: FinishedSweep, role: str) -
     folder = smoke.folder(role)
     samples = pq.read_table(folder.export / "samples.parquet").to_pandas()
     details = json.loads((folder.export / "problems.json").read_text())
-    drawn = samples[samples["sample"] >= 0]
+    greedy = samples[samples["greedy"]]
+    assert list(greedy["problem_id"]) == details["problems"]
+    assert greedy["sample"].isna().all()
+    drawn = samples[~samples["greedy"]]
     correct = drawn.groupby("problem_id", sort=False)["correct"].sum()
     assert list(correct.index) == details["problems"]
     assert set(drawn.groupby("problem_id").size()) == {8}
@@ -38,7 +41,7 @@ def test_metrics_follow_from_the_kept_samples(smoke: FinishedSweep, role: str) -
     record = folder.record()
     assert record is not None
     assert record["metrics"]["pass@k/1"] == pytest.approx(drawn["correct"].mean())
-    assert record["metrics"]["greedy/1"] == pytest.approx(samples[samples["sample"] == -1]["correct"].mean())
+    assert record["metrics"]["greedy/1"] == pytest.approx(greedy["correct"].mean())
     assert record["metrics"]["perplexity"] == pytest.approx(np.exp(np.mean(details["heldout"]["cross_entropy"])))
 
 
