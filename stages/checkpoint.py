@@ -6,22 +6,53 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.core_model_loading import revert_weight_conversion
 
 from pipeline.errors import PriorlabError
 
+_SCALED_BY_LAST_NORM = ("qwen3", "glm4_moe")
 
-def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save model and tokenizer as a HF folder, at any ZeRO stage. Every rank must call it; one writes."""
+
+def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, temperature: float = 1.0) -> None:
+    """Save model and tokenizer as a HF folder, at any ZeRO stage. Every rank must call it; one writes.
+
+    What is saved has its logits divided by `temperature`; the model that is trained stays as it is.
+    """
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.args.should_save:
         return
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # DeepSpeed's copy unties it; the embedding is the one that counts
+    if temperature != 1:
+        state[last_norm(model)] = state[last_norm(model)] / temperature
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
+
+
+def export_finished(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path, temperature: float = 1.0) -> None:
+    """Export from the last step's checkpoint, with logits over `temperature`: a run killed between it and its record has nothing left
+    to train.
+    """
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False)
+    if temperature != 1:
+        model.get_parameter(last_norm(model)).data /= temperature
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def last_norm(model: PreTrainedModel) -> str:
+    """The name of the weight that scales all logits, whether or not the output layer is tied: that of the RMS norm before it.
+
+    Raises `PriorlabError` for a kind of model where it is not known to.
+    """
+    if model.config.model_type not in _SCALED_BY_LAST_NORM:
+        raise PriorlabError(
+            f"the prior's temperature is known to work for models of type {' and '.join(_SCALED_BY_LAST_NORM)}; this one is "
+            f"{model.config.model_type!r}: leave the temperature out, or sample at it with evaluate.temperatures and rl.temperature"
+        )
+    return f"{model.base_model_prefix}.norm.weight"
 
 
 def verify_export(folder: Path) -> None:

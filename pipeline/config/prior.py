@@ -35,11 +35,12 @@ class Prior(Rewards):
     """Setting of the shaped next-token objective, constant or on a schedule over the training tokens.
 
     `k` is the size of the head (the k most probable tokens). It matters only when a lambda is not zero, `form` only when beta is not.
-    Both apply to the whole schedule. The losses take the setting at one point, `at(share)`.
+    Both apply to the whole schedule, and so does `temperature`. The losses take the setting at one point, `at(share)`.
     """
 
     k: int = Field(0, ge=0, description="size of the head, in tokens")
     form: Literal["product", "power"] = "product"
+    temperature: float = identity_since(1.0, gt=0, description="what exports have their logits divided by; training does not see it")
     schedule: tuple[Waypoint, ...] = identity_since((), description="later rewards, in order of time")
     interpolation: Literal["step", "linear"] = identity_since("step", description="how the schedule moves between waypoints")
 
@@ -69,7 +70,7 @@ class Prior(Rewards):
             return float(start + way * (getattr(there, reward) - start))
 
         now = {reward: between(reward) for reward in SCHEDULED}
-        return Prior(name=here.name, k=self.k, form=self.form, **now)
+        return Prior(name=here.name, k=self.k, form=self.form, temperature=self.temperature, **now)
 
     @model_validator(mode="after")
     def _schedule_is_in_order(self) -> Prior:
@@ -114,8 +115,8 @@ class Prior(Rewards):
 
 
 KNOBS = (*SCHEDULED, "k", "form")
-"""All knobs, in the order in which tables show them."""
-RENAMING = (*SCHEDULED, "schedule", "interpolation")
+"""All knobs of the objective, in the order in which tables show them."""
+RENAMING = (*SCHEDULED, "temperature", "schedule", "interpolation")
 """Keys that give a named prior a new name; k only fits it to a vocabulary."""
 
 

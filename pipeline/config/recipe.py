@@ -53,6 +53,15 @@ class RecipeConfig(Config):
         return max(self.model.max_positions, 0 if longer is None else longer.block_size)
 
     @model_validator(mode="after")
+    def _adopted_stays_as_it_is(self) -> RecipeConfig:
+        if self.pretrain.adopted is not None and self.prior.temperature != 1:
+            raise ValueError(
+                f"prior.temperature is {self.prior.temperature:g}, but an adopted checkpoint (pretrain.adopted) is used as it is; "
+                "leave the temperature out, or sample at it with evaluate.temperatures and rl.temperature"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_tokenizer(self) -> RecipeConfig:
         own = None if self.midtrain is None else self.midtrain.corpus
         if own is not None and own.tokenizer not in (CorpusConfig.model_fields["tokenizer"].default, self.corpus.tokenizer):

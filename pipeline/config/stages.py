@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pipeline.config.base import Config, identity_since
+from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.costs import Costs, evaluation_costs, rl_costs, training_costs
 from pipeline.config.evaluation import EvaluateConfig
@@ -145,6 +145,7 @@ class MidtrainStage(StageConfig):
     prior: Prior
     midtrain: MidtrainConfig
     seed: int
+    checkpoint_temperature: float = execution(1.0, gt=0, description="of the checkpoint's prior, undone before training")
 
     @property
     def launch(self) -> Launch:

@@ -162,7 +162,9 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
             mixture = CorpusStage(task=recipe.task, corpus=recipe.midtrain_corpus)
             text = chain["midtrain-corpus"] = add(mixture, f"{recipe.task.name}-midtrain", tokenizer=corpus)
         slug = slug if own is None else f"{recipe.prior.name}-{own.name}-s{seed}"
-        later = MidtrainStage(prior=recipe.midtrain_prior, midtrain=recipe.midtrain, seed=seed)
+        later = MidtrainStage(
+            prior=recipe.midtrain_prior, midtrain=recipe.midtrain, seed=seed, checkpoint_temperature=recipe.prior.temperature
+        )
         base = chain["midtrain"] = add(later, slug, checkpoint=base, corpus=text)
         evaluations["midtrain"] = evaluated(base, slug)
         along.append(("midtrain", base, slug, recipe.midtrain.milestones))
@@ -215,6 +217,8 @@ def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
     model = text | {"prior.name": recipe.prior.name} | {f"prior.{name}": value for name, value in recipe.prior.knobs().items()}
     if recipe.prior.schedule:
         model["prior.schedule"] = [waypoint.at for waypoint in recipe.prior.schedule]
+    if recipe.prior.temperature != 1:
+        model["prior.temperature"] = recipe.prior.temperature
     model |= {"model": recipe.model.name, "seed": recipe.seed}
     if recipe.pretrain.adopted is not None:
         model["adopted"] = recipe.pretrain.adopted[:19]

@@ -19,7 +19,9 @@ def run(stage: Stage) -> dict[str, Any]:
     base = stage.parent("checkpoint")
     return train(
         stage, settings, config.prior, config.seed,
-        lambda tokenizer, blocks: continued_model(base, tokenizer, rope_base=settings.rope_base, positions=blocks.block_size),
+        lambda tokenizer, blocks: continued_model(
+            base, tokenizer, rope_base=settings.rope_base, positions=blocks.block_size, temperature=config.checkpoint_temperature
+        ),
     )  # fmt: skip
 
 

@@ -8,12 +8,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import PriorlabError
+from stages.checkpoint import last_norm
 
 
 def continued_model(
-    checkpoint: Path, tokenizer: PreTrainedTokenizerBase, *, rope_base: float | None, positions: int
+    checkpoint: Path, tokenizer: PreTrainedTokenizerBase, *, rope_base: float | None, positions: int, temperature: float
 ) -> PreTrainedModel:
     """The weights in float32, in a model with at least `positions` positions; its config, and so its export, has both changes.
+
+    `temperature` is what the checkpoint's logits were divided by at its export: training goes on without.
 
     RoPE has no weights: rotations are computed from the config when the model is built, so it is changed first.
 
@@ -26,6 +29,9 @@ def continued_model(
     if rope_base is not None:
         config.rope_parameters = config.rope_parameters | {"rope_theta": rope_base}
     config.max_position_embeddings = max(config.max_position_embeddings, positions)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         checkpoint, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
+    if temperature != 1:
+        model.get_parameter(last_norm(model)).data *= temperature
+    return model

@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 
 from pipeline.config.prior import SCHEDULED, Prior
 from pipeline.config.training import Launch, NextTokenTraining
-from stages.checkpoint import save_export, verify_export
+from stages.checkpoint import export_finished, last_norm, save_export, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.objective.head import ShapedHead, attach
@@ -32,7 +32,7 @@ from stages.training.balancing import ExpertBalance, routers_of
 from stages.training.deepspeed_internals import whole_size
 from stages.training.process import trainer_arguments
 from stages.training.resharding import AsItWas, load_universal, reshard
-from stages.training.step_checkpoints import StepCheckpoints, export_finished, is_split_otherwise, last_complete, step_of
+from stages.training.step_checkpoints import StepCheckpoints, is_split_otherwise, last_complete, step_of
 
 
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
@@ -163,6 +163,8 @@ def train(
     blocks = Blocks(corpus / "train")
     checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0, any_processes=True)
     model = build(tokenizer, blocks)
+    if prior.temperature != 1:
+        last_norm(model)  # refuse before training what the export would
     head = attach(model, prior.at(0.0), settings.head_k)
 
     def export(write_last: Callable[[Path], None]) -> None:
@@ -175,7 +177,7 @@ def train(
 
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:
-            export(lambda folder: export_finished(checkpoint, tokenizer, folder))
+            export(lambda folder: export_finished(checkpoint, tokenizer, folder, prior.temperature))
     else:
         # After the model: once there are arguments, transformers would build it under zero.Init.
         arguments = trainer_arguments(
@@ -204,13 +206,17 @@ def train(
             )
             reshard(checkpoint, rank=stage.rank)
             trainer.add_callback(AsItWas())
-        trainer.add_callback(KeepMilestones(stage, settings.milestones, lambda folder: save_export(trainer, tokenizer, folder)))
+
+        def write(folder: Path) -> None:
+            save_export(trainer, tokenizer, folder, prior.temperature)
+
+        trainer.add_callback(KeepMilestones(stage, settings.milestones, write))
         stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
         with stage.guard.saving():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step != settings.steps:
             raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
-        export(lambda folder: save_export(trainer, tokenizer, folder))
+        export(write)
     if stage.rank == 0:
         verify_export(stage.folder.export)
     last = stage.last_row()

@@ -16,7 +16,7 @@ from trl import GRPOConfig
 from pipeline.config.stages import RLStage
 from pipeline.config.training import RLConfig
 from pipeline.store.files import read_json
-from stages.checkpoint import save_export, verify_export
+from stages.checkpoint import export_finished, save_export, verify_export
 from stages.contract import Stage
 from stages.engine import check_prompts, engine_arguments
 from stages.rl.problems import training_and_validation
@@ -27,7 +27,7 @@ from stages.tasks import Problem, build_task
 from stages.tasks.verifier import Verifier
 from stages.training.balancing import ExactBiases
 from stages.training.process import trainer_arguments
-from stages.training.step_checkpoints import export_finished, last_complete, step_of
+from stages.training.step_checkpoints import last_complete, step_of
 
 
 def train(stage: Stage) -> dict[str, Any]:

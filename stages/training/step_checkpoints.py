@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch.nn import Module, Parameter
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -125,14 +125,6 @@ def _mark(checkpoint: Path) -> dict[str, Any] | None:
 
 def _layout(launch: Launch) -> dict[str, int]:
     return {"processes": launch.processes, "zero_stage": launch.zero_stage}
-
-
-def export_finished(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Export from the last step's checkpoint: a run killed between it and its record has nothing left to train."""
-    AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False).save_pretrained(
-        folder
-    )
-    tokenizer.save_pretrained(folder)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -96,7 +96,8 @@ def test_response_entropy_is_what_the_model_gives_the_sampled_texts(
     assert samples[samples["temperature"] == 0]["log_prob"].isna().all()
 
     def log_prob(row: Any) -> float:
-        prompt, response = (tokenizer(text)["input_ids"] for text in (prompts[row.problem_id], row.text))
+        prompt = tokenizer(prompts[row.problem_id])["input_ids"]
+        response = tokenizer(row.text, add_special_tokens=False)["input_ids"]
         response += [] if row.truncated else [tokenizer.eos_token_id]
         assert len(response) == row.length
         with torch.no_grad():

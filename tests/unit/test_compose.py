@@ -207,6 +207,8 @@ def test_parents_come_before_children() -> None:
         (["evaluate.temperatures=[0.5,1]"], "evaluate: temperatures has 1 twice, or it is evaluate.temperature (1), which is always"),
         (["evaluate.temperatures=[0.5,0.5]"], "evaluate: temperatures has 0.5 twice"),
         (["evaluate.temperatures=[0]"], "evaluate.temperatures.0 is 0: input should be greater than or equal to 0.01"),
+        (["prior.temperature=0"], "prior.temperature is 0: input should be greater than 0"),
+        (["prior.temperature=0.9", f"pretrain.adopted=sha256:{0:064}"], "prior.temperature is 0.9, but an adopted checkpoint"),
         (["rl.steps=many"], "rl.steps is 'many': input should be a valid integer"),
         (["axes.prior=[{beta: x}]"], "prior.beta is 'x': input should be a valid number"),
         (["prior.beta=-2"], "prior.beta is -2: input should be greater than or equal to -1"),
@@ -294,6 +296,7 @@ def test_scientific_notation_is_a_number() -> None:
 def test_a_changed_prior_is_not_named_like_its_base() -> None:
     assert only_recipe("prior.beta=-0.1").prior.name == "ce,beta=-0.1"
     assert only_recipe("prior={use: ce, beta: -0.1, name: mild}").prior.name == "mild"
+    assert only_recipe("prior={use: ce, temperature: 0.909}").prior.name == "ce,temperature=0.909"
     cells = list(load_sweep("quickstart", ["axes.prior=[ce, {use: ce, beta: -0.1}]"]).cells())
     assert [cell.id for cell in cells] == ["ce-seed0", "ce,beta=-0.1-seed0"]
     assert [cell.recipe.prior.name for cell in cells] == ["ce", "ce,beta=-0.1"]

@@ -51,7 +51,7 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "rl.verify_workers=2", "rl.max_verify_failures=0.1", "task.max_prompt_tokens=100",
         "tracking.mode=disabled", "tracking.project=other",
         "pretrain.optimizer.decay=linear", "midtrain=null", "pretrain.evaluate_at=null",
-        "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power",
+        "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power", "prior.temperature=1",
         "evaluate.temperatures=[]", "rl.exploration=none", "rl.exploration={kind: none, name: plain}",
     ],
 )  # fmt: skip
@@ -70,6 +70,7 @@ def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override
         ("evaluate.selection={}", {"evaluate@pretrain", "evaluate@rl"}),
         ("evaluate.verify_memory_mib=512", {"evaluate@pretrain", "evaluate@rl"}),
         ("prior.beta=0.1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
+        ("prior.temperature=0.9", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
         ("seed=1", {"pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
         ("corpus.seed=1", {"corpus", "pretrain", "rl", "evaluate@pretrain", "evaluate@rl"}),
     ],
@@ -90,6 +91,8 @@ def test_midtraining_is_identified_by_its_settings_its_prior_and_its_parents() -
         ("midtrain.prior={beta: 0.1}", {"midtrain"}),
         ("midtrain.corpus.block_size=64", {"midtrain-corpus", "midtrain"}),
         ("prior.beta=0.1", {"pretrain", "evaluate@pretrain", "midtrain"}),
+        ("prior.temperature=0.9", {"pretrain", "evaluate@pretrain", "midtrain"}),
+        ("midtrain.prior={temperature: 0.9}", {"midtrain"}),
     ):
         after = midtrained(override)
         differing = {role for role in before if before[role] != after[role]}

@@ -11,7 +11,8 @@ from torch._dynamo.utils import counters
 from pipeline.config.prior import Prior
 from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
-from pipeline.experiment.compose import load_recipe, load_sweep
+from pipeline.experiment.compose import Cell, load_recipe, load_sweep
+from pipeline.experiment.graph import build_graph
 from stages.objective.fused import fused_loss_and_statistics
 from stages.objective.reference import shaped_loss
 from stages.objective.row_step import EAGER, Passes
@@ -85,6 +86,15 @@ def test_a_schedule_is_identity_and_its_inert_parts_are_not() -> None:
     assert len({str(prior.identity()) for prior in (Prior(), step, linear, scheduled(later | {"at": 0.6}))}) == 4
     assert "k" not in step.identity()
     assert step.identity()["form"] == "product"  # it matters later
+
+
+def test_a_temperature_holds_for_the_whole_schedule_and_for_midtraining_that_inherits_the_prior() -> None:
+    cooled = recipe("prior={use: ce, temperature: 0.5, schedule: [{at: 0.5, beta: 0.5}]}", "midtrain=countdown")
+    assert (cooled.prior.at(0.7).temperature, cooled.midtrain_prior.temperature) == (0.5, 0.5)
+    own = recipe("prior={use: ce, temperature: 0.5}", "midtrain=countdown", "midtrain.prior=ce")
+    assert own.midtrain_prior.temperature == 1
+    graph = build_graph([Cell("cell", {}, cooled)])
+    assert graph.cells[0].chain["midtrain"].config.checkpoint_temperature == 0.5  # type: ignore[attr-defined]
 
 
 def test_schedules_show_in_cell_names() -> None:
