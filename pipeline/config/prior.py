@@ -116,8 +116,13 @@ class Prior(Rewards):
 
 KNOBS = (*SCHEDULED, "k", "form")
 """All knobs of the objective, in the order in which tables show them."""
-RENAMING = (*SCHEDULED, "temperature", "schedule", "interpolation")
-"""Keys that give a named prior a new name; k only fits it to a vocabulary."""
+_RENAMING = (*SCHEDULED, "temperature", "schedule", "interpolation")
+
+
+def renaming(changes: dict[str, Any], prior: dict[str, Any]) -> dict[str, Any]:
+    """Those of a named prior's changes that give it a new name. k only fits it to a vocabulary; `form` needs a beta to matter."""
+    shaped = bool(prior.get("beta") or prior.get("schedule"))
+    return {key: value for key, value in changes.items() if key in _RENAMING or (key == "form" and shaped)}
 
 
 def with_waypoints(prior: dict[str, Any], named: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:

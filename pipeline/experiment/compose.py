@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.prior import RENAMING, with_waypoints
+from pipeline.config.prior import renaming, with_waypoints
 from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.config_files import bare_name, parse_yaml, read_config
@@ -29,8 +29,8 @@ GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain"
     "midtrain.corpus": "corpus", "midtrain.prior": "prior", "rl.exploration": "exploration",
 }  # fmt: skip
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
-_RENAMING = {"prior": RENAMING}
-"""By group, keys that turn a file's config into a different one; its name then lists them after the file's."""
+_RENAMING = {"prior": renaming}
+"""By group, which changes turn a file's config into a different one; its name then lists them after the file's."""
 _WRITTEN_OUT = {"prior": with_waypoints}
 """By group, a function that resolves file names nested in its other keys."""
 _SWEEP_KEYS = {"recipe", "axes", "description"}
@@ -82,13 +82,17 @@ class Sweep:
 
 
 def label(value: Any) -> Any:
-    """An axis value as one word or number: a config with changes is called by its name, or its base and its changes."""
+    """An axis value as one word or number: a config with changes is called by its name, or its base and its changes.
+
+    The form of a prior's reward stands in brackets: `precision[power]`.
+    """
     if not isinstance(value, dict):
         return value
     if "name" in value:
         return str(value["name"])
-    changes = ",".join(f"{key}={_schedule_word(inner)}" for key, inner in value.items() if key != "use")
-    return ",".join(filter(None, [str(value.get("use", "")), changes]))
+    changes = [f"{key}={_schedule_word(inner)}" for key, inner in value.items() if key not in ("use", "form")]
+    form = f"[{value['form']}]" if "form" in value else ""
+    return ",".join(filter(None, [str(value.get("use", "")), *changes])) + form
 
 
 def _schedule_word(value: Any) -> Any:
@@ -242,11 +246,10 @@ def _resolved(path: str, node: Any) -> Any:
         changes = dict(node)
         name = changes.pop("use")
         merged = read_config(group, name) | {"name": bare_name(str(name))}
-        renaming = {key: value for key, value in changes.items() if key in _RENAMING.get(group, ())}
-        if renaming:
-            merged["name"] = label({"use": merged["name"], **renaming})
         for key, value in changes.items():
             assign(merged, [key], value, tuple(path.split(".")))
+        if group in _RENAMING and "name" not in changes and (told := _RENAMING[group](changes, merged)):
+            merged["name"] = label({"use": merged["name"], **told})
         node = merged
     if group in _WRITTEN_OUT:
         node = _WRITTEN_OUT[group](node, functools.partial(_resolved, path))

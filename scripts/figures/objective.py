@@ -1,6 +1,6 @@
-"""The figures and the table of docs/objective.md, computed with the objective itself.
+"""The figures and the tables of docs/objective.md, computed with the objective itself.
 
-.venv/bin/python scripts/figures/objective.py  # writes docs/objective-*.png, prints the table
+.venv/bin/python scripts/figures/objective.py  # writes docs/objective-*.png, prints the tables
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.optimize import root_scalar
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
@@ -41,7 +42,10 @@ def stationary(truth: Float[Tensor, " vocab"], prior: Prior, steps: int = 300) -
         losses = shaped_loss(logits.expand(len(truth), -1), targets, prior, reduction="none")
         (gradient,) = torch.autograd.grad((truth * losses).sum(), logits)
         with torch.no_grad():
-            logits -= 0.2 * gradient / logits.softmax(-1)
+            step = gradient / logits.softmax(-1)
+            logits -= 0.2 * step
+        if step.abs().max() < 1e-8:
+            break
     return logits.detach().softmax(-1)
 
 
@@ -98,7 +102,28 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def matching_beta(beta: float, truth: Float[Tensor, " vocab"] = ZIPF) -> float:
+    """The beta with which "power" settles at the entropy at which "product" settles with `beta`, to three digits."""
+    wanted = entropy(stationary(truth, Prior(beta=beta)))
+    found = root_scalar(lambda b: entropy(stationary(truth, Prior(beta=b, form="power"))) - wanted, x0=beta / 2, x1=beta, xtol=1e-5)
+    return round(float(found.root), 3)
+
+
+def equal_entropy_table() -> str:
+    """For the shipped priors, the betas at which both forms settle at the same entropy in the Zipf context."""
+    priors = {"precision": -0.25, "diversity": 0.5}
+    lines = ["| prior | `product` | entropy | `power` | entropy |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(equal_entropy_row(*one, matching_beta(one[1])) for one in priors.items())])
+
+
+def equal_entropy_row(name: str, product: float, power: float) -> str:
+    """Of that table, for two betas that are to match."""
+    ours, theirs = (entropy(stationary(ZIPF, prior)) for prior in (Prior(beta=product), Prior(beta=power, form="power")))
+    return f"| `{name}` | {product:g} | {ours:.3f} | {power:g} | {theirs:.3f} |"
+
+
 if __name__ == "__main__":
     draw_weights(DOCS / "objective-weights.png")
     draw_entropies(DOCS / "objective-entropy.png")
     print(table())
+    print(equal_entropy_table())

@@ -296,6 +296,10 @@ def test_scientific_notation_is_a_number() -> None:
 def test_a_changed_prior_is_not_named_like_its_base() -> None:
     assert only_recipe("prior.beta=-0.1").prior.name == "ce,beta=-0.1"
     assert only_recipe("prior={use: ce, beta: -0.1, name: mild}").prior.name == "mild"
+    assert only_recipe("prior={use: precision, form: power}").prior.name == "precision[power]"
+    assert only_recipe("prior={use: precision, form: product, k: 7}").prior.name == "precision[product]"
+    assert only_recipe("prior={use: ce, form: power}").prior.name == "ce"  # without a beta the forms are one
+    assert only_recipe("prior={use: precision, beta: -0.1, form: power}").prior.name == "precision,beta=-0.1[power]"
     assert only_recipe("prior={use: ce, temperature: 0.909}").prior.name == "ce,temperature=0.909"
     cells = list(load_sweep("quickstart", ["axes.prior=[ce, {use: ce, beta: -0.1}]"]).cells())
     assert [cell.id for cell in cells] == ["ce-seed0", "ce,beta=-0.1-seed0"]

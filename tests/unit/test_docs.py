@@ -144,6 +144,23 @@ def test_the_stationary_entropies_of_the_docs_are_what_the_objective_gives() -> 
     assert f"\n{objective_figures.table()}\n" in (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
 
 
+def test_both_forms_settle_at_the_same_entropy_with_the_betas_of_the_docs_and_of_the_sweep() -> None:
+    page = (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    settled = {}
+    for name, product, entropy, power, same in rows:
+        assert entropy == same
+        row = objective_figures.equal_entropy_row(name, float(product), float(power))
+        assert row in page
+        settled[name] = (float(product), float(power))
+    assert settled.keys() == {"precision", "diversity"}
+    priors = [cell.recipe.prior for cell in load_sweep("equal_entropy").cells()]
+    assert {(prior.beta, prior.form) for prior in priors if prior.beta} == {
+        (beta, form) for betas in settled.values() for beta, form in zip(betas, ("product", "power"), strict=True)
+    }
+    assert "precision,beta=-0.171[power]" in {prior.name for prior in priors}
+
+
 def test_the_page_on_exploration_shows_the_example_as_it_is_and_every_kind() -> None:
     page = (ROOT / "docs" / "exploration.md").read_text(encoding="utf-8")
     module, config = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -213,3 +213,13 @@ def test_training_one_context_ends_at_the_stationary_entropy(form: str, beta: fl
         logits = (logits - 0.5 * gradient(loss, logits)).detach().requires_grad_()
     entropy = torch.distributions.Categorical(logits=logits.detach()).entropy().item()
     assert entropy == pytest.approx(expected, abs=6e-4)
+
+
+def test_product_is_focal_loss_with_its_factor_held_constant() -> None:
+    """docs/objective.md names both weights at beta = .5 and pi = .5."""
+    log_prob = torch.tensor(0.5, dtype=torch.float64).log().requires_grad_()
+    factor = (1 - log_prob.exp()) ** 0.5
+    (focal,) = torch.autograd.grad(-factor * log_prob, log_prob, retain_graph=True)
+    (held,) = torch.autograd.grad(-factor.detach() * log_prob, log_prob)
+    assert (round(-focal.item(), 2), round(-held.item(), 2)) == (0.95, 0.71)
+    assert positive_weight(log_prob.detach(), Prior(beta=0.5)).item() == pytest.approx(-held.item())

@@ -25,7 +25,7 @@ def planned(home: Path, *arguments: str) -> list[dict[str, object]]:
 def test_each_paper_sweep_gets_a_line_per_kind_of_stage(name: str, tmp_path: Path) -> None:
     entries = {entry["stage"]: entry for entry in planned(tmp_path, name, "--vocabulary", "151936")}
     assert list(entries)[:3] == ["pretrain", "midtrain", "rl"]
-    assert all(len(entry["stages"]) == 5 for entry in entries.values())  # type: ignore[arg-type]
+    assert all(len(entry["stages"]) == 7 for entry in entries.values())  # type: ignore[arg-type]
     pretrain, midtrain = entries["pretrain"], entries["midtrain"]
     assert (pretrain["tokens"], midtrain["tokens"]) == (pytest.approx(500e9, rel=1e-3), pytest.approx(100e9, rel=1e-3))
     # Six operations per parameter and token are the usual estimate; attention, embedding and recomputation account for the rest.
