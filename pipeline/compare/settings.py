@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.experiment.axes import axis_keys, words
 from pipeline.experiment.compose import Cell
 
 BASELINE = "ce"
@@ -32,8 +33,7 @@ def planned_settings(cells: Sequence[Cell]) -> list[Setting]:
     found: dict[str, Setting] = {}
     for cell in cells:
         coordinates = {path: value for path, value in cell.coordinates.items() if path != "seed"}
-        words = [str(value) if path == "prior" else f"{path}={value}" for path, value in coordinates.items()]
-        name = " ".join(words) or cell.recipe.prior.name
+        name = " ".join(words(axis, value) for axis, value in coordinates.items()) or cell.recipe.prior.name
         found.setdefault(name, Setting(name, coordinates, [])).cells.append(cell)
     return list(found.values())
 
@@ -51,9 +51,9 @@ def pairs(of_sweep: Sequence[Setting]) -> dict[str, list[tuple[Setting, Setting]
 
 
 def _is_baseline(setting: Setting, axis: str) -> bool:
-    recipe = setting.cells[0].recipe
-    return (axis == "prior" and recipe.prior.name == BASELINE) or (
-        axis == "midtrain.prior" and recipe.midtrain is not None and recipe.midtrain_prior.name == BASELINE
+    recipe, keys = setting.cells[0].recipe, axis_keys(axis)
+    return ("prior" in keys and recipe.prior.name == BASELINE) or (
+        "midtrain.prior" in keys and recipe.midtrain is not None and recipe.midtrain_prior.name == BASELINE
     )
 
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from pipeline.config.prior import renaming, with_waypoints
 from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
+from pipeline.experiment.axes import assignments, axis_keys, axis_name, check_axes, coordinate, flat_axes, label
 from pipeline.experiment.config_files import bare_name, parse_yaml, read_config
 from pipeline.experiment.explain import explain, unknown_key
 from pipeline.store.folders import NAME
@@ -61,45 +62,25 @@ class Sweep:
             return
         seen: set[str] = set()
         for values in itertools.product(*self.axes.values()):
-            coordinates = dict(zip(self.axes, values, strict=True))
+            point = dict(zip(self.axes, values, strict=True))
+            settings = [setting for axis, value in point.items() for setting in assignments(axis, value)]
             tree = dict(self.recipe)
-            tree |= {key: copy.deepcopy(tree[key]) for key in {path.partition(".")[0] for path in coordinates} if key in tree}
-            for path, value in coordinates.items():
+            tree |= {key: copy.deepcopy(tree[key]) for key in {path.partition(".")[0] for path, _ in settings} if key in tree}
+            for path, value in settings:
                 assign(tree, path.split("."), value)
-            where = ", ".join(f"{path}={label(value)}" for path, value in coordinates.items())
-            name = "-".join(_cell_word(path, value) for path, value in coordinates.items()) or "cell"
+            where = ", ".join(f"{path}={label(value)}" for path, value in settings)
+            name = "-".join(_cell_word(path, value) for path, value in settings) or "cell"
             if name in seen:
                 raise PriorlabError(f"two cells of sweep {self.name!r} are called {name!r} ({where}); give their configs other names")
             seen.add(name)
             yield Cell(
                 id=name,
-                coordinates={path: label(value) for path, value in coordinates.items()},
+                coordinates={axis: coordinate(axis, value) for axis, value in point.items()},
                 recipe=validate_recipe(tree, where=f"cell {where}" if where else "recipe"),
             )
 
     def as_yaml(self) -> str:
         return yaml.safe_dump({"description": self.description, "axes": self.axes, "recipe": self.recipe}, sort_keys=False, width=120)
-
-
-def label(value: Any) -> Any:
-    """An axis value as one word or number: a config with changes is called by its name, or its base and its changes.
-
-    The form of a prior's reward stands in brackets: `precision[power]`.
-    """
-    if not isinstance(value, dict):
-        return value
-    if "name" in value:
-        return str(value["name"])
-    changes = [f"{key}={_schedule_word(inner)}" for key, inner in value.items() if key not in ("use", "form")]
-    form = f"[{value['form']}]" if "form" in value else ""
-    return ",".join(filter(None, [str(value.get("use", "")), *changes])) + form
-
-
-def _schedule_word(value: Any) -> Any:
-    """A prior's schedule as `precision@0.5`; any other value as it is."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) and "at" in item for item in value):
-        return value
-    return "-".join(f"{label({key: inner for key, inner in item.items() if key != 'at'})}@{item['at']}" for item in value)
 
 
 def _cell_word(path: str, value: Any) -> str:
@@ -113,31 +94,27 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
     unknown = tree.keys() - _SWEEP_KEYS
     if unknown:
         raise PriorlabError(unknown_key(f"sweep {name}", unknown.pop(), _SWEEP_KEYS))
-    axes = _flatten_axes(tree.get("axes") or {}, name)
+    axes = flat_axes(tree.get("axes") or {}, name)
     recipe = _recipe_tree(tree.get("recipe", {}))
     set_by_hand: list[str] = []
     for override in overrides:
         path, value = parse_override(override)
         if path[0] == "axes" and len(path) > 1:
-            axes[".".join(path[1:])] = value
+            axes[axis_name(".".join(path[1:]))] = value
         elif path == ["recipe"]:
             recipe = _recipe_tree(value)
         else:
             assign(recipe, path, value)
             set_by_hand.append(".".join(path).removesuffix(".use"))
+    varied = {key: axis for axis in axes for key in axis_keys(axis)}
     for key in set_by_hand:
-        if key in axes:
+        if key in varied:
+            axis = varied[key].replace(", ", ",")  # as the command line takes it without quotes
+            part = "an axis" if axis == key else f"part of the axis {axis}"
             raise PriorlabError(
-                f"{key} is an axis of sweep {name!r}, so {key}=... would change nothing; narrow the axis instead, e.g. axes.{key}=[...]"
+                f"{key} is {part} of sweep {name!r}, so {key}=... would change nothing; narrow the axis instead, e.g. axes.{axis}=[...]"
             )
-    for axis, values in axes.items():
-        if not isinstance(values, list):
-            raise PriorlabError(f"axes.{axis} of sweep {name!r} is {values!r}; an axis is a list, e.g. axes.{axis}=[{values}]")
-        if not values:
-            raise PriorlabError(f"axes.{axis} of sweep {name!r} is empty; give at least one value, or drop the axis")
-        repeated = next((value for value in values if values.count(value) > 1), None)
-        if repeated is not None:
-            raise PriorlabError(f"axes.{axis} of sweep {name!r} lists {label(repeated)!r} twice")
+    check_axes(axes, name)
     return Sweep(_sweep_name(rename or bare_name(name)), axes, recipe, tree.get("description", ""))
 
 
@@ -154,19 +131,6 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
         path, value = parse_override(override)
         assign(recipe, path, value)
     return Sweep(_sweep_name(f"{bare_name(name)}-run"), {}, recipe)
-
-
-def _flatten_axes(tree: dict[str, Any], sweep: str, prefix: str = "") -> dict[str, Any]:
-    """`rl: {learning_rate: [..]}` and `rl.learning_rate: [..]` are the same axis."""
-    if not isinstance(tree, dict):
-        raise PriorlabError(f"axes of sweep {sweep!r} is {tree!r}; give a mapping from keys to lists")
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten_axes(value, sweep, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _recipe_tree(node: Any, used: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.compare.results import COLUMNS
+from pipeline.compare.settings import planned_settings
 from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.corpus import AnySource, CorpusConfig
 from pipeline.config.exploration import Exploration
@@ -58,11 +59,14 @@ def test_the_index_names_each_page() -> None:
     assert set(re.findall(r"^\| .* \| \[(.*?)\]", index, re.MULTILINE)) == pages | {"results/README.md"}
 
 
-def test_the_sweep_that_is_built_as_an_example_has_the_cells_of_its_axes(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_sweeps_that_are_built_as_examples_have_the_cells_of_their_axes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     path = tmp_path / "example.yaml"
-    path.write_text(example)
-    assert len(build_graph(load_sweep(str(path)).cells()).cells) == 3 * 3 * 2
+    for example, cells in zip(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL), (3 * 3 * 2, 2 * 3), strict=True):
+        path.write_text(example)
+        found = list(load_sweep(str(path)).cells())
+        assert len(build_graph(found).cells) == cells
+    assert all(f"`{setting.name}`" in page for setting in planned_settings(found))
 
 
 def test_the_table_of_priors_is_the_configs() -> None:
