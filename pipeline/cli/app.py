@@ -17,6 +17,7 @@ from pipeline.cli.plan import plan
 from pipeline.cli.run import resume, run, stage, sweep
 from pipeline.cli.terminal import errors
 from pipeline.errors import PriorlabError
+from pipeline.run.surroundings import forget_surroundings
 
 app = typer.Typer(
     name="priorlab",
@@ -48,5 +49,6 @@ def _clear_errors() -> Iterator[None]:
 
 
 def main() -> None:
+    forget_surroundings()
     with _clear_errors():
         app()

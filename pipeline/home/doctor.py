@@ -59,7 +59,7 @@ def _engine() -> Finding:
 
 
 def _devices() -> Finding:
-    asked = subprocess.run([sys.executable, "-c", _DEVICES], capture_output=True, text=True, check=False)
+    asked = subprocess.run([sys.executable, "-E", "-P", "-c", _DEVICES], capture_output=True, text=True, check=False)
     if asked.returncode:
         return Finding("devices", False, "torch cannot be imported: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
     return Finding("devices", True, asked.stdout.strip())

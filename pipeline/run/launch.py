@@ -15,10 +15,14 @@ from typing import IO, Protocol
 from pipeline.config.stages import StageConfig
 from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
 from pipeline.experiment.graph import StageNode
+from pipeline.run.surroundings import inherited
 from pipeline.store.folders import StageFolder, status_of
 
 CODE = Path(__file__).resolve().parents[2]
 """The folder that holds the packages `pipeline` and `stages`."""
+PYTHON = {"PYTHONPATH": str(CODE), "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+"""For each interpreter that runs a stage: no folder of the user's, such as one called `datasets` in the current folder, stands in for a
+package, and files are UTF-8 in every locale."""
 
 
 class Process(Protocol):
@@ -64,10 +68,6 @@ def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes,
     return [sys.executable, "-m", "stages.die_with_parent", str(os.getpid()), *start]
 
 
-_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "WANDB_SERVICE")
-"""What each stage sets for itself: a caller's W&B service outlives a killed stage, and refuses its run to the next attempt."""
-
-
 def environment(node: StageNode, lock: int, commit: str, devices: list[str] | None = None) -> dict[str, str]:
     """What the stage's process sees; `devices` are its GPUs, and no others."""
     return process_environment(node.config.threads, lock, commit, devices, hub=node.config.reads_hub)
@@ -75,13 +75,13 @@ def environment(node: StageNode, lock: int, commit: str, devices: list[str] | No
 
 def process_environment(threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool) -> dict[str, str]:
     """`environment` without a node; no lock on a machine that is not the stage's first, `hub` if the stage's data lie on one."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _OWN}
+    seen = inherited()
     # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
     if devices:
-        inherited["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        seen["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     if lock is not None:
-        inherited["PRIORLAB_LOCK_FD"] = str(lock)
-    return inherited | {
+        seen["PRIORLAB_LOCK_FD"] = str(lock)
+    return seen | {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         # The hub is for stages whose data lie there; all else is on disk, and asking would only cost time.
@@ -90,9 +90,7 @@ def process_environment(threads: int, lock: int | None, commit: str, devices: li
         "PYTHONHASHSEED": "0",
         "PRIORLAB_COMMIT": commit,
         "PYTHONUNBUFFERED": "1",
-        # Else a folder of the user's that is called pipeline or datasets, in the current folder, would stand in for the package.
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH", "")])),
+        **PYTHON,
     }
 
 

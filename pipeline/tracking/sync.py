@@ -37,7 +37,7 @@ def send(waiting: list[Path]) -> None:
     """Upload runs. Raises `PriorlabError` if W&B did not accept all."""
     for start in range(0, len(waiting), _AT_ONCE):
         batch = waiting[start : start + _AT_ONCE]
-        subprocess.run([sys.executable, "-m", "wandb", "sync", *map(str, batch)], check=False)
+        subprocess.run([sys.executable, "-E", "-P", "-m", "wandb", "sync", *map(str, batch)], check=False)
         left = [run for run in batch if not _sent(run)]  # only the marks show a failure: it exits with 0 even then
         if left:
             still = len(left) + len(waiting) - start - len(batch)

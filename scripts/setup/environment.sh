@@ -3,6 +3,7 @@
 # The environment is exactly the device's lock file (cpu.txt or gpu.txt, compiled from pyproject.toml; CONTRIBUTING.md says how).
 # PRIORLAB_DEVICE=cpu|gpu overrides detection.
 
+unset PYTHONPATH PYTHONHOME # the caller's packages are not ours
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv=$root/.venv
 uv_version=0.13.9
@@ -48,6 +49,7 @@ bring_python() {
 
 install() {
     local python uv tag started=$SECONDS
+    local -x PYTHONSAFEPATH=1 # so that no pip/ or venv/ in the current folder is taken for the module
     echo "priorlab set-up: making $venv for the $device; this takes a minute or two, once" >&2
     # An environment without its stamp is one whose set-up was interrupted: start over.
     rm -rf "$venv"

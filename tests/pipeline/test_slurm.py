@@ -226,3 +226,15 @@ def test_a_stage_over_two_nodes_trains_with_deepspeed(finished: tuple[Lab, dict[
     (attempt,) = attempts(lab.folder(pretrain))
     assert json.loads((attempt / "attempt.json").read_text())["nodes"] == "n[1-2]"
     assert rows(lab, pretrain)[0]["loss"] == pytest.approx(rows(whole, PRETRAIN)[0]["loss"], rel=1e-4)
+
+
+def test_a_job_takes_no_name_of_the_folder_it_was_submitted_in_and_nothing_of_a_job_around_it(lab: Lab, tmp_path: Path) -> None:
+    for name in ("pipeline", "stages", "submitit", "cloudpickle"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "__init__.py").touch()
+    around = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "5", "SLURM_MEM_PER_CPU": "10", "SLURM_MEM_PER_NODE": "20", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        lab.command(*SWEEP), env=lab.environment() | around, cwd=tmp_path / "work", capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert states(lab) == {"corpus": "done", "pretrain": "done", "evaluate": "done"}

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import StageNode
 from pipeline.run.backend import Backend, Command, Job, Seen
-from pipeline.run.launch import CODE
+from pipeline.run.launch import PYTHON
 from pipeline.run.retries import cause_of_exit
 from pipeline.run.slurm import queue
 from pipeline.run.slurm.job import StageJob
@@ -129,7 +129,7 @@ class SlurmBackend(Backend):
             "cpus_per_task": cpus,
             "time": resources.minutes,
             "signal_delay_s": self.cluster.warning_seconds,
-            "setup": [f"export PYTHONPATH={shlex.quote(str(CODE))}${{PYTHONPATH:+:$PYTHONPATH}}"],
+            "setup": [f"export {name}={shlex.quote(value)}" for name, value in PYTHON.items()],
             # Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
             "additional_parameters": {name: value for name, value in options.items() if value is not False},

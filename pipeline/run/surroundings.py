@@ -1,0 +1,42 @@
+"""What of the caller's environment reaches stages and other programs that priorlab starts.
+
+A surrounding job (a W&B sweep's agent, torchrun, accelerate, mpirun, Slurm, a git hook) describes itself in variables that libraries
+would take for the stage's own. What describes the user's account, machine and choices is kept: keys, servers, caches, proxies, GPUs,
+and all of HF_*, CUDA_*, NCCL_*, OMP_* and SBATCH_*. None of Python's own variables is kept: an interpreter imports the packages of its
+installation, whatever the caller's PYTHONPATH holds.
+"""
+
+from __future__ import annotations
+
+import os
+
+_FAMILIES = (
+    "WANDB_", "SLURM_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_", "PMIX_", "MPI_LOCAL", "MV2_", "VLLM_DP_", "PYTHON"
+)  # fmt: skip
+_ALONE = {
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK",
+    "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "PRIORLAB_LOCK_FD",
+    "MKL_NUM_THREADS",  # which would win over OMP_NUM_THREADS, set by launch.threads
+}  # fmt: skip
+_KEPT = {
+    # account and server
+    "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_ENTITY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CREDENTIALS_FILE",
+    "WANDB_USERNAME", "WANDB_USER_EMAIL", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_INSECURE_DISABLE_SSL",
+    # whether and how to track
+    "WANDB_MODE", "WANDB_HTTP_TIMEOUT", "WANDB_INIT_TIMEOUT", "WANDB_DEBUG", "WANDB_CORE_DEBUG", "WANDB_ERROR_REPORTING",
+    # places
+    "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR",
+    # where Slurm's commands find their cluster
+    "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT",
+}  # fmt: skip
+
+
+def inherited() -> dict[str, str]:
+    """The environment without what describes a surrounding job."""
+    return {name: value for name, value in os.environ.items() if name in _KEPT or not (name.startswith(_FAMILIES) or name in _ALONE)}
+
+
+def forget_surroundings() -> None:
+    """Take it out of this process's own environment, for all that runs in it (a sweep's W&B run) or is started by it (sbatch, git)."""
+    for name in os.environ.keys() - inherited().keys():
+        del os.environ[name]
