@@ -15,7 +15,7 @@ from pipeline.config.costs import DEVICES, Utilisation, known_device
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import available
-from pipeline.experiment.graph import build_graph
+from pipeline.experiment.graph import build_graph, check_cells_differ
 from pipeline.experiment.plan_costs import Assumptions, planned_costs
 from pipeline.experiment.plan_hours import Hours, assumed_hours, timed_hours
 from pipeline.home.plan import explained_plan
@@ -52,6 +52,7 @@ def plan(
         planned = load_sweep(name, overrides or [])
     home, cells = Home.from_environment(), list(planned.cells())
     graph = build_graph(cells)
+    check_cells_differ(graph)
     assumed = Assumptions(device, known_device(device), devices, Utilisation(utilisation, sampling_utilisation), vocabulary)
     if costs:
         _show_costs(planned_costs(graph, home, assumed), as_json=as_json)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -24,10 +25,54 @@ def identity_since(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"left_out_at_default": True}, **constraints)
 
 
+_EXACT = 2**53
+"""Up to here a float is the number that was written."""
+
+
+def _take_no_other_type(schema: Any) -> None:
+    """Have pydantic take no `"00"` or `true` for a number, and no `1` or `"yes"` for a truth; but 1e3 where a whole number is meant.
+
+    pydantic's strict mode would also refuse lists for tuples, which is all that YAML and JSON have.
+    """
+    if isinstance(schema, list | tuple):
+        for inner in schema:
+            _take_no_other_type(inner)
+    if not isinstance(schema, dict):
+        return
+    kind = schema.get("type")
+    if kind in ("int", "float", "bool"):
+        strict = schema | {"strict": True}
+        schema.clear()
+        schema.update(core_schema.no_info_before_validator_function(_whole, strict) if kind == "int" else strict)
+        return
+    if kind == "literal" and all(isinstance(choice, int) for choice in schema["expected"]):
+        choice = dict(schema)
+        schema.clear()
+        schema.update(core_schema.no_info_before_validator_function(_no_truth, choice))
+        return
+    for inner in schema.values():
+        _take_no_other_type(inner)
+
+
+def _no_truth(value: Any) -> Any:
+    """To Python, true is 1."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT else value
+
+
 class Config(BaseModel):
     """Base of all configs: unknown keys are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _take_no_other_type(schema)
+        return schema
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide results, as plain JSON types."""

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pipeline.config.prior import renaming, with_waypoints
 from pipeline.config.recipe import RecipeConfig
 from pipeline.errors import PriorlabError
-from pipeline.experiment.axes import assignments, axis_keys, axis_name, check_axes, coordinate, flat_axes, label
+from pipeline.experiment.axes import assignments, axis_keys, check_axes, coordinate, flat_axes, label
 from pipeline.experiment.config_files import bare_name, parse_yaml, read_config
 from pipeline.experiment.explain import explain, unknown_key
 from pipeline.store.folders import NAME
@@ -99,8 +99,10 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
     set_by_hand: list[str] = []
     for override in overrides:
         path, value = parse_override(override)
-        if path[0] == "axes" and len(path) > 1:
-            axes[axis_name(".".join(path[1:]))] = value
+        if path[0] == "axes":
+            axes |= flat_axes({".".join(path[1:]): value} if path[1:] else value, name)
+        elif path == ["description"]:
+            tree["description"] = value
         elif path == ["recipe"]:
             recipe = _recipe_tree(value)
         else:
@@ -129,6 +131,8 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
     recipe = _recipe_tree(name)
     for override in overrides:
         path, value = parse_override(override)
+        if path[0] == "axes":
+            raise PriorlabError(f"{override!r}: a recipe has no axes; set the key itself, or start a sweep of it with `priorlab sweep`")
         assign(recipe, path, value)
     return Sweep(_sweep_name(f"{bare_name(name)}-run"), {}, recipe)
 

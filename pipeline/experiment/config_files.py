@@ -21,7 +21,14 @@ _SHIPPED = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two repairs: `1e-4` is a number, and a key given twice is an error."""
+    """Plain words as YAML 1.2's core schema reads them. In 1.1, PyYAML's own, `12:00:00` is 43200 and `yes` is true.
+
+    Kept from 1.1 are merge keys and `500_000`. `010`, ten in one version and eight in the other, is text. Double keys are errors.
+    """
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0 if text.startswith(("0o", "0x")) else 10)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -31,11 +38,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+_Loader.yaml_implicit_resolvers = {}
+_NUMBER = list("-+.0123456789")
+for _tag, _pattern, _first in (
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", "[-+]?(0|[1-9][0-9]*(_[0-9]+)*)|0o[0-7]+|0x[0-9a-fA-F]+", _NUMBER),
+    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _NUMBER),
+    ("merge", "<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def config_folders() -> list[Path]:
@@ -52,7 +65,7 @@ def parse_yaml(text: str) -> Any:
     """Raises `ValueError` if it is not YAML, or too deep."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last for a number of thousands of digits
         raise ValueError(str(error)) from error
 
 

@@ -138,6 +138,17 @@ def build_graph(cells: Iterable[Cell]) -> Graph:
     return Graph([_plan(cell, stages) for cell in cells], stages)
 
 
+def check_cells_differ(graph: Graph) -> None:
+    """Raises `PriorlabError` if two cells are the same run, which statistics would count twice: all their stages are equal."""
+    first: dict[tuple[str, ...], str] = {}
+    for plan in graph.cells:
+        other = first.setdefault(tuple(node.fingerprint for node in plan.stages()), plan.cell.id)
+        if other != plan.cell.id:
+            raise PriorlabError(
+                f"cells {other!r} and {plan.cell.id!r} are the same run: what differs between them decides no result; leave one out"
+            )
+
+
 def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
     """The stages of a cell: those of equal fingerprint that `stages` has already, or new ones, which it then has, too."""
     recipe, seed = cell.recipe, cell.recipe.seed

@@ -9,7 +9,7 @@ from pipeline.config.cluster import ClusterConfig
 from pipeline.config.stages import KINDS
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep
-from pipeline.experiment.graph import Graph, build_graph, graph_from_specs
+from pipeline.experiment.graph import Graph, build_graph, check_cells_differ, graph_from_specs
 from pipeline.experiment.saved import save_definition, saved_sweep
 from pipeline.run.launch import visible_devices
 from pipeline.run.scheduler import run
@@ -26,6 +26,7 @@ def default_jobs() -> int:
 def run_sweep(sweep: Sweep, home: Home, *, jobs: int, view: View) -> tuple[Graph, Outcome]:
     """Run what is missing. Raises `PriorlabError` if another process runs this sweep."""
     graph = build_graph(sweep.cells())
+    check_cells_differ(graph)
     cluster = _cluster_of(graph)
     with home.sweep_lock(sweep.name):
         save_definition(sweep, graph, home)

@@ -229,7 +229,7 @@ def test_parents_come_before_children() -> None:
         (["seed=5"], "seed is an axis of sweep 'quickstart', so seed=... would change nothing"),
         (["prior=tail"], "narrow the axis instead, e.g. axes.prior=[...]"),
         (["rl.temperature=.inf"], "rl.temperature is inf: input should be a finite number"),
-        (["seed.x=2024-13-45"], "is not YAML"),
+        (["axes.seed=[2024-13-45]"], "seed is '2024-13-45': input should be a valid integer"),
         (["axes.seed=[4294967296]"], "seed is 4294967296: input should be less than 4294967296"),
         (["pretrain.dtype=bfloat16"], "dtype bfloat16 needs launch.zero_stage >= 1"),
         (["rl.max_response_tokens=1000"], "rl.max_response_tokens (1000) plus 64 prompt tokens exceed"),
