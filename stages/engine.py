@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.base import Dtype
-from pipeline.errors import PriorlabError
-from stages.tasks import Problem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
     from vllm import LLM
 
 
@@ -50,19 +47,3 @@ def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, 
         logprobs_mode="processed_logprobs",
         **engine_arguments(dtype, kv_cache_gib),
     )
-
-
-def check_prompts(problems: list[Problem], tokenizer: PreTrainedTokenizerBase, room: int) -> None:
-    """Raises `PriorlabError` if a prompt cannot be cut, or into more than `room` tokens, which the engine would refuse in mid-run."""
-    encoded = tokenizer([problem.prompt for problem in problems])["input_ids"]
-    unknown = next((p for p, ids in zip(problems, encoded, strict=True) if tokenizer.unk_token_id in ids), None)
-    if tokenizer.unk_token_id is not None and unknown is not None:
-        raise PriorlabError(
-            f"the prompt {unknown.prompt[:60]!r} has characters that the tokenizer does not know; choose another corpus.tokenizer"
-        )
-    lengths = [len(ids) for ids in encoded]
-    if max(lengths) > room:
-        raise PriorlabError(
-            f"{sum(length > room for length in lengths)} of {len(problems)} prompts are longer than task.max_prompt_tokens = {room}, "
-            f"the longest has {max(lengths)} tokens; set task.max_prompt_tokens={max(lengths)} or leave long problems out"
-        )

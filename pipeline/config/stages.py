@@ -89,7 +89,8 @@ class CorpusStage(StageConfig):
 
     @property
     def reads_hub(self) -> bool:
-        return self.corpus.reads_hub or (self.corpus.uses_task and self.task.reads_hub)
+        asks_task = self.corpus.uses_task or self.corpus.tokenizer.kind == "pretrained"  # which must know the task's prompts
+        return self.corpus.reads_hub or (asks_task and self.task.reads_hub)
 
     def identity(self) -> dict[str, Any]:
         """The task is part of it if the text depends on it."""

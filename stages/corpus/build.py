@@ -19,7 +19,7 @@ from stages.contract import Stage
 from stages.corpus.pack import Block, interleaved, packed_blocks, save_blocks
 from stages.corpus.sources import Reading, find_documents, save_bad
 from stages.corpus.text import Part, StoredText, TaskText, weighted_strings
-from stages.corpus.tokenizer import bpe_tokenizer, character_tokenizer, pretrained_tokenizer
+from stages.corpus.tokenizer import bpe_tokenizer, character_tokenizer, check_task, pretrained_tokenizer
 from stages.tasks import Task, build_task
 
 _REPORTED_DOCUMENTS = 1000
@@ -117,4 +117,6 @@ def _tokenizer(corpus: CorpusConfig, task: Task, texts: dict[str, TaskText | Sto
             weights = {name: source.weight for name, source in corpus.used_sources.items()}
             return bpe_tokenizer(weighted_strings(strings, weights, bpe.train_characters), bpe.vocab_size)
         case pretrained:
-            return pretrained_tokenizer(pretrained)
+            tokenizer = pretrained_tokenizer(pretrained)
+            check_task(task, tokenizer)
+            return tokenizer

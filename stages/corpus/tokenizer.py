@@ -6,17 +6,24 @@ before a prompt; padding has its own token, since a model does not train the emb
 
 from __future__ import annotations
 
+import contextlib
+import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config.corpus import PretrainedTokenizer, tokenizer_digest
 from pipeline.errors import PriorlabError
+from stages.tasks import Problem, Task
 
 END = "<|end|>"
 PAD = "<|pad|>"
+# Prompts of each split that are looked at before training; all that a stage uses are checked once more when it starts.
+_LOOKED_AT = 64
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
@@ -88,3 +95,64 @@ def _with_end(tokenizer: Tokenizer, end: str, pad: str, **more: str) -> PreTrain
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=pad, clean_up_tokenization_spaces=False, **more
     )
+
+
+def check_task(task: Task, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Before any training: raises `PriorlabError` if RL or evaluation would refuse the task's prompts as unknown to the tokenizer."""
+    for split in ("rl", "evaluate"):
+        _check_known(_some_problems(task, split), tokenizer)
+
+
+def _some_problems(task: Task, split: Literal["rl", "evaluate"]) -> list[Problem]:
+    """None if the split has none or cannot be read: the stage that needs it says so."""
+    for count in (_LOOKED_AT, 8, 1):
+        with contextlib.suppress(PriorlabError):
+            return task.problems(split, count, seed=0)
+    return []
+
+
+def check_prompts(problems: list[Problem], tokenizer: PreTrainedTokenizerFast, room: int) -> None:
+    """Raises `PriorlabError` if a prompt holds what the tokenizer does not know, or more than `room` tokens, which the engine would
+    refuse in mid-run."""
+    _check_known(problems, tokenizer)
+    lengths = [len(ids) for ids in tokenizer([problem.prompt for problem in problems])["input_ids"]]
+    if max(lengths) > room:
+        raise PriorlabError(
+            f"{sum(length > room for length in lengths)} of {len(problems)} prompts are longer than task.max_prompt_tokens = {room}, "
+            f"the longest has {max(lengths)} tokens; set task.max_prompt_tokens={max(lengths)} or leave long problems out"
+        )
+
+
+def _check_known(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> None:
+    backend = tokenizer.backend_tokenizer
+    model = json.loads(backend.to_str())["model"]
+    # The model inside decides which token that is; the role `unk_token` around it is a label.
+    unknown_token = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
+    for problem in problems:
+        unknown = _unknown_in(problem.prompt, backend, unknown_token)
+        if unknown is not None:
+            raise PriorlabError(
+                f"the prompt {problem.prompt[:60]!r} has {unknown!r}, which the tokenizer does not know; choose another "
+                "corpus.tokenizer"
+            )
+
+
+def _unknown_in(text: str, tokenizer: Tokenizer, unknown_token: str | None) -> str | None:
+    """The first piece of a text that becomes the unknown token, or no token at all; None if every piece has its own.
+
+    By what stands in the text, not by id alone: the unknown token may also be end-of-text, as in GPT-2, and a chat template may spell
+    it out.
+    """
+    try:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+    except Exception:  # what tokenizers raises, itself, where the unknown token has no id
+        return next((c for c in text if tokenizer.token_to_id(c) is None), text)
+    covered = [False] * len(text)
+    unknown_id = None if unknown_token is None else tokenizer.token_to_id(unknown_token)
+    for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        covered[start:end] = [True] * (end - start)
+        if number == unknown_id and text[start:end].strip() != unknown_token:
+            return text[start:end]
+    # Spaces, marks and control characters are often normalized away; letters, numbers, punctuation and symbols never should be.
+    dropped = (c for c, seen in zip(text, covered, strict=True) if not seen and unicodedata.category(c)[0] in "LNPS")
+    return next(dropped, None)

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from pipeline.config.stages import EvaluateStage
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.engine import build_engine, check_prompts
+from stages.corpus.tokenizer import check_prompts
+from stages.engine import build_engine
 from stages.evaluate.distribution import heldout_statistics
 from stages.evaluate.harness import benchmark
 from stages.evaluate.majority import majority_at_k

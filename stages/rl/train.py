@@ -18,7 +18,8 @@ from pipeline.config.training import RLConfig
 from pipeline.store.files import read_json
 from stages.checkpoint import export_finished, save_export, verify_export
 from stages.contract import Stage
-from stages.engine import check_prompts, engine_arguments
+from stages.corpus.tokenizer import check_prompts
+from stages.engine import engine_arguments
 from stages.rl.problems import training_and_validation
 from stages.rl.rollouts import PREFLIGHT_FILE
 from stages.rl.trainer import RLTrainer

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config.corpus import PretrainedTokenizer
@@ -26,8 +26,9 @@ from stages.contract import Stage
 from stages.corpus.build import build
 from stages.corpus.pack import Blocks, packed_blocks, save_blocks
 from stages.corpus.text import is_heldout
-from stages.corpus.tokenizer import END, PAD, bpe_tokenizer, pretrained_tokenizer
+from stages.corpus.tokenizer import END, PAD, bpe_tokenizer, character_tokenizer, check_prompts, pretrained_tokenizer
 from stages.guard import Guard
+from stages.tasks import Problem
 from tests.conftest import Lab, smoke_graph, start
 
 Built = tuple[Path, dict[str, Any]]
@@ -217,6 +218,76 @@ def test_a_tokenizer_that_changed_or_has_no_end_is_refused(tmp_path: Path) -> No
     shutil.copyfile(tmp_path / "endless" / "tokenizer_config.json", tmp_path / "theirs" / "tokenizer_config.json")
     with pytest.raises(PriorlabError, match=r"the tokenizer in .* \(corpus\.tokenizer\.folder\) has changed since the run was planned"):
         pretrained_tokenizer(config)
+
+
+ENDOFTEXT = "<|endoftext|>"
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def one_token_for_all(folder: Path, model: str, known: list[str]) -> PreTrainedTokenizerFast:
+    """As GPT-2 and GPT-NeoX have it: `<|endoftext|>` is unknown, start and end at once. Read as the recipe's `corpus.tokenizer`."""
+    vocabulary = {token: number for number, token in enumerate([ENDOFTEXT, *known])}
+    match model:
+        case "bytes":
+            tokenizer = Tokenizer(models.BPE(vocabulary, []))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        case "characters":
+            tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=ENDOFTEXT))
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+        case "bpe":
+            tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=ENDOFTEXT, fuse_unk=True))
+        case _:
+            tokenizer = Tokenizer(models.Unigram([(token, -float(number)) for token, number in vocabulary.items()], unk_id=0))
+    tokenizer.add_special_tokens([AddedToken(ENDOFTEXT, special=True, normalized=False)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=ENDOFTEXT, bos_token=ENDOFTEXT, eos_token=ENDOFTEXT
+    ).save_pretrained(folder)  # fmt: skip
+    return pretrained_tokenizer(PretrainedTokenizer(folder=str(folder)))
+
+
+@pytest.mark.parametrize(("model", "known"), [("bytes", BYTES), ("characters", [*"1+=:"]), ("bpe", [*"1+=:"]), ("unigram", [*"1+=:"])])
+def test_a_token_that_is_unknown_and_end_at_once_is_no_unknown_text(model: str, known: list[str], tmp_path: Path) -> None:
+    tokenizer = one_token_for_all(tmp_path, model, known)
+    problems = [Problem("a", "1+1=", {}), Problem("b", f"{ENDOFTEXT}1+1:", {})]  # as a chat template may write it
+    assert tokenizer(problems[0].prompt)["input_ids"][0] == tokenizer.unk_token_id
+    check_prompts(problems, tokenizer, 20)
+
+
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ("characters", [*"1+"]), ("bpe", [*"1+"]), ("unigram", [*"1+"]),
+        ("bytes", [byte for byte in BYTES if byte != "="]),  # would be dropped without a word
+    ],
+)  # fmt: skip
+def test_text_that_a_tokenizer_does_not_know_is_found_whatever_the_token_is(model: str, known: list[str], tmp_path: Path) -> None:
+    tokenizer = one_token_for_all(tmp_path, model, known)
+    with pytest.raises(PriorlabError, match=r"the prompt '1\+1=' has '=', which the tokenizer does not know; choose another corpus"):
+        check_prompts([Problem("a", "1+1", {}), Problem("b", "1+1=", {})], tokenizer, 20)
+
+
+def test_an_unknown_token_that_no_role_names_is_found(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<end>": 0, "?": 1, "1": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(tmp_path)
+    read = pretrained_tokenizer(PretrainedTokenizer(folder=str(tmp_path)))
+    check_prompts([Problem("a", "1?1", {})], read, 20)
+    with pytest.raises(PriorlabError, match="has '2', which the tokenizer does not know"):
+        check_prompts([Problem("a", "12", {})], read, 20)
+
+
+def test_a_character_without_a_token_of_its_own_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PriorlabError, match="the prompt '1=' has '=', which the tokenizer does not know"):
+        check_prompts([Problem("a", "1=", {})], character_tokenizer("1"), 20)
+
+
+def test_a_tokenizer_that_does_not_know_the_task_is_refused_before_training(made: Build, sources: str, tmp_path: Path) -> None:
+    for name, known in (("all", BYTES), ("some", [byte for byte in BYTES if byte != ":"])):
+        one_token_for_all(tmp_path / name, "bytes", known)
+    overrides = [f"corpus.sources={{{sources}}}", "corpus.tokenizer={kind: pretrained}"]
+    made(*overrides, f"corpus.tokenizer.folder={tmp_path}/all")
+    with pytest.raises(PriorlabError, match=r"the prompt '.*' has ':', which the tokenizer does not know; choose another corpus"):
+        made(*overrides, f"corpus.tokenizer.folder={tmp_path}/some")
 
 
 def test_the_stage_stops_at_bad_input_with_its_place_and_leaves_no_trace(lab: Lab, tmp_path: Path) -> None:

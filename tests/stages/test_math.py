@@ -16,7 +16,7 @@ from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import StageNode
 from pipeline.store.files import write_json_atomically
-from stages.engine import check_prompts
+from stages.corpus.tokenizer import check_prompts
 from stages.tasks import Problem, build_task
 from stages.tasks.verifier import Verifier
 from tests.conftest import Lab, smoke_graph, start
