@@ -1,19 +1,22 @@
 """Take in a checkpoint made elsewhere as a pretrain stage's export, if it fits the recipe's corpus (`python -m stages.adopt`).
 
 It fits if it has the same tokenizer (vocabulary, special tokens, tokens of held-out text), at least the recipe's number of positions,
-and weights that match its config. The record then has `adopted`: the source folder and the sha256 of its files.
+the same end, and finite weights that match its config. The record then has `adopted`: the source folder and the sha256 of its files.
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.stages import PretrainStage
 from pipeline.errors import PriorlabError
 from pipeline.store.files import manifest_of
 from stages.contract import Stage, main
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _COMPARED_BLOCKS = 64
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -29,10 +32,18 @@ def adopt(stage: Stage) -> dict[str, Any]:
 
     wanted = stage.config_as(PretrainStage).model.max_positions
     source, manifest = Path(stage.spec["adopt"]["source"]), stage.spec["adopt"]["manifest"]
-    vocabulary = _check_tokenizer(source, stage.parent("corpus"))
-    positions = AutoConfig.from_pretrained(source, trust_remote_code=False).max_position_embeddings
+    tokenizer = _checked_tokenizer(source, stage.parent("corpus"))
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    positions = config.max_position_embeddings
     if positions < wanted:
         raise PriorlabError(f"the checkpoint has {positions} positions, the recipe needs model.max_positions={wanted}; lower it")
+    end = getattr(config, "eos_token_id", None)
+    if end not in (None, tokenizer.eos_token_id):  # engines stop at these too
+        raise PriorlabError(
+            f"its config.json has eos_token_id {end}, its tokenizer {tokenizer.eos_token_id}: responses would end "
+            "differently from those of models trained here; make the two agree"
+        )
+    verify_export(source)
 
     def write(folder: Path) -> None:
         for number, name in enumerate(manifest):
@@ -41,12 +52,11 @@ def adopt(stage: Stage) -> dict[str, Any]:
                 _link((source / name).resolve(), folder / name)
             else:
                 shutil.copyfile(source / name, folder / name)
+        if manifest_of(folder) != manifest:
+            raise PriorlabError(f"{source} changed during adoption; run the command again")
 
     stage.export(write)
-    verify_export(stage.folder.export)
-    if manifest_of(stage.folder.export) != manifest:
-        raise PriorlabError(f"{source} changed during adoption; run the command again")
-    return {"files": len(manifest), "vocabulary": vocabulary, "positions": positions}
+    return {"files": len(manifest), "vocabulary": len(tokenizer), "positions": positions}
 
 
 def _link(file: Path, name: Path) -> None:
@@ -56,8 +66,8 @@ def _link(file: Path, name: Path) -> None:
         raise PriorlabError(f"cannot link {file} into {name.parent} ({error.strerror}); leave out --link to copy it") from error
 
 
-def _check_tokenizer(source: Path, corpus: Path) -> int:
-    """The size of the vocabulary. Raises `PriorlabError` at the first difference from the corpus's tokenizer."""
+def _checked_tokenizer(source: Path, corpus: Path) -> PreTrainedTokenizerFast:
+    """Raises `PriorlabError` at the first difference from the corpus's tokenizer."""
     from transformers import AutoTokenizer
 
     from stages.corpus.pack import Blocks
@@ -80,7 +90,7 @@ def _check_tokenizer(source: Path, corpus: Path) -> int:
         text = ours.decode(row, skip_special_tokens=True)
         if theirs(text)["input_ids"] != ours(text)["input_ids"]:
             raise PriorlabError(f"its tokenizer splits held-out text unlike the corpus's, first in {text[:60]!r}")
-    return len(ours)
+    return ours
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,7 +10,9 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.core_model_loading import revert_weight_conversion
 
-from pipeline.errors import PriorlabError
+from pipeline.errors import DivergedError, PriorlabError
+
+_HEAD = "lm_head.weight"
 
 _SCALED_BY_LAST_NORM = ("qwen3", "glm4_moe")
 
@@ -24,9 +27,13 @@ def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pa
         return
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if model.config.tie_word_embeddings:
+<<<<<<< HEAD
         state.pop("lm_head.weight", None)  # DeepSpeed's copy unties it; the embedding is the one that counts
     if temperature != 1:
         state[last_norm(model)] = state[last_norm(model)] / temperature
+=======
+        state.pop(_HEAD, None)  # DeepSpeed's copy unties it; the embedding is the one that counts
+>>>>>>> ab10693 (fix: verdicts on answers as a careful reader gives them; adopt checks what loading would not)
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
@@ -56,7 +63,12 @@ def last_norm(model: PreTrainedModel) -> str:
 
 
 def verify_export(folder: Path) -> None:
-    """Raises `PriorlabError` unless config, weights and tokenizer match: names, shapes, tied weights, vocabulary."""
+    """Checks that config, weights and tokenizer match: names, shapes, tied weights, vocabulary.
+
+    Raises:
+        DivergedError: a weight is NaN or infinite.
+        PriorlabError: anything else that loading would refuse, or read in two ways.
+    """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # under ZeRO-3 from_config would partition the model, which takes every rank
@@ -66,14 +78,52 @@ def verify_export(folder: Path) -> None:
     written = revert_weight_conversion(model, model.state_dict())  # the files' layout: experts one by one
     expected = {name: list(tensor.shape) for name, tensor in written.items()}
     if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
+        expected.pop(_HEAD, None)
+    found = _shapes(folder)
+    if config.tie_word_embeddings and _HEAD in found:  # as many tied checkpoints store it
+        _check_tied(folder, next(name for name, one in model.named_parameters() if one is model.get_input_embeddings().weight))
+        del found[_HEAD]
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise PriorlabError(f"the weights of {folder} do not match its config.json in {', '.join(wrong[:5])}")
+    broken = next((name for name, tensor in _tensors(folder) if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise DivergedError(
+            f"{broken} of {folder} has values that are not finite (NaN or infinite): training has diverged. Take an earlier "
+            "checkpoint; or lower the learning rate, or inspect the data"
+        )
+    vocabulary = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    if vocabulary > config.vocab_size:
+        raise PriorlabError(f"{folder}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}")
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Of each tensor that loading reads; old checkpoints also store rotary tables, which it computes."""
     found: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            found |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
-    if found != expected:
-        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        raise PriorlabError(f"export {folder} does not match its config in {', '.join(wrong[:5])}")
-    vocabulary = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-    if vocabulary > config.vocab_size:
-        raise PriorlabError(f"export {folder}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}")
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                if name in found:
+                    raise PriorlabError(
+                        f"{folder} has {name} in two .safetensors files, and libraries differ in which they load; keep one"
+                    )
+                if not name.endswith("rotary_emb.inv_freq"):
+                    found[name] = list(tensors.get_slice(name).get_shape())
+    return found
+
+
+def _tensors(folder: Path, *names: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """One at a time: all of them, or those named."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            yield from ((name, tensors.get_tensor(name)) for name in tensors.keys() if not names or name in names)  # noqa: SIM118
+
+
+def _check_tied(folder: Path, embedding: str) -> None:
+    """Who loads them may take either, so the two must be one."""
+    stored = dict(_tensors(folder, _HEAD, embedding))
+    if embedding in stored and not torch.equal(stored[_HEAD], stored[embedding]):
+        raise PriorlabError(
+            f"{folder} ties its output layer to its embedding (tie_word_embeddings in config.json), but its {_HEAD} differs from "
+            f"{embedding}; remove that tensor, or set tie_word_embeddings to false, whichever the model was trained with"
+        )

@@ -109,9 +109,10 @@ class Stage:
         self._write_status("running", step=step, total=total, unit=unit, shown=shown, since=self._since)
 
     def log(self, step: int, **values: float) -> None:
-        """Log a row to metrics.jsonl and the stage's W&B run. Raises `DivergedError` if the loss is not finite."""
-        if not math.isfinite(values.get("loss", 0.0)):
-            raise DivergedError(f"the loss is {values['loss']} at step {step}: training has diverged. {self.good_checkpoint()}")
+        """Log a row to metrics.jsonl and the stage's W&B run. Raises `DivergedError` if the loss or the perplexity is not finite."""
+        for name in ("loss", "perplexity"):
+            if not math.isfinite(values.get(name, 0.0)):
+                raise DivergedError(f"the {name} is {values[name]} at step {step}: training has diverged. {self.good_checkpoint()}")
         if self.rank != 0:
             return
         with self.folder.metrics.open("a", encoding="utf-8") as file:
@@ -155,7 +156,11 @@ class Stage:
             return
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        write(building)
+        try:
+            write(building)
+        except Exception:
+            shutil.rmtree(building, ignore_errors=True)  # gigabytes that nobody would look for
+            raise
         sync_tree(building)  # a power cut must not leave a record beside files that were never written
         self.guard.check()
         shutil.rmtree(self.folder.export, ignore_errors=True)

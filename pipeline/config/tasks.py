@@ -158,6 +158,15 @@ class MathTask(TaskConfig):
     )
     system: str | None = Field(None, description="system message of the chat")
 
+    def identity(self) -> dict[str, Any]:
+        """With the version of the rules that judge answers: raised when a verdict changes, so that nothing but math tasks runs anew."""
+        return super().identity() | {"verdicts": 2}
+
+    def text_identity(self) -> dict[str, Any]:
+        kept = self.identity()
+        del kept["verdicts"]
+        return kept
+
     @property
     def reads_hub(self) -> bool:
         return any(source is not None and source.hub is not None for source in (self.train, self.evaluate))

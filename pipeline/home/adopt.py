@@ -26,6 +26,8 @@ from pipeline.store.folders import Home, status_of
 
 _KEPT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What it takes to load a Hugging Face folder; optimizer states and READMEs stay behind."""
+_LEFT = {"generation_config.json"}
+"""How its makers would sample, such as at which further tokens to stop: here the recipe alone says so."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,12 @@ def _manifest(checkpoint: Path) -> dict[str, str]:
     """sha256 of each of the checkpoint's files. Raises `PriorlabError` if it is not a checkpoint."""
     if not checkpoint.is_dir():
         raise PriorlabError(f"{checkpoint} is not a folder; give the folder of a Hugging Face checkpoint")
-    files = sorted({path for pattern in _KEPT for path in checkpoint.glob(pattern) if path.is_file()})
+    files = sorted({path for pattern in _KEPT for path in checkpoint.glob(pattern) if path.is_file() and path.name not in _LEFT})
     names = {path.name for path in files}
+    if "adapter_config.json" in names:
+        raise PriorlabError(
+            f"{checkpoint} is an adapter, weights that change another model's; merge it into that model and save the whole"
+        )
     missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
     if not any(name.endswith(".safetensors") for name in names):
         missing.append("*.safetensors")

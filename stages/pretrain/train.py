@@ -143,7 +143,7 @@ class NextTokenTrainer(Trainer):
         tokens = self.state.global_step * self.tokens_per_step
         speed = {"tokens_per_s": steps * self.tokens_per_step / elapsed, "data_wait_share": waited / elapsed}
         balance = {} if self.experts is None else self.experts.take_statistics()
-        return means | {"perplexity": math.exp(means["cross_entropy"]), "tokens": tokens} | balance | speed
+        return means | {"perplexity": float(np.exp(means["cross_entropy"])), "tokens": tokens} | balance | speed
 
 
 def train(

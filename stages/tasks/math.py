@@ -11,12 +11,14 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
-from stages.tasks.answers import judge
+from stages.tasks.answers import check_reference, judge
 from stages.tasks.prompts import render_prompt
 from stages.tasks.protocol import Document, Problem, Split, Verdict, split_of
 from stages.tasks.rows import column, read_rows
@@ -111,6 +113,10 @@ class Math:
                         f"{source.answer_pattern!r}"
                     )
                 answer = match[1].strip()
+            try:
+                check_reference(answer)
+            except ValueError as error:
+                raise PriorlabError(f"{place} has no answer to compare with in {key}.answer: {error}") from error
             solution = None
             if source.solution is not None:
                 solution = _text(column(row, source.solution, place, f"{key}.solution"), place, f"{key}.solution")
@@ -121,9 +127,14 @@ class Math:
 
 
 def _text(value: Any, place: str, key: str) -> str:
-    if isinstance(value, (list, tuple)):
-        value = ", ".join(map(str, value))
-    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
-    if not text:
+    parts = [_plain(part) for part in value] if isinstance(value, (list, tuple)) else [_plain(value)]
+    if None in parts or not any(parts):
         raise PriorlabError(f"{place} has {value!r} where {key} points; expected text or a number")
-    return text
+    return ", ".join(map(str, parts))
+
+
+def _plain(value: Any) -> str | None:
+    """A number without an exponent, which would be read as Euler's e; None for what is neither text nor a number."""
+    if isinstance(value, (float, Decimal)):
+        return f"{Decimal(repr(value)) if isinstance(value, float) else value:f}" if isfinite(value) else None
+    return str(value).strip() if isinstance(value, (str, int)) else None

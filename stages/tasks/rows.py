@@ -59,9 +59,14 @@ def _from_file(path: Path, source: MathSource, key: str) -> Iterator[dict[str, A
                 "again to use its new content, or restore the old"
             )
         if path.suffix == ".parquet":
+            import pyarrow as pa
             import pyarrow.parquet as pq
 
-            yield from pq.read_table(path).to_pylist()
+            table = pq.read_table(path)
+            for name, kind in zip(table.column_names, table.schema.types, strict=True):
+                if kind == pa.float32():  # as a Python float, 0.1 would become 0.10000000149011612
+                    table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+            yield from table.to_pylist()
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as file:
                 yield from csv.DictReader(file)

@@ -6,8 +6,11 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.config.model import ModelConfig
@@ -56,7 +59,8 @@ def test_a_recipe_goes_on_from_an_adopted_checkpoint(lab_with_corpus: Lab, tmp_p
     assert (plan["pretrain/theirs"]["state"], plan["rl/theirs"]["state"]) == ("done", "new")
     assert plan["pretrain/theirs"]["why"] == f"adopted from {source}"
     record = json.loads((Path(plan["pretrain/theirs"]["folder"]) / "record.json").read_text())
-    expected = {name: digest for name, digest in manifest_of(source).items() if name != "optimizer.pt"}
+    left = {"optimizer.pt", "generation_config.json"}
+    expected = {name: digest for name, digest in manifest_of(source).items() if name not in left}
     assert record["adopted"] == {"source": str(source), "manifest": expected, "link": False}
     assert record["manifest"] == expected
 
@@ -72,6 +76,77 @@ def test_a_recipe_goes_on_from_an_adopted_checkpoint(lab_with_corpus: Lab, tmp_p
     assert forced.returncode == 2
     assert "is an adopted checkpoint: it was not computed here" in forced.stderr
     assert json.loads(lab.call("gc", "--json").stdout)["items"] == []
+
+
+def change(folder: Path, **tensors: torch.Tensor) -> None:
+    """Replace or add tensors of the checkpoint; in names, __ stands for a dot."""
+    file = folder / "model.safetensors"
+    new = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file(load_file(file) | new, file, metadata={"format": "pt"})
+
+
+def set_in(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def weights_in(lab: Lab) -> set[Path]:
+    return set(lab.home.path.rglob("*.safetensors"))
+
+
+def refused(lab: Lab, source: Path) -> str:
+    """The message; the source is as it was, and no copy of it stays in the home."""
+    before, copies = manifest_of(source), weights_in(lab)
+    done = lab.call("adopt", str(source), "--as", "smoke", *SMALL)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert manifest_of(source) == before
+    assert weights_in(lab) == copies
+    return " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_the_tensor_s_name(lab_with_corpus: Lab, value: float, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "theirs", tokenizer())
+    norm = torch.ones(16)
+    norm[3] = value
+    change(source, model__norm__weight=norm)
+    assert f"model.norm.weight of {source} has values that are not finite (NaN or infinite)" in refused(lab_with_corpus, source)
+
+
+def test_a_tied_model_may_store_its_output_layer_if_it_is_the_embedding(lab_with_corpus: Lab, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "theirs", tokenizer(), tied_embeddings=True)
+    embedding = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    change(source, lm_head__weight=embedding + 1)
+    assert "its lm_head.weight differs from model.embed_tokens.weight; remove that tensor" in refused(lab_with_corpus, source)
+    change(source, lm_head__weight=embedding.clone(), model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4))
+    assert lab_with_corpus.call("adopt", str(source), "--as", "smoke", *SMALL).returncode == 0
+
+
+def test_what_libraries_would_load_differently_is_refused(lab_with_corpus: Lab, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "theirs", tokenizer())
+    save_file({"model.norm.weight": torch.zeros(16)}, source / "older.safetensors", metadata={"format": "pt"})
+    assert "has model.norm.weight in two .safetensors files" in refused(lab_with_corpus, source)
+    (source / "older.safetensors").unlink()
+    (source / "adapter_config.json").write_text("{}")
+    assert "is an adapter to another model; merge it into that one" in refused(lab_with_corpus, source)
+
+
+def test_other_ends_in_the_config_are_refused(lab_with_corpus: Lab, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "theirs", tokenizer())
+    set_in(source / "config.json", eos_token_id=[0, 7])
+    assert "its config.json has eos_token_id [0, 7], its tokenizer 0: responses would end differently" in refused(
+        lab_with_corpus, source
+    )
+
+
+def test_how_its_makers_sampled_changes_no_sample(lab_with_corpus: Lab, tmp_path: Path) -> None:
+    """`generation_config.json` may name further ends of text and ways to sample, which engines would follow."""
+    source = checkpoint(tmp_path / "theirs", tokenizer())
+    (source / "generation_config.json").unlink()
+    plain = lab_with_corpus.call("adopt", str(source), "--as", "smoke", *SMALL)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 7], "repetition_penalty": 1.7}))
+    again = lab_with_corpus.call("adopt", str(source), "--as", "smoke", *SMALL)
+    assert again.stdout.splitlines()[0] == f"already adopted as {plain.stdout.splitlines()[-2].split()[-1]}"
 
 
 def test_rl_goes_on_as_from_the_same_weights_trained_here(smoke: FinishedSweep, lab: Lab, tmp_path: Path) -> None:

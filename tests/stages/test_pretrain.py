@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.errors import DIVERGED_EXIT
 from pipeline.experiment.graph import StageNode
 from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import Home
@@ -159,6 +160,16 @@ def test_a_corrupt_corpus_is_named_and_nothing_is_overwritten(smoke: FinishedSwe
     assert process.wait(timeout=120) == 2
     printed = (lab.folder(node).path / "out.log").read_text()
     assert f"train/{data.name} has sha256" in printed
+    assert "Traceback" not in printed
+    assert lab.folder(node).record() is None
+
+
+def test_a_loss_beyond_any_perplexity_is_a_divergence(smoke: FinishedSweep, lab: Lab) -> None:
+    """e to the power of it is more than a float holds: no bug to try again, and no number to record."""
+    node = pretraining(lab, smoke, "model.init_std=1000")
+    assert start(lab, node).wait(timeout=200) == DIVERGED_EXIT
+    printed = (lab.folder(node).path / "out.log").read_text()
+    assert "error: the perplexity is inf at step" in printed
     assert "Traceback" not in printed
     assert lab.folder(node).record() is None
 

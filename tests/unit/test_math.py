@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ def jsonl(folder: Path, rows: list[dict[str, Any]], name: str = "data.jsonl") ->
     path = folder / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def save(path: Path, rows: list[dict[str, Any]]) -> None:
+    """In the format that the file's name ends in."""
+    if path.suffix == ".jsonl":
+        jsonl(path.parent, rows, path.name)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def task(file: str, **source: Any) -> MathTask:
@@ -82,18 +96,52 @@ def test_equal_answers_vote_together() -> None:
     assert judge("1/2", "no idea").answer is None
 
 
-def test_a_reference_that_cannot_be_read_is_an_error_and_not_a_wrong_answer() -> None:
-    with pytest.raises(ValueError, match=r"math-verify cannot parse the reference answer '\$\$'"):
-        judge("$$", "\\boxed{}")
+NOTHING: list[Any] = ["$$", "\\boxed{}", "NaN", "nan", ".", float("nan")]
+
+
+@pytest.mark.parametrize(
+    ("end", "answer"),
+    [
+        *((end, answer) for end in ("jsonl", "parquet", "csv") for answer in NOTHING),
+        ("jsonl", float("inf")), ("jsonl", ["1", float("nan")]),
+    ],
+)  # fmt: skip
+def test_a_row_without_an_answer_to_compare_is_named_when_the_task_is_read(end: str, answer: Any, tmp_path: Path) -> None:
+    good = 1.0 if isinstance(answer, float) else "1"  # a column of a table has one type
+    save(tmp_path / f"data.{end}", [{"problem": "?", "answer": good}, {"problem": "!", "answer": answer}])
+    with pytest.raises(PriorlabError, match=r"row 2 of .*task\.evaluate\.answer"):
+        build_task(MathTask(evaluate=MathSource(file=str(tmp_path / f"data.{end}")))).problems("evaluate", 1, seed=0)
+
+
+@pytest.mark.parametrize("end", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-07, "10^{-7}"), (1.5e16, "15000000000000000"), (2.5e-5, "\\frac{1}{40000}"), (1e22, "10^{22}"),
+        (-3e-10, "-3\\times10^{-10}"), (0.1, "\\frac{1}{10}"), (3.0, "3"), (1234567890123456789, "1234567890123456789"),
+    ],
+)  # fmt: skip
+def test_a_number_in_a_column_is_the_number_that_it_is(value: float, text: str, end: str, tmp_path: Path) -> None:
+    save(tmp_path / f"data.{end}", [{"problem": "?", "answer": value}])
+    (problem,) = build_task(MathTask(evaluate=MathSource(file=str(tmp_path / f"data.{end}")))).problems("evaluate", 1, seed=0)
+    assert judge(problem.data["answer"], f"\\boxed{{{text}}}").correct
+    assert not judge(problem.data["answer"], f"\\boxed{{{text}+1}}").correct
+
+
+def test_single_precision_and_decimals_of_a_table_keep_their_digits(tmp_path: Path) -> None:
+    table = pa.table(
+        {"problem": ["?"], "answer": pa.array([123456.79], pa.float32()), "exact": pa.array([Decimal("1E-7")], pa.decimal128(9, 8))}
+    )
+    pq.write_table(table, tmp_path / "data.parquet")
+    for column, answer in (("answer", "123456.79"), ("exact", "10^{-7}")):
+        config = MathTask(evaluate=MathSource(file=str(tmp_path / "data.parquet"), answer=column))
+        (problem,) = build_task(config).problems("evaluate", 1, seed=0)
+        assert judge(problem.data["answer"], f"\\boxed{{{answer}}}").correct
 
 
 def test_jsonl_parquet_and_csv_give_the_same_problems(tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "data.parquet")
-    with (tmp_path / "data.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ROWS[0])
-        writer.writeheader()
-        writer.writerows(ROWS)
-    jsonl(tmp_path, ROWS)
+    for end in ("jsonl", "parquet", "csv"):
+        save(tmp_path / f"data.{end}", ROWS)
     found = [build_task(task(str(tmp_path / f"data.{end}"))).problems("rl", 50, seed=0) for end in ("jsonl", "parquet", "csv")]
     assert found[0] == found[1] == found[2]
     assert len({problem.id for problem in found[0]}) == 50
