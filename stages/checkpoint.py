@@ -13,7 +13,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from pipeline.errors import DivergedError, PriorlabError
 
 _HEAD = "lm_head.weight"
-
 _SCALED_BY_LAST_NORM = ("qwen3", "glm4_moe")
 
 
@@ -27,13 +26,9 @@ def save_export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pa
         return
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if model.config.tie_word_embeddings:
-<<<<<<< HEAD
-        state.pop("lm_head.weight", None)  # DeepSpeed's copy unties it; the embedding is the one that counts
+        state.pop(_HEAD, None)  # DeepSpeed's copy unties it; the embedding is the one that counts
     if temperature != 1:
         state[last_norm(model)] = state[last_norm(model)] / temperature
-=======
-        state.pop(_HEAD, None)  # DeepSpeed's copy unties it; the embedding is the one that counts
->>>>>>> ab10693 (fix: verdicts on answers as a careful reader gives them; adopt checks what loading would not)
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 

@@ -7,6 +7,7 @@ the stage refuses files that have changed since.
 from __future__ import annotations
 
 import glob
+import os
 import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,7 +56,7 @@ class FilesSource(_Documents):
     """Text files: .jsonl and .parquet with a text column, .txt with one document, or several if separator is set; .gz and .zst too."""
 
     kind: Literal["files"] = "files"
-    paths: tuple[str, ...] = execution((), description="paths and globs; ** matches nested folders")
+    paths: tuple[str, ...] = execution((), description="paths and globs; ** matches nested folders, linked ones too")
     column: str = Field("text", min_length=1, description="column with the text in .jsonl and .parquet; may be nested: a.b")
     separator: str | None = Field(None, min_length=1, description="what separates the documents of a .txt file")
     files: tuple[TextFile, ...] = Field((), description="filled in from paths")
@@ -82,13 +83,34 @@ class FilesSource(_Documents):
 
 
 def _matches(pattern: str) -> list[Path]:
-    expanded = str(Path(pattern).expanduser().absolute())
-    if not glob.has_magic(expanded):
-        return [Path(expanded)]
-    root = Path(expanded).anchor
-    found = sorted(path for path in Path(root).glob(expanded.removeprefix(root)) if path.is_file())
+    """The files of a path or glob. As much of it as is there by name is taken literally: a folder may be called `run[1]`."""
+    path = Path(pattern).expanduser().absolute()
+    base, parts = Path(path.anchor), list(path.parts[1:])
+    while parts and os.path.lexists(base / parts[0]):
+        base /= parts.pop(0)
+    if not glob.has_magic("/".join(parts)):
+        return [path]
+    found = sorted(file for file in _below(base, parts) if file.is_file())
     if not found:
-        raise ValueError(f"paths has {pattern!r}, which matches no file ({expanded})")
+        raise ValueError(f"paths has {pattern!r}, which matches no file ({path})")
+    return found
+
+
+def _below(base: Path, parts: list[str]) -> set[Path]:
+    """What a glob matches; `**` goes into linked folders too, into each folder once, however many links lead there."""
+    if "**" not in parts:
+        return set(base.glob("/".join(parts)))
+    place = parts.index("**")
+    found: set[Path] = set()
+    for start in base.glob("/".join(parts[:place])) if place else [base]:
+        seen: set[str] = set()
+        for folder, inner, _ in os.walk(start, followlinks=True):
+            if (real := os.path.realpath(folder)) in seen:
+                inner.clear()
+                continue
+            seen.add(real)
+            inner.sort()
+            found |= _below(Path(folder), parts[place + 1 :] or ["*"])
     return found
 
 

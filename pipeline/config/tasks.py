@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, execution
+from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.digests import file_digest
 
 
@@ -157,6 +157,7 @@ class MathTask(TaskConfig):
         None, description="Jinja chat template, as in a tokenizer's config, with the prompt as a user message"
     )
     system: str | None = Field(None, description="system message of the chat")
+    special_tokens: dict[str, str] = identity_since({}, description="text of eos_token and others, where chat_template uses them")
 
     def identity(self) -> dict[str, Any]:
         """With the version of the rules that judge answers: raised when a verdict changes, so that nothing but math tasks runs anew."""

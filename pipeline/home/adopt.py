@@ -64,9 +64,7 @@ def _manifest(checkpoint: Path) -> dict[str, str]:
     files = sorted({path for pattern in _KEPT for path in checkpoint.glob(pattern) if path.is_file() and path.name not in _LEFT})
     names = {path.name for path in files}
     if "adapter_config.json" in names:
-        raise PriorlabError(
-            f"{checkpoint} is an adapter, weights that change another model's; merge it into that model and save the whole"
-        )
+        raise PriorlabError(f"{checkpoint} is an adapter to another model; merge it into that one and save the whole")
     missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
     if not any(name.endswith(".safetensors") for name in names):
         missing.append("*.safetensors")

@@ -20,8 +20,8 @@ from pipeline.store.files import sha256_of
 from stages.tasks.rows import column
 
 _ROWS_PER_READ = 1000
-_BROKEN = (OSError, EOFError, zlib.error, pa.ArrowInvalid)
-"""What readers raise on files that are truncated or of another type."""
+_BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
+"""What readers raise on files that are truncated, of another type, or in an encoding that they do not know."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _json_lines(path: Path, source: FilesSource, key: str) -> Iterator[Found]:
 def _json_line(place: str, line: str, source: FilesSource, key: str) -> Found:
     try:
         row = json.loads(line.strip())
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with more digits than Python reads
         return Found(place, wrong=f"is not JSON: {error}")
     if not isinstance(row, dict):
         return Found(place, wrong=f"is {line.strip()[:40]!r}, not a JSON object")
@@ -124,8 +124,12 @@ def _parquet(path: Path, source: FilesSource, key: str) -> Iterator[Found]:
 
 
 def _text(path: Path, source: FilesSource, _key: str) -> Iterator[Found]:
-    """The whole file, or the text between separators (which may contain line breaks). A bad line spoils its document."""
+    """The whole file, or the text between separators (which may contain line breaks). A bad line spoils its document.
+
+    A line break in the separator stands for that of the file: "\\n" also for Windows' "\\r\\n", which then becomes "\\n" in the text.
+    """
     separator = source.separator
+    translates = separator is not None and "\n" in separator and "\r" not in separator
     pieces: list[str] = []
     tail = ""  # of the pieces: a separator may start in it
     begun, spoilt = str(path), None
@@ -133,6 +137,8 @@ def _text(path: Path, source: FilesSource, _key: str) -> Iterator[Found]:
         if line is None:
             spoilt = spoilt or Found(place, wrong=wrong)
             continue
+        if translates:
+            line = line.replace("\r\n", "\n")
         if not pieces:
             begun = place
         window = tail + line

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,13 @@ def bpe_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerF
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    if (found := tokenizer.get_vocab_size()) < vocab_size:
+        print(
+            f"warning: the trained BPE has {found:,} tokens, corpus.tokenizer.vocab_size asks for {vocab_size:,}: this text has no "
+            "more pairs to merge. Models get the smaller vocabulary; raise corpus.tokenizer.train_characters, give more text, or ask "
+            "for fewer",
+            file=sys.stderr,
+        )
     return _with_end(tokenizer, END, PAD)
 
 

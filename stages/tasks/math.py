@@ -130,7 +130,10 @@ def _text(value: Any, place: str, key: str) -> str:
     parts = [_plain(part) for part in value] if isinstance(value, (list, tuple)) else [_plain(value)]
     if None in parts or not any(parts):
         raise PriorlabError(f"{place} has {value!r} where {key} points; expected text or a number")
-    return ", ".join(map(str, parts))
+    text = ", ".join(map(str, parts))
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise PriorlabError(f"{place} has half of a surrogate pair where {key} points, which is not text")
+    return text
 
 
 def _plain(value: Any) -> str | None:

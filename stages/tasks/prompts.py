@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.config.tasks import MathTask
 from pipeline.errors import PriorlabError
 
+_TOKENS = ("eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_UNSET = {name: jinja2.StrictUndefined(f"say what {name} is: task.special_tokens={{{name}: <TEXT>}}") for name in _TOKENS}
+"""An error where a template writes one; not where it only mentions it, as for turns of an assistant."""
+
 
 def render_prompt(config: MathTask, problem: str) -> str:
-    """Renders chat templates as transformers does: sandboxed, blocks trimmed, `messages` and `add_generation_prompt` given."""
+    """Chat templates are rendered by transformers; special tokens in them are those of `task.special_tokens`.
+
+    Raises `PriorlabError` if the template cannot be rendered.
+    """
     text = config.prompt.replace("{problem}", problem)
     if config.chat_template is None:
         return text
+    from transformers.utils.chat_template_utils import render_jinja_template  # slow, and most tasks have no template
+
     messages = [{"role": "system", "content": config.system}] if config.system is not None else []
     messages.append({"role": "user", "content": text})
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    environment.globals["raise_exception"] = _refuse
+    tokens = _UNSET | {"bos_token": ""} | config.special_tokens  # our tokenizers put a start before each prompt
     try:
-        return environment.from_string(config.chat_template).render(messages=messages, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
-        raise PriorlabError(f"task.chat_template of task {config.name!r} cannot be rendered: {error}") from error
-
-
-def _refuse(message: str) -> NoReturn:
-    """What templates call when given a conversation they do not support."""
-    raise jinja2.TemplateError(message)
+        (prompt,), _ = render_jinja_template([messages], chat_template=config.chat_template, add_generation_prompt=True, **tokens)
+    except Exception as error:  # of jinja2, and whatever the template's own expressions raise
+        raise PriorlabError(
+            f"task.chat_template of task {config.name!r} cannot be rendered: {type(error).__name__}: {error}"
+        ) from error
+    return str(prompt)

@@ -58,35 +58,49 @@ def _from_file(path: Path, source: MathSource, key: str) -> Iterator[dict[str, A
                 f"{path} ({key}.file) has changed since the run was planned (sha256 {str(source.sha256)[:12]}); run the command "
                 "again to use its new content, or restore the old"
             )
-        if path.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(path)
-            for name, kind in zip(table.column_names, table.schema.types, strict=True):
-                if kind == pa.float32():  # as a Python float, 0.1 would become 0.10000000149011612
-                    table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
-            yield from table.to_pylist()
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                yield from csv.DictReader(file)
-        else:
-            yield from _json_lines(path, key)
-    except OSError as error:
-        raise PriorlabError(f"cannot read {path} ({key}.file): {error}") from error
+        yield from _FORMATS[path.suffix](path, key)
     except UnicodeDecodeError as error:
         raise PriorlabError(f"{path} ({key}.file) is not UTF-8: {error}") from error
+    except (OSError, ValueError, OverflowError) as error:  # of Arrow too, which knows dates that Python does not
+        raise PriorlabError(f"cannot read {path} ({key}.file): {error}") from error
+
+
+def _parquet(path: Path, _key: str) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    for name, kind in zip(table.column_names, table.schema.types, strict=True):
+        if kind == pa.float32():  # as a Python float, 0.1 would become 0.10000000149011612
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+    yield from table.to_pylist()
+
+
+def _csv(path: Path, key: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # for the whole process; the default of 131,072 characters is less than a long solution
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, restkey="(cells beyond the header)")
+        try:
+            yield from rows
+        except csv.Error as error:
+            raise PriorlabError(f"line {rows.line_num} of {path} ({key}.file) is not CSV: {error}") from error
 
 
 def _json_lines(path: Path, key: str) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            place = f"line {number} of {path} ({key}.file)"
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise PriorlabError(f"line {number} of {path} ({key}.file) is not JSON: {error}") from error
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise PriorlabError(f"{place} is not UTF-8: {error}") from error
+            except (ValueError, RecursionError) as error:  # also of a number with more digits than Python reads
+                raise PriorlabError(f"{place} is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise PriorlabError(f"line {number} of {path} ({key}.file) is {line[:40]!r}...; each line must be a JSON object")
+                raise PriorlabError(f"{place} is {str(row)[:40]!r}...; each line must be a JSON object")
             yield row
+
+
+_FORMATS = {".jsonl": _json_lines, ".parquet": _parquet, ".csv": _csv}

@@ -190,6 +190,13 @@ def test_a_trained_bpe_keeps_digits_single() -> None:
     assert TRAINED.tokenize("12345") == ["1", "2", "3", "4", "5"]
 
 
+def test_a_bpe_that_comes_out_smaller_than_asked_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    made = bpe_tokenizer(iter(["abab"] * 9), 4096)
+    assert f"warning: the trained BPE has {len(made)} tokens, corpus.tokenizer.vocab_size asks for 4,096" in capsys.readouterr().err
+    bpe_tokenizer(iter(["abab"] * 9), len(made))
+    assert capsys.readouterr().err == ""
+
+
 def save_tokenizer(folder: Path, *, eos: str | None, pad: str | None = None) -> Path:
     """A foreign one: it starts texts with <s>, and has no padding unless given."""
     vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}

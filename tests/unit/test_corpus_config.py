@@ -45,6 +45,46 @@ def test_a_file_is_identified_by_content_not_by_name_or_path(tmp_path: Path) -> 
     assert identity(first) != before
 
 
+@pytest.mark.parametrize("name", ["br[1]/x.jsonl", "x[1].jsonl", "what?.jsonl", "a*b.jsonl"])
+def test_a_path_that_is_there_is_no_pattern(name: str, tmp_path: Path) -> None:
+    for one, text in ((name, "mine"), ("x1.jsonl", "other"), ("whatx.jsonl", "other"), ("aab.jsonl", "other")):
+        (tmp_path / one).parent.mkdir(exist_ok=True)
+        (tmp_path / one).write_text(text)
+    assert [file.path for file in FilesSource.model_validate({"paths": [str(tmp_path / name)]}).files] == [str(tmp_path / name)]
+
+
+@pytest.mark.parametrize(("pattern", "names"), [("*.txt", "a"), ("**/*.txt", "ab"), ("in[n]er/*.txt", "b")])
+def test_a_pattern_below_a_folder_with_brackets_finds_its_files(
+    pattern: str, names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run[1]"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "a.txt").write_text("one")
+    (folder / "inner" / "b.txt").write_text("two")
+    monkeypatch.chdir(folder)
+    for path in (str(folder / pattern), pattern):
+        found = FilesSource.model_validate({"paths": [path]}).files
+        assert sorted(Path(file.path).stem for file in found) == [*names]
+
+
+def test_nested_folders_are_found_through_links_and_each_once(tmp_path: Path) -> None:
+    for place in ("data/own", "elsewhere/deep"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / ".kept").mkdir()
+        for name in ("one.txt", ".kept/two.txt"):
+            (tmp_path / place / name).write_text(f"{place}/{name}")
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "elsewhere" / "deep", target_is_directory=True)
+    for number in range(3):
+        (tmp_path / "data" / "own" / f"loop{number}").symlink_to(tmp_path / "data", target_is_directory=True)
+    found = FilesSource.model_validate({"paths": [str(tmp_path / "data" / "**" / "*.txt")]}).files
+    assert sorted(Path(file.path).read_text() for file in found) == [
+        "data/own/.kept/two.txt", "data/own/one.txt", "elsewhere/deep/.kept/two.txt", "elsewhere/deep/one.txt",
+    ]  # fmt: skip
+    inner = FilesSource.model_validate({"paths": [str(tmp_path / "d*" / "**" / "deep" / "**" / "*.txt")]}).files
+    assert len(inner) == 2
+
+
 def test_a_config_read_back_keeps_the_content_it_was_planned_with(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one")

@@ -57,6 +57,27 @@ def test_a_separator_divides_a_text_file_wherever_it_falls(separator: str, tmp_p
     assert reading.counts() == {"documents": 4, "empty_documents": 1, "bad_documents": 0}
 
 
+@pytest.mark.parametrize("separator", ["\n\n", "\n--\n", "\n", "--\n"])
+def test_line_ends_of_windows_are_line_ends_to_a_separator(separator: str, tmp_path: Path) -> None:
+    text = separator.join(["one\ntwo" if separator != "\n" else "one", "three", "four"])
+    path = tmp_path / "many.txt"
+    path.write_bytes(text.encode())
+    expected, _ = read(path, separator=separator)
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    assert read(path, separator=separator)[0] == expected
+    assert len(expected) == 3
+    assert read(path, separator="|")[0] == [text.replace("\n", "\r\n")]  # as it is where no line break is looked for
+
+
+def test_a_column_that_is_no_text_stops_the_stage_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": pa.array([b"caf\xe9"]).view(pa.string())}), path)
+    with pytest.raises(
+        PriorlabError, match=r"rows\.parquet \(corpus\.sources\.mine\.paths\) cannot be read to its end: UnicodeDecodeError"
+    ):
+        read(path, max_bad_share=1.0)
+
+
 def test_parquet_is_read_and_a_missing_column_names_those_there_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": [*TEXTS, None], "id": [1, 2, 3, 4]}), path)
@@ -75,6 +96,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b'{"text": "caf\xe9 x"}', "line 3 is not UTF-8: invalid continuation byte b'\\xe9 x\"' at byte 13"),
     "half a surrogate pair": (b'{"text": "\\ud83d"}', "line 3 has half of a surrogate pair"),
     "nested too deep": (b"[" * 100_000, "line 3 is not JSON: "),
+    "a number of 5,000 digits": (b'{"text": "good", "id": ' + b"9" * 5000 + b"}", "line 3 is not JSON: Exceeds the limit"),
 }
 
 

@@ -184,10 +184,50 @@ def test_a_row_that_does_not_fit_is_named_with_the_key(
         build_task(config).problems("evaluate", 1, seed=0)
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_text('{"problem": "?", "answer": "1"}\n{"problem": ')
-    with pytest.raises(PriorlabError, match=r"line 2 of .*data\.jsonl \(task\.train\.file\) is not JSON"):
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "cut": (b'{"problem": ', "is not JSON: Expecting value"),
+    "long integer": (b'{"problem": "!", "answer": "1", "id": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit"),
+    "nested too deep": (b"[" * 100_000, "is not JSON: maximum recursion depth"),
+    "not UTF-8": (b'{"problem": "caf\xe9"}', "is not UTF-8: 'utf-8' codec can't decode byte 0xe9"),
+    "no object": (b"[1]", r"is '\[1\]'\.\.\.; each line must be a JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_line_is_named(case: str, tmp_path: Path) -> None:
+    line, message = BROKEN[case]
+    (tmp_path / "data.jsonl").write_bytes(b'{"problem": "?", "answer": "1"}\n' + line + b"\n")
+    with pytest.raises(PriorlabError, match=rf"line 2 of .*data\.jsonl \(task\.train\.file\) {message}"):
         build_task(task(str(tmp_path / "data.jsonl"))).problems("rl", 1, seed=0)
+
+
+def test_half_a_surrogate_pair_is_named_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"problem": "\\ud83d", "answer": "1"}\n')
+    with pytest.raises(PriorlabError, match=r"row 1 of .*data\.jsonl has half of a surrogate pair where task\.train\.problem points"):
+        build_task(task(str(tmp_path / "data.jsonl"))).problems("rl", 1, seed=0)
+
+
+def test_a_long_cell_is_read_and_a_long_row_names_its_columns(tmp_path: Path) -> None:
+    save(tmp_path / "data.csv", [{"problem": "x" * 200_000, "answer": "1"}])
+    (problem,) = build_task(MathTask(evaluate=MathSource(file=str(tmp_path / "data.csv")))).problems("evaluate", 1, seed=0)
+    assert "x" * 200_000 in problem.prompt
+    (tmp_path / "data.csv").write_text("question,answer\n1,2,3\n")
+    with pytest.raises(
+        PriorlabError, match=r"row 1 of .* has no column 'problem' .* it has question, answer, \(cells beyond the header\)"
+    ):
+        build_task(MathTask(evaluate=MathSource(file=str(tmp_path / "data.csv")))).problems("evaluate", 1, seed=0)
+
+
+@pytest.mark.parametrize("case", ["no parquet", "cut", "no text", "a date too far"])
+def test_a_table_that_cannot_be_read_is_named(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    bytes_ = pa.array([b"\xe9"]).view(pa.string()) if case == "no text" else pa.array(["1"])
+    far = pa.array([2**62], pa.timestamp("ms")) if case == "a date too far" else pa.array([0])
+    pq.write_table(pa.table({"problem": ["?"], "answer": bytes_, "made": far}), path)
+    if case in ("no parquet", "cut"):
+        path.write_bytes(b"PAR1" if case == "no parquet" else path.read_bytes()[:-30])
+    with pytest.raises(PriorlabError, match=r"data\.parquet \(task\.evaluate\.file\)"):
+        build_task(MathTask(evaluate=MathSource(file=str(path)))).problems("evaluate", 1, seed=0)
 
 
 def test_splits_never_share_a_problem_and_training_never_has_an_evaluation_problem(tmp_path: Path) -> None:
@@ -279,7 +319,38 @@ def test_a_chat_template_wraps_the_prompt_as_transformers_does(tmp_path: Path) -
         assert expected.count("<|im_start|>") == len(messages) + 1
 
 
-@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no system messages') }}", "{{ messages.append(1) }}"])
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [
+        ("{{ bos_token + messages[0].content }}", ""),  # our tokenizers put a start there
+        ("{{ strftime_now('%%') }}{{ messages[0]['content'] }}", "%"),
+        ("{% for m in messages %}{{ m.content }}{% break %}{{ eos_token }}{% endfor %}", ""),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", ""),
+        ("{{ ['é', '<'] | tojson }}{{ messages[0].content }}", '["é", "<"]'),
+        ("{% if tools or documents %}with tools{% endif %}{{ messages[0].content }}", ""),
+        ("{% if pad_token is defined %}{{ pad_token }}{% endif %}{{ messages[0].content }}", ""),
+    ],
+)
+def test_templates_are_rendered_with_all_that_transformers_offers(template: str, before: str, tmp_path: Path) -> None:
+    assert prompt_of(tmp_path, prompt="{problem}", chat_template=template) == before + "Find {x} in \\{1\\}."
+
+
+def test_special_tokens_of_a_template_are_given_or_asked_for(tmp_path: Path) -> None:
+    template = "{{ bos_token + messages[0].content + eos_token }}"
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    assert prompt_of(tmp_path, prompt="{problem}!", chat_template=template, special_tokens=tokens) == "<s>Find {x} in \\{1\\}.!</s>"
+    with pytest.raises(PriorlabError, match=r"cannot be rendered: .*say what eos_token is: task\.special_tokens=\{eos_token: <TEXT>\}"):
+        prompt_of(tmp_path, chat_template=template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for %}", "{{ raise_exception('no system messages') }}", "{{ messages.append(1) }}", "{{ 1 / 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ messages[7].content.text }}", "{{ strftime_now(7) }}", "{{ eos_token }}", "{{ messages | tojson(no=1) }}",
+    ],
+)  # fmt: skip
 def test_a_chat_template_that_does_not_work_is_named(template: str, tmp_path: Path) -> None:
     with pytest.raises(PriorlabError, match=r"task\.chat_template of task 'math' cannot be rendered"):
         prompt_of(tmp_path, chat_template=template)
