@@ -1,7 +1,8 @@
 """Settings against their references, paired per problem and seed: where RL ends, what it gained, and where it ends given its start.
 
-The paper claims that RL ends higher from a precise prior, so levels come first. All three are after RL minus a multiple of before: 0
+The paper claims that RL ends higher from a precise prior, so levels come first. All are after RL minus a multiple of before: 0
 for the level, 1 for the gain, and for the level given the base the slope of after on before over seeds (analysis of covariance).
+`best` are levels of settings at their own best temperature or learning rate (`pipeline.compare.best`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline.compare.pooling import pooled_spread, residuals
 from pipeline.compare.settings import pairs, planned_settings
 from pipeline.experiment.compose import Cell
 
-Kind = Literal["level", "gain", "adjusted"]
+Kind = Literal["level", "gain", "adjusted", "best"]
 _FEWEST_FOR_SLOPE = 4
 """Degrees of freedom that a slope over seeds must leave."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Evaluation:
     """Of each logged RL step but the first, which warms up; empty before RL."""
     harness: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """One value per benchmark problem, by TASK/METRIC."""
+    temperatures: dict[float, Evaluation] = field(default_factory=dict)
+    """The same checkpoint sampled at each of several temperatures, this evaluation's included; empty for one temperature."""
     milestone: bool = False
     """Whether it is a checkpoint along the way, not one that RL starts from."""
 
@@ -80,23 +82,27 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
             verify_manifest(folder.export, record["manifest"])
             details: Any = read_json(folder.export / "problems.json")
             benchmarks: Any = read_json(folder.export / "harness.json") or {}
-            found.append(
-                Evaluation(
-                    plan=plan,
-                    after=after,
-                    step=evaluated_step(plan, after, home) if at is None else at,
-                    n=node.config.evaluate.samples,
-                    problems=details["problems"],
-                    metrics={
-                        name: {int(k): np.asarray(values) for k, values in by_k.items()} for name, by_k in details["metrics"].items()
-                    },
-                    heldout={name: np.asarray(values) for name, values in details["heldout"].items()},
-                    step_seconds=_step_seconds(plan, home) if after == "rl" else np.array([]),
-                    harness={name: np.asarray(values) for name, values in benchmarks.get("values", {}).items()},
-                    milestone=at is not None,
-                )
+            one = Evaluation(
+                plan=plan,
+                after=after,
+                step=evaluated_step(plan, after, home) if at is None else at,
+                n=node.config.evaluate.samples,
+                problems=details["problems"],
+                **_measured(details),
+                step_seconds=_step_seconds(plan, home) if after == "rl" else np.array([]),
+                harness={name: np.asarray(values) for name, values in benchmarks.get("values", {}).items()},
+                milestone=at is not None,
             )
+            further = {float(t): replace(one, **_measured(of_t)) for t, of_t in details.get("temperatures", {}).items()}
+            found.append(replace(one, temperatures=further))
     return found
+
+
+def _measured(details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "metrics": {name: {int(k): np.asarray(values) for k, values in by_k.items()} for name, by_k in details["metrics"].items()},
+        "heldout": {name: np.asarray(values) for name, values in details["heldout"].items()},
+    }
 
 
 def measured_stages(plan: CellPlan) -> Iterator[tuple[str, int | None, StageNode]]:

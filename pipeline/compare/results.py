@@ -21,7 +21,7 @@ _KNOBS = {name: "top_k" if name == "k" else name for name in KNOBS}
 """The columns of a prior's knobs; `k` is taken by pass@k."""
 COLUMNS = (
     "sweep", "cell", "prior", *_KNOBS.values(), "seed", "task", "exploration",
-    "after", "step", "metric", "k", "n", "value", "ci_low", "ci_high",
+    "after", "step", "temperature", "metric", "k", "n", "value", "ci_low", "ci_high",
 )  # fmt: skip
 HELDOUT_METRICS = ("perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass")
 
@@ -36,21 +36,36 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
             **{_KNOBS[name]: value for name, value in prior.knobs().items()}, **({} if prior.rank_aware else {"top_k": ""}),
             "seed": recipe.seed, "task": recipe.task.name,
             "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
-            "step": evaluation.step,
+            "step": evaluation.step, "temperature": "",
         }  # fmt: skip
-        for metric, by_k in evaluation.metrics.items():
-            for k, values in by_k.items():
-                yield _row(common, metric, k, 1 if metric.startswith("greedy") else evaluation.n, mean_interval(values))
-        for metric in HELDOUT_METRICS:
-            source = evaluation.heldout["cross_entropy" if metric == "perplexity" else metric]
-            interval = perplexity(source) if metric == "perplexity" else mean_interval(source)
-            head_k = recipe.evaluate.head_k if metric in ("head_mass", "tail_mass") else ""
-            yield _row(common, metric, head_k, len(source), interval)
+        protocol = recipe.evaluate
+        yield from _of_samples(common, evaluation, protocol.temperature)
+        yield from _of_text(common, evaluation, 1.0)
+        for at, one in evaluation.temperatures.items():
+            if at != protocol.temperature:
+                yield from _of_samples(common, one, at)
+            if at != 1:
+                yield from _of_text(common, one, at)
         for name, values in evaluation.harness.items():
             yield _row(common, f"harness/{name}", "", len(values), mean_interval(values))
         if evaluation.step_seconds.size:
             steps = evaluation.step_seconds
             yield _row(common, "seconds_per_step", "", len(steps), mean_interval(steps))
+
+
+def _of_samples(common: dict[str, Any], evaluation: Evaluation, temperature: float) -> Iterator[dict[str, Any]]:
+    for metric, by_k in evaluation.metrics.items():
+        n, at = (1, 0.0) if metric.startswith("greedy") else (evaluation.n, temperature)
+        for k, values in by_k.items():
+            yield _row(common | {"temperature": at}, metric, k, n, mean_interval(values))
+
+
+def _of_text(common: dict[str, Any], evaluation: Evaluation, temperature: float) -> Iterator[dict[str, Any]]:
+    for metric in HELDOUT_METRICS:
+        source = evaluation.heldout["cross_entropy" if metric == "perplexity" else metric]
+        interval = perplexity(source) if metric == "perplexity" else mean_interval(source)
+        head_k = evaluation.plan.cell.recipe.evaluate.head_k if metric in ("head_mass", "tail_mass") else ""
+        yield _row(common | {"temperature": temperature}, metric, head_k, len(source), interval)
 
 
 def _row(common: dict[str, Any], metric: str, k: Any, n: int, interval: Interval) -> dict[str, Any]:

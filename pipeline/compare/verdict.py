@@ -18,6 +18,11 @@ _NAMED = 4
 _WORDS: dict[Kind, tuple[str, str, str]] = {
     "level": ("ends higher than", "ends lower than", "to end higher or lower than {} after RL"),
     "gain": ("gained more than", "gained less than", "to gain more or less than {}"),
+    "best": (
+        "at its best temperature, ends higher than",
+        "at its best temperature, ends lower than",
+        "to end higher or lower than {} with each at its best temperature",
+    ),
     "adjusted": ("given the same base, ends higher than", "given the same base, ends lower than", ""),
 }
 

@@ -33,6 +33,10 @@ _ABOUT = {
         "Where RL ends, given its start",
         "The difference after RL, less what the difference before RL explains: the slope of after on before over seeds.",
     ),
+    "best_temperature": (
+        "Where RL ends, each at its best temperature",
+        "After RL, at the temperature that is best on the other half of the problems: what is left once all may sample as suits them.",
+    ),
 }
 """Title and note of each table of contrasts in a summary, in the order of the report."""
 _JOINTLY = "Along one axis, all intervals hold jointly with 95%; one that includes 0 shows no difference."
@@ -62,9 +66,7 @@ def _write_figures(folder: Path, drawn: list[Figure]) -> None:
 def _markdown(name: str, description: str, summary: dict[str, Any], drawn: list[Figure]) -> str:
     said = "\n".join(f"- {html.escape(sentence, quote=False)}" for sentence in summary["verdict"])
     parts = [f"# Sweep {name}", html.escape(description, quote=False), said, tables.markdown_table(summary["rows"])]
-    for kind, (title, note) in _ABOUT.items():
-        if summary[kind]:
-            parts += [f"## {title}, compared", f"{note} {_JOINTLY}", tables.markdown_contrasts(summary[kind])]
+    parts += [part for _, title, note, table in _tables(summary) for part in (f"## {title}", note, tables.markdown(*table))]
     shown = [f"![{figure.title}](figures/{figure.file_name})\n\n{figure.caption}" for figure in drawn]
     return "\n\n".join([*parts, _NOTE, *shown]) + "\n"
 
@@ -86,11 +88,7 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         summary=summary,
         headings=tables.headings(tables.pass_keys(rows)),
         rows=[tables.cells(row, tables.pass_keys(rows)) for row in rows],
-        contrasts=[
-            (kind, title, f"{note} {_JOINTLY}", *tables.contrasts(summary[kind]))
-            for kind, (title, note) in _ABOUT.items()
-            if summary[kind]
-        ],
+        tables=_tables(summary),
         equal_budgets=tables.budget_cells(summary["equal_budgets"]),
         csv=_embedded(home.sweep(name) / "results.csv"),
         figures=drawn,
@@ -100,6 +98,25 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         examples=details.examples(compared, home),
         sources=details.sources(graph, home),
     )
+
+
+def _tables(summary: dict[str, Any]) -> list[tuple[str, str, str, tables.Rows]]:
+    """Anchor, title, note, and headings with rows, of the tables below the comparison."""
+    found = [
+        (kind, f"{title}, compared", f"{note} {_JOINTLY}", tables.contrasts(summary[kind]))
+        for kind, (title, note) in _ABOUT.items()
+        if summary[kind]
+    ]
+    if summary["temperatures"]:
+        note = "Entropy of held-out text and pass@k before and after RL, by sampling temperature."
+        found.append(("temperatures", "By sampling temperature", note, tables.temperatures(summary["temperatures"])))
+    if summary["best_rates"]:
+        note = "The learning rate of RL that each setting validated best at, and differences after RL between settings at theirs."
+        found.append(("rates", "Each at its best learning rate", note, tables.best_rates(summary["best_rates"])))
+        if summary["best_rates"]["contrasts"]:
+            compared = tables.contrasts(summary["best_rates"]["contrasts"])
+            found.append(("rates-compared", "Where RL ends, each at its best learning rate, compared", _JOINTLY, compared))
+    return found
 
 
 def _embedded(file: Path) -> str:

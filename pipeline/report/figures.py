@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipeline.compare.best import temperatures
 from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import stage_rows
 from pipeline.compare.intervals import Interval
@@ -64,6 +65,9 @@ def figures(found: Findings, home: Home) -> list[Figure]:
             f"Dashed: before RL. Bands: 95% intervals. Past a crossing, the base model solves more problems with k samples.{few}",
         )
     )
+    if temperatures(drawn[0]):
+        caption = f"Dashed: before RL. Means over problems and seeds; where each line peaks is the setting's best temperature.{few}"
+        shown.append(Figure("By sampling temperature", plots.temperature_curves(drawn, ks), caption))
     shown += _predictors(compared, found.points, found.predictors)
     if any(evaluation.milestone for evaluation in found.evaluations):
         caption = f"Each is evaluated like the last, on held-out text and on the problems.{few}"

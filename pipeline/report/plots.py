@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from pipeline.compare.best import temperatures
 from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.format import share
@@ -130,6 +131,22 @@ def level_against(points: Points, settings: Sequence[MeasuredSetting], foretold:
                 axis.set_title(f"{one.correlation:+.2f}, p = {share(one.p)}", fontsize=8)
         for axis in panels[::columns]:
             axis.set_ylabel("pass@1 after RL")
+        _legend(figure, panels)
+        return to_svg(figure)
+
+
+def temperature_curves(settings: Sequence[MeasuredSetting], ks: Sequence[int]) -> str:
+    """pass@k before (dashed) and after RL (solid) against the sampling temperature, one panel per k, one line per setting."""
+    with plt.rc_context(STYLE):
+        figure, panels = _panels(len(ks), min(3, len(ks)), (3.3, 2.7))
+        for k, axis in zip(ks, panels, strict=True):
+            for index, setting in enumerate(settings):
+                at = temperatures(setting)
+                for side, style, label in ((setting.before, "--", None), (setting.after, "-", setting.name)):
+                    means = [np.mean([e.temperatures[one].values("pass@k", k).mean() for e in side]) for one in at if side]
+                    axis.plot(at[: len(means)], means, style, marker="o", markersize=3, color=colour(index), label=label)
+            axis.set_title(f"pass@{k}")
+            axis.set_xlabel("sampling temperature")
         _legend(figure, panels)
         return to_svg(figure)
 

@@ -11,6 +11,8 @@ from rich.table import Table
 from pipeline.compare import format as numbers
 
 _DASH = "-"
+Rows = tuple[list[str], list[list[str]]]
+"""Headings, and rows of as many cells."""
 
 
 def pass_keys(rows: list[dict[str, Any]]) -> list[str]:
@@ -71,7 +73,7 @@ def contrast_metrics(differences: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(one["metric"] for one in differences))
 
 
-def contrasts(differences: list[dict[str, Any]], *, with_axis: bool = True) -> tuple[list[str], list[list[str]]]:
+def contrasts(differences: list[dict[str, Any]], *, with_axis: bool = True) -> Rows:
     """Headings and rows: one row per pair of settings, one column per metric."""
     metrics = contrast_metrics(differences)
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -82,20 +84,42 @@ def contrasts(differences: list[dict[str, Any]], *, with_axis: bool = True) -> t
     return headings[skipped:], [[*names[skipped:], *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
 
 
+def temperatures(rows: list[dict[str, Any]]) -> Rows:
+    """One row per setting and temperature; the setting's best is marked."""
+    keys = pass_keys(rows)
+    best: dict[tuple[str, str, str], float] = {}
+    for row in rows:
+        for key, side in ((key, side) for key in keys for side in ("before", "after") if row[key][side] is not None):
+            at = (row["arm"], key, side)
+            best[at] = max(best.get(at, 0.0), row[key][side]["value"])
+
+    def cell(row: dict[str, Any], key: str, side: str) -> str:
+        shown = share(row[key][side])
+        return f"{shown} (best)" if row[key][side] and row[key][side]["value"] == best[row["arm"], key, side] else shown
+
+    headings = ["setting", "temperature", "entropy", *(heading for key in keys for heading in (f"{key} before", "after"))]
+    return headings, [
+        [row["arm"], f"{row['temperature']:g}", f"{row['entropy']['value']:.4f}"]
+        + [cell(row, key, side) for key in keys for side in ("before", "after")]
+        for row in rows
+    ]
+
+
+def best_rates(found: dict[str, Any]) -> Rows:
+    rows = [[row["arm"], f"{row['rate']:g}", numbers.share(row["validated"])] for row in found["rows"]]
+    return ["setting", "learning rate", "pass@1 at the last validation"], rows
+
+
 def budget_cells(found: dict[str, Any] | None) -> list[list[str]]:
     rows = [] if found is None else found["rows"]
     return [[row["arm"], f"{row['sampled']:,.0f}", numbers.signed(row["at_steps"]), numbers.signed(row["at_rollouts"])] for row in rows]
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    return _markdown(headings(pass_keys(rows)), [cells(row, pass_keys(rows)) for row in rows])
+    return markdown(headings(pass_keys(rows)), [cells(row, pass_keys(rows)) for row in rows])
 
 
-def markdown_contrasts(differences: list[dict[str, Any]]) -> str:
-    return _markdown(*contrasts(differences))
-
-
-def _markdown(titles: Sequence[str], rows: list[list[str]]) -> str:
+def markdown(titles: Sequence[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     lines += ["| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)

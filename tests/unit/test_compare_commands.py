@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,14 +33,20 @@ def stored(shelf: Shelf, evaluations: Iterable[tuple[StageNode, Evaluation]], *o
         save_definition(sweep, build_graph(sweep.cells()), shelf.home)
     for node, one in evaluations:
         folder = shelf.done(node)
-        metrics = {name: {str(k): values.tolist() for k, values in by_k.items()} for name, by_k in one.metrics.items()}
-        heldout = {name: values.tolist() for name, values in one.heldout.items()}
-        write_json_atomically(folder.export / "problems.json", {"problems": one.problems, "metrics": metrics, "heldout": heldout})
+        details = {"problems": one.problems, **as_stored(one)}
+        if one.temperatures:
+            details["temperatures"] = {str(at): as_stored(of) for at, of in one.temperatures.items()}
+        write_json_atomically(folder.export / "problems.json", details)
         row = {"problem_id": "p0", "sample": -1, "text": "", "correct": False}
         pq.write_table(pa.Table.from_pylist([row]), folder.export / "samples.parquet")
         record = read_json(folder.record_file)
         assert isinstance(record, dict)
         write_json_atomically(folder.record_file, record | {"manifest": manifest_of(folder.export)})
+
+
+def as_stored(one: Evaluation) -> dict[str, Any]:
+    metrics = {name: {str(k): values.tolist() for k, values in by_k.items()} for name, by_k in one.metrics.items()}
+    return {"metrics": metrics, "heldout": {name: values.tolist() for name, values in one.heldout.items()}}
 
 
 @pytest.fixture(scope="module")
