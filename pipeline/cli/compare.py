@@ -100,7 +100,7 @@ def compare(
         print_json({"levels": [one.as_dict() for one in levels], "differences": [one.as_dict() for one in gains]})
         return
     for found, what in ((levels, "after RL"), (gains, "gain")):
-        _show_contrasts([one.as_dict() for one in found], f"{what}: {second} minus {first}")
+        _show_contrasts([one.as_dict() for one in found], f"{what}: {second} minus {first} [95%, jointly]")
         told = [one.interval for one in found if not math.isnan(one.interval.low)]
         console.print(
             f"\n{sum(one.shown for one in told)} of {len(told)} intervals exclude 0; all hold jointly with 95%", soft_wrap=True
@@ -130,7 +130,7 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
         console.print()
         print_wide(table)
     if summary["levels"]:
-        _show_contrasts(summary["levels"], "after RL, compared")
+        _show_contrasts(summary["levels"], "after RL, compared [95%, jointly]")
     console.print()
     if filtered:
         console.print("over all settings:")

@@ -104,7 +104,7 @@ def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: 
                     axis.plot(interval.value, at, "o", color=ink, ms=5)
             axis.axvline(0, color=QUIET, lw=1)
             axis.set_xlabel(title)
-            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.xaxis.set_major_locator(MaxNLocator(5 if len(titles) < 4 else 3))
             axis.grid(axis="y", visible=False)
         panels[0].set_yticks(range(len(rows)), [name for name, *_ in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)

@@ -57,7 +57,7 @@ def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | Non
 def contrasts_table(differences: list[dict[str, Any]], title: str, metrics: list[str] | None = None) -> Table:
     """Differences between settings, or only their columns for `metrics` (pass@1, greedy, ...)."""
     chosen = [one for one in differences if metrics is None or one["metric"] in metrics]
-    return _table(title, *contrasts(chosen, with_axis=len({one["axis"] for one in chosen}) > 1))
+    return _table(title, *contrasts(chosen))
 
 
 def _table(title: str, titles: Sequence[str], rows: list[list[str]]) -> Table:
@@ -73,15 +73,15 @@ def contrast_metrics(differences: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(one["metric"] for one in differences))
 
 
-def contrasts(differences: list[dict[str, Any]], *, with_axis: bool = True) -> Rows:
-    """Headings and rows: one row per pair of settings, one column per metric."""
+def contrasts(differences: list[dict[str, Any]]) -> Rows:
+    """Headings and rows: one row per pair of settings, one column per metric; the axis only if there are several."""
     metrics = contrast_metrics(differences)
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for one in differences:
-        rows.setdefault((one["axis"], one["arm"], one["reference"]), {})[one["metric"]] = gain(one)
-    skipped = 0 if with_axis else 1
-    headings = ["along", "setting", "compared with", *(f"{metric} [95%, jointly]" for metric in metrics)]
-    return headings[skipped:], [[*names[skipped:], *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
+        rows.setdefault((one["arm"], one["reference"], one["axis"]), {})[one["metric"]] = gain(one)
+    named = 3 if len({axis for *_, axis in rows}) > 1 else 2
+    headings = ["setting", "compared with", "along"][:named] + metrics
+    return headings, [[*names[:named], *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
 
 
 def temperatures(rows: list[dict[str, Any]]) -> Rows:
