@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from pipeline.cli.terminal import console
+from pipeline.cli.terminal import console, errors, some_of
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import build_graph
 from pipeline.experiment.saved import known_sweep
@@ -35,7 +35,10 @@ def sync(
         console.print(f"{len(waiting)} offline runs wait")
         return
     _require_login(f"{len(waiting)} offline runs wait")
-    send(waiting)
+    cut_short = send(waiting)
+    if cut_short:
+        named = some_of([str(run) for run in cut_short])
+        errors.print(Text(f"note: logs of killed stages, sent as far as they can be read, and not again: {named}"), soft_wrap=True)
 
 
 @app.command()

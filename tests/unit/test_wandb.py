@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,13 +13,15 @@ from wandb_workspaces.workspaces import Workspace
 
 from pipeline.cli.app import app
 from pipeline.config.tracking import TrackingConfig
+from pipeline.errors import PriorlabError
 from pipeline.store.folders import Home, StageFolder
 from pipeline.tracking.comparison import summary_run_id
 from pipeline.tracking.runs import close_run, open_run
-from pipeline.tracking.sync import waiting_runs
+from pipeline.tracking.sync import send, waiting_runs
 from pipeline.tracking.workspace import comparison_workspace
 from tests.unit.stores import Shelf, shelf_at
 from tests.wandb_files import read_runs
+from tests.wandb_server import WandbServer, serving
 
 
 def offline_run(folder: Path) -> Path:
@@ -49,21 +50,73 @@ def test_runs_of_running_stages_are_not_sent(tmp_path: Path) -> None:
     assert set(waiting_runs(home, None)) == {running, ended, sweep}
 
 
-def test_runs_that_were_not_accepted_are_named_although_the_upload_reports_success(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return written(tmp_path_factory.mktemp("whole"), "whole")
+
+
+def written(place: Path, name: str) -> bytes:
+    """W&B's own offline log of a whole run."""
+    run = open_run(TrackingConfig(mode="offline"), place, id=name)
+    for step in range(20):
+        run.log({"step": step, "loss": 1.0 / (1 + step)})
+    close_run(run)
+    (file,) = place.rglob("*.wandb")
+    return file.read_bytes()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        yield server
+
+
+def tracked(shelf: Shelf, name: str, log: bytes) -> Path:
+    """A finished stage's offline run with this log."""
+    run = shelf.home.path / "stages/rl" / name / "wandb" / f"offline-run-20260101_000000-{name}"
+    run.mkdir(parents=True)
+    (run / f"run-{name}.wandb").write_bytes(log)
+    return run
+
+
+CUT = {
+    "only its header": lambda log: log[:7],
+    "empty": lambda log: b"",
+    "in its first record": lambda log: log[:20],
+    "in the middle": lambda log: log[: len(log) // 2],
+    "in its last record": lambda log: log[:-60],
+    "another file": lambda log: b"x" * 500,
+    "damaged": lambda log: log[:200] + bytes([log[200] ^ 255]) + log[201:],
+}
+
+
+@pytest.mark.parametrize("cut", CUT.values(), ids=CUT)
+def test_a_log_that_is_cut_short_holds_no_other_back_and_is_named_once(
+    shelf: Shelf, server: WandbServer, log: bytes, cut: Callable[[bytes], bytes]
 ) -> None:
-    taken, refused = (offline_run(shelf.home.path / "stages/rl" / name) for name in ("a", "b"))
-
-    def upload(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        (taken / "run-1.wandb.synced").touch()
-        return subprocess.CompletedProcess(words, 0)
-
-    monkeypatch.setattr(subprocess, "run", upload)
+    """Real logs, W&B's real command, and a server that answers as W&B's does."""
+    bad = tracked(shelf, "b", cut(log))
+    good = [tracked(shelf, name, log) for name in ("a", "c", "d")]
     ended = CliRunner().invoke(app, ["wandb", "sync"])
-    assert ended.exit_code != 0
-    assert f"1 of 2 wait, the first is {refused}" in str(ended.exception)
-    (refused / "run-1.wandb.synced").touch()
-    assert CliRunner().invoke(app, ["wandb", "sync"]).exit_code == 0
+    assert ended.exit_code == 0, ended.output
+    assert [any(run.glob("*.synced")) for run in good] == [True] * 3
+    assert f"sent as far as they can be read, and not again: {bad}\n" in ended.output
+    again = CliRunner().invoke(app, ["wandb", "sync"])
+    assert again.output == "0 offline runs wait\n"
+
+
+def test_a_run_that_is_not_accepted_is_named_and_holds_no_other_back(
+    shelf: Shelf, server: WandbServer, log: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.sync._AT_ONCE", 2)  # so that a batch follows
+    server.refused = {"refused"}
+    refused, *good = (tracked(shelf, name, written(tmp_path, "refused") if name == "a" else log) for name in "abcd")
+    (tmp_path / "wandb.py").write_text("raise SystemExit('not this one')")  # of the current folder
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PriorlabError, match=f"1 of 4 wait, the first is {refused}"):
+        send([refused, *good])
+    assert [any(run.glob("*.synced")) for run in good] == [True] * 3
 
 
 def test_a_finished_run_is_whole_on_disk(tmp_path: Path) -> None:
