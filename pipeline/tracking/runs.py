@@ -1,14 +1,19 @@
 """Weights & Biases: one run per stage (group = sweep, job type = stage kind, id = fingerprint) and one summary run per sweep.
 
 Offline unless the user is logged in. Keys stay where W&B looks for them (environment, netrc); we write them to no file.
-metrics.jsonl in the stage folder always has the same rows.
+metrics.jsonl in the stage folder always has the same rows. W&B only looks on: what it does not take is cut to size, and where it fails,
+stages and reports go on without it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import netrc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +22,12 @@ from pipeline.config.tracking import TrackingConfig
 
 Mode = Literal["online", "offline", "disabled"]
 _HOST = "api.wandb.ai"
+_LONGEST_TAG = 64
+"""Characters; W&B refuses a run with a longer tag."""
+_LARGEST_CONFIG = 1_000_000
+"""Characters of a stage's config as JSON; a corpus of many files lists them all."""
+_FINISH_SECONDS = 600.0
+"""How long the end of a run waits for W&B's server; what it did not take stays on disk."""
 
 
 def resolve_mode(tracking: TrackingConfig) -> Mode:
@@ -50,7 +61,9 @@ def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
         "entity": tracking.entity,
         "dir": str(folder),
         "resume": "allow",
-        "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False),
+        "settings": wandb.Settings(
+            silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False, finish_timeout=_FINISH_SECONDS
+        ),
     }
     try:
         return wandb.init(mode=resolve_mode(tracking), **arguments)
@@ -71,6 +84,24 @@ def close_run(run: Any) -> None:
     wandb.teardown()  # waits for the service to end
 
 
+@contextmanager
+def looking_on(what: str) -> Iterator[None]:
+    """Whatever W&B raises inside (its own errors, its transport's, those of its checks) ends here, with a warning about `what`."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        print(f"warning: W&B failed to {what}, which changes no result ({type(error).__name__}: {reason})", file=sys.stderr)
+
+
+def tag(text: str) -> str:
+    """`text` as W&B takes it; what is cut off counts, so that different texts stay different tags."""
+    if len(text) <= _LONGEST_TAG:
+        return text
+    end = f"~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return text[: _LONGEST_TAG - len(end)] + end
+
+
 def run_id(fingerprint: str) -> str:
     """Id of a stage's run."""
     return fingerprint[:32]
@@ -81,41 +112,52 @@ def artifact_name(kind: str, fingerprint: str) -> str:
 
 
 class StageRun:
-    """The W&B run of one stage. Rows carry their own `step`, so a resumed stage may log a step again."""
+    """The W&B run of one stage, until W&B fails. Rows carry their own `step`, so a resumed stage may log a step again."""
 
     def __init__(self, spec: dict[str, Any], folder: Path, tracking: TrackingConfig) -> None:
         self._run: Any = None
         self._spec, self._artifacts = spec, tracking.artifacts
         if resolve_mode(tracking) == "disabled":  # importing wandb takes longer than all other overhead of a small stage
             return
-        self._run = open_run(
-            tracking,
-            folder,
-            id=run_id(spec["fingerprint"]),
-            name=f"{spec['kind']}-{spec['slug']}",
-            group=spec["sweep"],
-            job_type=spec["kind"],
-            tags=[spec["kind"], *([spec["labels"]["prior.name"]] if "prior.name" in spec["labels"] else [])],
-            config=spec["labels"] | {"fingerprint": spec["fingerprint"], "stage": spec["config"]},
-        )
-        for axis, metrics in KINDS[spec["kind"]].charted.items():
-            self._run.define_metric(axis)
-            for metric in metrics:
-                self._run.define_metric(metric, step_metric=axis)
+        config = spec["config"]
+        if len(json.dumps(config)) > _LARGEST_CONFIG:
+            config = f"in {folder / 'spec.json'}"
+        with looking_on("track this stage"):
+            run = open_run(
+                tracking,
+                folder,
+                id=run_id(spec["fingerprint"]),
+                name=f"{spec['kind']}-{spec['slug']}",
+                group=spec["sweep"],
+                job_type=spec["kind"],
+                tags=[tag(text) for text in (spec["kind"], spec["labels"].get("prior.name")) if text],
+                config=spec["labels"] | {"fingerprint": spec["fingerprint"], "stage": config},
+            )
+            for axis, metrics in KINDS[spec["kind"]].charted.items():
+                run.define_metric(axis)
+                for metric in metrics:
+                    run.define_metric(metric, step_metric=axis)
+            self._run = run
 
     def log(self, row: dict[str, float]) -> None:
-        if self._run is not None:
-            self._run.log(row)
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        with looking_on("track this stage"):
+            run.log(row)
+            self._run = run
 
     def finish(self, summary: dict[str, float], export: Path) -> None:
         """Write the run's summary, and with `tracking.artifacts` log the export as an artifact: a reference, without an upload."""
         if self._run is None:
             return
         if self._artifacts:
-            self._log_artifact(export)
-        for key, value in summary.items():
-            self._run.summary[key] = value
-        close_run(self._run)
+            with looking_on("log the artifact"):
+                self._log_artifact(export)
+        with looking_on("finish this stage's run"):
+            for key, value in summary.items():
+                self._run.summary[key] = value
+            close_run(self._run)
 
     def _log_artifact(self, export: Path) -> None:
         import wandb
