@@ -62,6 +62,7 @@ class Stage:
         self.rank = int(os.environ.get("RANK", "0"))
         self.guard = guard
         self.started = time.time()
+        self._begun = time.monotonic()  # a clock that is set meanwhile changes no duration
         self._last_status = 0.0
         self._since: dict[str, Any] = {}
         self._run: StageRun | None = None
@@ -100,7 +101,7 @@ class Stage:
 
     def progress(self, step: int, total: int, unit: str, **shown: float) -> None:
         """Report progress to the live view, at most twice a second. `since` is where this attempt started counting."""
-        now = time.time()
+        now = self.started + time.monotonic() - self._begun
         if self._since.get("unit") != unit or step < self._since["step"]:
             self._since = {"unit": unit, "step": step, "time": now}
         if self.rank != 0 or (now - self._last_status < _STATUS_SECONDS and step != total):
@@ -176,7 +177,7 @@ class Stage:
             "parents": {role: parent["fingerprint"] for role, parent in self.spec["parents"].items()},
             "manifest": manifest_of(self.folder.export),
             "metrics": metrics,
-            "provenance": provenance() | {"started": self.started, "seconds": round(time.time() - self.started, 2)},
+            "provenance": provenance() | {"started": self.started, "seconds": round(time.monotonic() - self._begun, 2)},
         }
         if "adopt" in self.spec:
             record["adopted"] = self.spec["adopt"]
@@ -198,7 +199,8 @@ class Stage:
         self._write_status("failed", message=message if self.rank == 0 else f"rank {self.rank}: {message}", code=code)
 
     def _write_status(self, state: str, **more: Any) -> None:
-        status = {"state": state, "pid": os.getpid(), "time": time.time(), "started": self.started, **more}
+        now = self.started + time.monotonic() - self._begun
+        status = {"state": state, "pid": os.getpid(), "time": now, "started": self.started, **more}
         write_json_atomically(self.folder.status, status, durable=False)
 
 

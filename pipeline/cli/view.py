@@ -38,7 +38,8 @@ class PlainView:
 
     def changed(self, stage: StageState, states: list[StageState]) -> None:
         finished = sum(s.state in ("done", "reused") for s in states)
-        took = f" in {duration(stage.ended - stage.started)}" if stage.ended and stage.started else ""
+        over = stage.state in ("done", "failed", "cancelled")
+        took = f" in {duration(stage.seconds)}" if over and stage.seconds is not None else ""
         reason = f": {stage.reason}" if stage.reason else ""
         self._print(f"[{finished}/{len(states)}] {stage.node.name} {stage.state}{took}{reason}")
         if stage.state == "failed" and stage.log is not None:
@@ -68,7 +69,7 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._started = time.time()
+        self._started = time.monotonic()
         self._foretold = (0.0, "")  # when, and the words
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
@@ -85,7 +86,7 @@ class LiveView:
             if stage.log is not None:
                 self.console.print(Text(f"       log: {stage.log}"))
         elif stage.state == "done":
-            took = duration(stage.ended - stage.started) if stage.started else ""  # unknown of a job that ran between two looks
+            took = "" if stage.seconds is None else duration(stage.seconds)
             self.console.print(f"[green]done[/]   {stage.node.name}  [dim]{took}[/]")
         self.tick(states)
 
@@ -100,7 +101,7 @@ class LiveView:
         counts = Counter(state.state for state in states)
         finished = counts["done"] + counts["reused"]
         others = ", ".join(f"{number} {name}" for name, number in counts.items() if name not in ("done", "reused", "waiting"))
-        clock = f"{duration(time.time() - self._started)}{self._left(states)}"
+        clock = f"{duration(time.monotonic() - self._started)}{self._left(states)}"
         header = Text("  ".join(filter(None, [f"{finished}/{len(states)} stages", clock, others])), no_wrap=True, overflow="ellipsis")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for title, gives_way in (("stage", True), ("progress", False), ("rate", False), ("left", False), ("", True)):

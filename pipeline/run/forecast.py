@@ -45,16 +45,16 @@ def _left(state: StageState, typical: float | None) -> float | None:
         return typical
     reported = seconds_left(state.progress)
     if reported is None:
-        return None if typical is None else max(0.0, typical - (time.time() - state.started))
-    return max(0.0, reported - (time.time() - state.progress["time"]))
+        return None if typical is None else max(0.0, typical - (time.monotonic() - state.started))
+    return max(0.0, reported - max(0.0, time.time() - state.progress["time"]))  # another machine's clock may be ahead
 
 
 def _typical_seconds(states: Sequence[StageState]) -> dict[str, float]:
     """By kind, the mean of what stages took in this command; else what one took that ran before, or is taking now."""
     took: dict[str, list[float]] = {}
     for state in states:
-        if state.state == "done" and state.started:
-            took.setdefault(state.node.kind, []).append(state.ended - state.started)
+        if state.state == "done" and state.seconds is not None:
+            took.setdefault(state.node.kind, []).append(state.seconds)
     found = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
     for state in states:
         kind = state.node.kind
@@ -64,5 +64,5 @@ def _typical_seconds(states: Sequence[StageState]) -> dict[str, float]:
             with suppress(PriorlabError):
                 found[kind] = (state.folder.record() or {}).get("provenance", {}).get("seconds", 0.0)
         elif state.state == "running" and (left := seconds_left(state.progress)) is not None:
-            found[kind] = time.time() - state.started + left
+            found[kind] = time.monotonic() - state.started + left
     return found

@@ -21,6 +21,7 @@ from pipeline.run.launch import git_commit
 from pipeline.run.retries import Attempts
 from pipeline.run.state import AT_WORK, FINISHED, LOST, Outcome, StageState, State, View
 from pipeline.store.folders import Home, status_of
+from pipeline.store.progress import seconds_so_far
 
 _TICK_SECONDS = 0.1
 _GRACE_SECONDS = 75.0
@@ -194,11 +195,14 @@ class Scheduler:
     def _enter(self, state: StageState, name: State, reason: str = "") -> None:
         """Set a stage's state, and what follows from it for those that depend on it."""
         if state.state in ("queued", "running") and name not in AT_WORK:
-            state.ended = time.time()
+            state.ended = time.monotonic()
+            if self.backend.chains:  # when a job started is known to its stage alone
+                seconds = seconds_so_far(status_of(state.folder))
+                state.started = 0.0 if seconds is None else state.ended - seconds
         if name in ("queued", "running"):
-            state.ended = 0.0
+            state.started = state.ended = 0.0
         if name == "running":
-            state.started, state.log = time.time(), state.folder.last_log()
+            state.started, state.log = time.monotonic(), state.folder.last_log()
         if name != "waiting":
             state.not_before = 0.0
         state.state, state.reason, self._changed = name, reason, True

@@ -26,14 +26,20 @@ class StageState:
     state: State = "waiting"
     reason: str = ""
     started: float = 0.0
+    """By `time.monotonic`, which no clock that is set can turn back; 0 while unknown, as of a job that starts between two looks."""
     ended: float = 0.0
-    """0 until the newest attempt has ended."""
+    """Likewise; 0 until the newest attempt has ended."""
     not_before: float = 0.0
     """When it may be started again after a failure."""
     alone: bool = False
     """It ran out of memory beside others."""
     progress: dict[str, Any] = field(default_factory=dict)
     log: Path | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """What the newest attempt took, once it has ended; None if that is not known."""
+        return self.ended - self.started if self.started and self.ended else None
 
 
 class View(Protocol):

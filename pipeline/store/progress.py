@@ -9,6 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 
+def seconds_so_far(progress: dict[str, Any]) -> float | None:
+    """From the start of the stage's process to its last report, by its own clock; None if it has not said so."""
+    seconds = progress.get("time", 0.0) - progress.get("started", progress.get("time", 0.0))
+    return seconds if seconds > 0 else None
+
+
 def rate(progress: dict[str, Any]) -> float | None:
     """Units per second, or None while unknown."""
     since = progress.get("since")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from pipeline.run import backends
 from pipeline.run.backend import Seen
 from pipeline.run.scheduler import run
 from pipeline.run.state import Outcome, StageState
+from pipeline.store.folders import status_of
+from pipeline.store.progress import seconds_so_far
+from stages.contract import Stage
+from stages.guard import Guard
 from tests.unit.stores import Shelf, shelf_at
 from tests.unit.toy_backend import ToyBackend
 
@@ -25,12 +30,11 @@ class Notes:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
-        self.took: list[float] = []
+        self.took: list[tuple[str, str, float | None]] = []
 
     def changed(self, stage: StageState, states: list[StageState]) -> None:
         self.events.append((stage.node.kind, stage.state))
-        if stage.ended:
-            self.took.append(stage.ended - stage.started)
+        self.took.append((stage.node.kind, stage.state, stage.seconds))
 
     def note(self, text: str) -> None: ...
 
@@ -105,7 +109,62 @@ def test_a_retry_takes_back_what_waits_behind_it_and_submits_both_again(shelf: S
     assert ToyBackend.withdrawn == ["evaluate"]
     assert ToyBackend.taken == ["corpus", "pretrain", "evaluate", "rl", "evaluate", "rl", "evaluate"]
     assert [state for kind, state in notes.events if kind == "rl"] == ["queued", "running", "waiting", "queued", "running", "done"]
-    assert min(notes.took) >= 0  # also of a stage that was started again after a wait
+    assert all(seconds is None for *_, seconds in notes.took)  # a job's stage knows what it took, and these say nothing
+
+
+def test_a_job_took_what_its_stage_says_and_else_nothing_is_said(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first try of RL runs for 90 s by its own clock, before this command looks; the second runs between two looks."""
+    runs, tries = ToyBackend.poll, []
+
+    def poll(self: ToyBackend, active: list[StageState]) -> Iterator[tuple[StageState, Seen]]:
+        for state, seen in runs(self, active):
+            if state.node.kind == "rl" and seen.state == "running":
+                tries.append(state)
+                if len(tries) == 1:
+                    shelf.begun(state.node, state="failed", started=1000.0, time=1090.0)
+                else:
+                    state.folder.status.unlink()
+                    shelf.done(state.node)
+                    yield state, Seen("ended")
+                    continue
+            yield state, seen
+
+    monkeypatch.setattr(ToyBackend, "poll", poll)
+    notes = Notes()
+    assert play(shelf, notes, rl=[Seen("ended", "a cosmic ray", "bug")]).complete
+    assert [(state, seconds) for kind, state, seconds in notes.took if kind == "rl" and state in ("waiting", "queued", "done")] == [
+        ("queued", None), ("waiting", 90.0), ("queued", None), ("done", None)
+    ]  # fmt: skip
+
+
+def test_a_clock_that_is_set_back_makes_no_duration_negative(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: ToyBackend, state: StageState) -> Seen:
+        return Seen("running")
+
+    monkeypatch.setattr(ToyBackend, "chains", False)
+    monkeypatch.setattr(ToyBackend, "start", start)
+    clock = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    notes = Notes()
+    assert play(shelf, notes).complete
+    took = [seconds for _, state, seconds in notes.took if state == "done"]
+    assert len(took) == 5
+    assert all(seconds is not None and seconds >= 0 for seconds in took)
+
+
+def test_a_stages_own_times_follow_no_clock_that_is_set_back(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = shelf.sweep(*ONE).cells[0].chain["corpus"]
+    folder = shelf.begun(node)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    stage = Stage(folder.spec, Guard())
+    monkeypatch.setattr(time, "time", lambda: stage.started - 3600)
+    folder.export.mkdir()
+    stage.progress(1, 1, "documents")
+    assert seconds_so_far(status_of(folder)) is not None
+    stage.finish({})
+    record = folder.record()
+    assert record is not None
+    assert record["provenance"]["seconds"] >= 0
 
 
 def test_one_that_somebody_cancelled_is_not_tried_again(shelf: Shelf) -> None:

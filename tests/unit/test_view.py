@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.cli.view import LiveView
+from pipeline.cli.view import LiveView, PlainView
 from pipeline.run.forecast import forecast
 from pipeline.run.state import StageState
 from tests.unit.stores import Shelf, shelf_at
@@ -28,8 +28,8 @@ def running(shelf: Shelf, *overrides: str) -> list[StageState]:
         state.parents = [states[parent.fingerprint] for parent in state.node.parents.values()]
     corpus, pretrain = (states[graph.cells[0].chain[kind].fingerprint] for kind in ("corpus", "pretrain"))
     now = time.time()
-    corpus.state, corpus.started, corpus.ended = "done", now - 70, now - 60
-    pretrain.state, pretrain.started = "running", now - 60
+    corpus.state, corpus.started, corpus.ended = "done", time.monotonic() - 70, time.monotonic() - 60
+    pretrain.state, pretrain.started = "running", time.monotonic() - 60
     pretrain.progress = {
         "state": "running", "step": 240, "total": 500, "unit": "steps", "time": now, "since": {"step": 0, "time": now - 60},
         "shown": {"loss": 1.0234, "entropy": 0.9817, "perplexity": 2.7841, "another_metric": 12345.6},
@@ -78,6 +78,28 @@ def test_stages_to_come_take_the_mean_of_their_kind_and_share_what_runs(shelf: S
     # 65 s of the pre-training that runs, 125 s of the other, 30 s of its evaluation: one after another.
     assert not found.least
     assert found.seconds == pytest.approx(65 + 125 + 30, abs=4)
+
+
+def test_another_machines_clock_that_is_ahead_adds_no_time(shelf: Shelf) -> None:
+    states = running(shelf, "axes.prior=[ce]")
+    for state in states:
+        state.progress = {**state.progress, "time": time.time() + 3600, "since": {"step": 0, "time": time.time() + 3540}}
+        state.progress = state.progress if state.state == "running" else {}
+    found = forecast(states)
+    assert found is not None
+    assert found.seconds == pytest.approx(65, abs=2)
+
+
+def test_only_what_is_over_has_a_duration(shelf: Shelf) -> None:
+    state = next(state for state in running(shelf, "axes.prior=[ce]") if state.node.kind == "corpus")
+    printed = Console(file=io.StringIO(), width=200)
+    view = PlainView(printed)
+    view.changed(state, [state])
+    state.state, state.reason = "waiting", "killed; again in 5 s"
+    view.changed(state, [state])
+    done, waiting = printed.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert done.endswith("done in 10s")
+    assert waiting.endswith("waiting: killed; again in 5 s")
 
 
 def test_a_sweep_that_is_done_has_no_time_left(shelf: Shelf) -> None:
