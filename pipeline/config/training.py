@@ -184,7 +184,7 @@ class RLConfig(Verification):
     )
     prompts_per_step: int = Field(ge=1, description="problems per batch of rollouts")
     samples_per_prompt: int = Field(16, ge=2)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="of sampling; the logged `entropy` is that of the distribution at it")
     max_response_tokens: int = Field(ge=1)
     lengthen: tuple[Lengthening, ...] = identity_since((), description="later response limits, by step, replacing the first")
     clip_low: float = Field(0.2, gt=0, lt=1)

@@ -22,7 +22,7 @@ _MOST_ROWS = 40
 _FEWEST_POINTS = 3
 _RL_PANELS = (
     ("reward_raw", "reward"),
-    ("entropy", "entropy (nats)"),
+    ("entropy", "entropy as sampled (nats)"),
     ("completions/mean_length", "response tokens"),
     ("frac_reward_zero_std", "groups without signal"),
     ("clip_ratio/region_mean", "clipped tokens"),

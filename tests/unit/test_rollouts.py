@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
+from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from pipeline.config.exploration import NoExploration
 from pipeline.config.training import AdamWConfig, Launch, RLConfig
@@ -91,3 +92,12 @@ def test_an_engine_without_log_probs_says_so_to_trl(monkeypatch: pytest.MonkeyPa
     fields, rollouts, _ = roll_out({2}, rounds=1, asked=[1, 2])
     assert fields["logprobs"] is None
     assert torch.equal(torch.cat([group.rewards for group in rollouts.draw.groups]), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+
+
+def test_the_entropy_that_trl_logs_is_that_of_the_tempered_distribution() -> None:
+    """As docs/rl.md says, and the report."""
+    logits = torch.randn(1, 5, 30, generator=torch.Generator().manual_seed(0))
+    _, found = selective_log_softmax_and_entropy(logits, torch.zeros(1, 5, dtype=torch.long), temperature=2.0)
+    own = torch.distributions.Categorical(logits=logits).entropy()
+    assert torch.allclose(found, torch.distributions.Categorical(logits=logits / 2.0).entropy(), atol=1e-5)
+    assert not torch.allclose(found, own, atol=0.01)
