@@ -67,6 +67,11 @@ def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast
         raise PriorlabError(
             f"the tokenizer in {place} (corpus.tokenizer.folder) has changed since the run was planned; run the command again to use it"
         )
+    if config.hub is not None and Path(config.hub).is_dir():
+        raise PriorlabError(
+            f"a folder called {place!r} lies in {Path.cwd()}, which transformers would load instead of the hub's tokenizer of that "
+            f"name (corpus.tokenizer); give {{kind: pretrained, folder: {place}}} if it is meant, else call from another folder"
+        )
     try:
         theirs = AutoTokenizer.from_pretrained(place, revision=config.revision or "main", trust_remote_code=False)
     except Exception as error:  # from any library underneath: no network, no such name, files that do not match

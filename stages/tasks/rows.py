@@ -12,6 +12,9 @@ from pipeline.config.tasks import MathSource
 from pipeline.errors import PriorlabError
 from pipeline.store.files import sha256_of
 
+ON_HUB = "hf://datasets/"
+"""Before a data set's name: on the hub, not in a folder of that name that lies where the command was called."""
+
 
 def read_rows(source: MathSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row with its place, for messages. `key` is the source's config key, e.g. `task.train`."""
@@ -42,7 +45,7 @@ def _from_hub(source: MathSource, key: str) -> Iterator[dict[str, Any]]:
     import datasets  # slow, and local files do without
 
     try:
-        rows = datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
+        rows = datasets.load_dataset(f"{ON_HUB}{source.hub}", source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # from any library underneath: wrong network, name, subset or split
         raise PriorlabError(
             f"cannot load the data set {source.hub!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
