@@ -125,6 +125,9 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
         "engine": float(model.parameters(vocabulary).total * _bytes(settings.dtype)),
         "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=longest),
     }
+    if settings.validation is not None:  # the base policy, whose log-probs the KL divergence needs
+        parts = launch.processes if launch.zero_stage == 3 else 1
+        memory["base"] = float(model.parameters(vocabulary).total * _bytes(settings.dtype)) / parts
     stored = _stored(model, vocabulary, settings.dtype, step_checkpoints=2)
     return Costs(int(steps_tokens), settings.steps, trained, generated, memory, stored)
 

@@ -62,6 +62,7 @@ def train(stage: Stage) -> dict[str, Any]:
         "reward": last["reward_raw"],
         "entropy": last["entropy"],
         "length": last["completions/mean_length"],
+        **{name: value for row in rows for name, value in row.items() if name.startswith("validation/kl_")},
         "seconds_per_step": float(np.mean(step_times[1:] or step_times)),  # the first step warms up
     }
 

@@ -59,6 +59,8 @@ class RLTrainer(OpenGRPOTrainer):
         self.stage = stage
         self.settings = settings
         self.validate = validate
+        self.base = base
+        self._base_model: torch.nn.Module | None = None
         self.validations: list[dict[str, float]] = []
         """Rows of metrics.jsonl, one per measured step; a resumed stage fills in those of its past."""
         self._reports: dict[str, list[float]] = defaultdict(list)
@@ -149,9 +151,25 @@ class RLTrainer(OpenGRPOTrainer):
         return self.settings.validation.best_k
 
     def _respond(self, problems: list[Problem]) -> list[Response]:
-        _, responses, _ = self.sample([problem.prompt for problem in problems])
+        prompts, responses, _ = self.sample([problem.prompt for problem in problems])
         texts = self.processing_class.batch_decode(responses, skip_special_tokens=True)
-        return [Response(text, len(ids), ids[-1] in self.eos_token_ids) for text, ids in zip(texts, responses, strict=True)]
+        ratios = self._log_ratios(prompts, responses)
+        return [
+            Response(text, len(ids), ids[-1] in self.eos_token_ids, ratio)
+            for text, ids, ratio in zip(texts, responses, ratios, strict=True)
+        ]
+
+    def _log_ratios(self, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
+        """log pi(response) - log pi_base(response), in nats; the base is loaded at the first call and kept."""
+        if self._base_model is None:
+            self._base_model = self.frozen_copy(self.base)
+        # Under ZeRO-3 a forward pass gathers partitions, so every rank makes as many: those with fewer responses repeat their last.
+        rows = [min(row, len(responses) - 1) for row in range(max(gather_object([len(responses)])))]
+        ours, theirs = (
+            self.response_log_probs(model, [prompts[row] for row in rows], [responses[row] for row in rows])
+            for model in (self.model, self._base_model)
+        )
+        return (ours - theirs)[: len(responses)].tolist()
 
     def sum_over_ranks(self, numbers: list[float]) -> list[float]:
         """Each number's sum over all processes, in float64. Every rank must call it."""

@@ -6,6 +6,7 @@ Written for trl 1.16.0. `tests/unit/test_internals.py` fails when what is reache
 |---|---|---|
 | `GRPOTrainer._generate_and_score_completions`, extended | tensors per response that the loss needs | no issue filed |
 | `GRPOTrainer._generate_single_turn`, called | samples from either engine, with the weights of the step | no issue filed |
+| `GRPOTrainer._get_per_token_logps_and_entropies`, called | log-probs of validation's responses | no issue filed |
 | `LLM` in `trl.generation.vllm_generation`, replaced while the engine is built | arguments of the engine | huggingface/trl#6776 |
 | `vllm_generation.sync_weights`, replaced on CPU | see `stages.rl.vllm_internals` | vllm-project/vllm#48312 |
 | `log_probs` in the output of the model's forward, read by a hook | exploration's loss | no issue filed |
@@ -18,13 +19,20 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import deepspeed
 import torch
 import trl.generation.vllm_generation as trl_vllm
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
+from trl.models import prepare_deepspeed
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import add_fused_lm_head, pad
 
 from stages.rl.vllm_internals import reload_weights
 
@@ -48,6 +56,31 @@ class OpenGRPOTrainer(GRPOTrainer):
         prompt_ids = self.processing_class(text=prompts)["input_ids"]
         completion_ids, log_probs = self._generate_single_turn(prompt_ids, None, {}, self.num_generations)
         return prompt_ids, completion_ids, [None] * len(prompts) if log_probs is None else log_probs
+
+    @torch.no_grad()
+    def response_log_probs(self, model: torch.nn.Module, prompts: Tokens, responses: Tokens) -> Float[Tensor, " responses"]:
+        """Of whole responses, in nats at the sampling temperature: sums over their tokens, by the code that scores rollouts.
+
+        `model` is the one that is trained, or one from `frozen_copy`. Every rank must call it, with as many responses.
+        """
+        kinds = ((prompts, "left"), (responses, "right"))
+        parts = [
+            torch.cat([pad([torch.tensor(value(row)) for row in rows], filler, side) for rows, side in kinds], dim=1)
+            for value, filler in ((list, self.processing_class.pad_token_id), (lambda row: [1] * len(row), 0))
+        ]
+        ids, mask = (part.to(self.accelerator.device) for part in parts)
+        longest = max(map(len, responses))
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            log_probs, _, _ = self._get_per_token_logps_and_entropies(
+                model, ids, mask, longest, batch_size=self.args.per_device_train_batch_size
+            )
+        return (log_probs.double() * mask[:, -longest:]).sum(dim=1)
+
+    def frozen_copy(self, checkpoint: Path) -> torch.nn.Module:
+        """A checkpoint's model for `response_log_probs`, in the dtype of training; in partitions under ZeRO-3, else whole per rank."""
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        add_fused_lm_head(model.requires_grad_(False), temperature=self.temperature)
+        return prepare_deepspeed(model, self.accelerator)
 
     def limit_responses(self, tokens: int) -> None:
         """The longest response that `sample` makes from now on."""

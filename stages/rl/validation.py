@@ -30,6 +30,8 @@ class Response(NamedTuple):
     text: str
     tokens: int
     ended: bool
+    log_ratio: float
+    """log pi(response) - log pi_base(response), in nats."""
 
 
 def validate(
@@ -40,19 +42,21 @@ def validate(
     part: slice,
     gather: Callable[[list[Any]], list[Any]],
 ) -> dict[str, float]:
-    """pass@k for k = 1, 2, 4, ..., the samples and `best_k`, mean length in tokens, share of responses that end by themselves.
+    """pass@k for k = 1, 2, 4, ..., the samples and `best_k`, mean length in tokens, share of responses that end by themselves, and
+    the KL divergence from the base policy, estimated by the mean log-ratio, in nats per response and per token.
 
     Each rank samples and verifies its `part` of the problems; all get the same result.
     """
     repeated = [problem for problem in problems[part] for _ in range(settings.samples)]
     responses = respond(repeated)
     verdicts = verifier.verify((problem, response.text) for problem, response in zip(repeated, responses, strict=True))
-    mine = [(verdict.correct, response.tokens, response.ended) for verdict, response in zip(verdicts, responses, strict=True)]
-    correct, tokens, ended = (np.array(column) for column in zip(*gather(mine), strict=True))
+    mine = [(verdict.correct, *response[1:]) for verdict, response in zip(verdicts, responses, strict=True)]
+    correct, tokens, ended, ratios = (np.array(column) for column in zip(*gather(mine), strict=True))
     solved = correct.reshape(-1, settings.samples).sum(axis=1)
     ks = sorted({*doubling_ks(settings.samples), settings.best_k})
     measured = {f"pass@{k}": float(pass_at_k(solved, settings.samples, k).mean()) for k in ks}
     measured |= {"length": float(tokens.mean()), "ended": float(ended.mean())}
+    measured |= {"kl_response": float(ratios.mean()), "kl_token": float(ratios.sum() / tokens.sum())}
     return {_PREFIX + name: value for name, value in measured.items()}
 
 

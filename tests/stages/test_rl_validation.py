@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.compare.evaluations import load_evaluations
+from pipeline.config.stages import RLStage
 from pipeline.experiment.graph import StageNode
 from pipeline.store.folders import Home
+from stages.rl.problems import training_and_validation
 from stages.rl.validation import best_step
+from stages.tasks import build_task
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, start
 from tests.stages.conftest import rl_stage
 
@@ -35,6 +39,58 @@ def test_it_is_measured_before_the_first_step_at_intervals_and_at_the_end(valida
     assert [row["step"] for row in measured] == [0, 2, 3]
     assert [row["rollouts_generated"] for row in measured] == [0, 64, 96]
     assert all(0 <= row["validation/pass@1"] <= row["validation/pass@8"] <= 1 for row in measured)
+
+
+def test_the_divergence_from_the_base_starts_at_0_and_is_that_of_the_trained_policy(
+    validated: tuple[Lab, StageNode], smoke: FinishedSweep
+) -> None:
+    """Held against responses sampled and scored here, of the same problems, by the last policy and the base."""
+    lab, node = validated
+    measured = [row for row in rows(lab, node) if "validation/kl_token" in row]
+    assert [row["step"] for row in measured] == [0, 2, 3]
+    assert measured[0]["validation/kl_response"] == measured[0]["validation/kl_token"] == 0
+    for row in measured:
+        assert row["validation/kl_response"] == pytest.approx(row["validation/kl_token"] * row["validation/length"])
+    record = lab.folder(node).record()
+    assert record is not None
+    assert record["metrics"]["validation/kl_response"] == measured[-1]["validation/kl_response"]
+
+    config = node.config
+    assert isinstance(config, RLStage)
+    _, problems = training_and_validation(build_task(config.task), config.rl, config.seed)
+    tokenizer = AutoTokenizer.from_pretrained(smoke.folder("pretrain").export)
+    last, base = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (lab.folder(node).export / "last", smoke.folder("pretrain").export)
+    )
+    ratios = []
+    torch.manual_seed(0)
+    for problem in problems:
+        prompt = torch.tensor([tokenizer(problem.prompt)["input_ids"]] * 256)
+        with torch.no_grad():
+            ids = last.generate(
+                prompt, do_sample=True, top_k=0, max_new_tokens=config.rl.max_response_tokens, pad_token_id=tokenizer.eos_token_id
+            )
+            new = ids[:, prompt.shape[1] :, None]
+            logits = [model(input_ids=ids).logits[:, prompt.shape[1] - 1 : -1] for model in (last, base)]
+        ours, theirs = (of.log_softmax(-1).gather(-1, new)[..., 0] for of in logits)
+        ends = (new[..., 0] == tokenizer.eos_token_id).cumsum(-1)
+        counted = ends - (new[..., 0] == tokenizer.eos_token_id).long() == 0  # up to the first end, it included
+        ratios.append(((ours - theirs) * counted).sum(-1))
+    found = torch.cat(ratios)
+    assert found.mean() > 0
+    logged = measured[-1]["validation/kl_response"]
+    assert logged == pytest.approx(found.mean().item(), abs=4 * found.std().item() / 32**0.5)
+
+
+def test_processes_with_unequal_shares_of_the_problems_measure_it_on_partitions(smoke: FinishedSweep, lab: Lab) -> None:
+    """Under ZeRO-3 a rank that made fewer passes than another would wait for it forever."""
+    launch = "rl.launch={processes: 2, zero_stage: 3, micro_batch: 4}"
+    node = rl_stage(lab, smoke, "rl.validation={every: 2, problems: 3, samples: 8}", launch, "rl.steps=2")
+    first, last = (row for row in finish(lab, node, start(lab, node)) if "validation/kl_token" in row)
+    assert (first["step"], last["step"]) == (0, 2)
+    assert first["validation/kl_response"] == pytest.approx(0, abs=1e-5)
+    assert last["validation/kl_response"] > 1e-3
 
 
 def test_training_is_the_same_without_validation(validated: tuple[Lab, StageNode], smoke: FinishedSweep) -> None:

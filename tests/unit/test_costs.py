@@ -12,6 +12,7 @@ from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
 from pipeline.config.training import AdamWConfig, Launch, PretrainConfig
+from pipeline.experiment.compose import load_recipe
 from stages.objective.head import attach
 from stages.pretrain.model import transformers_config
 
@@ -60,6 +61,21 @@ def test_each_further_temperature_costs_as_much_sampling_again() -> None:
     assert two.flops - one.flops == pytest.approx(one.flops - none.flops)
     assert none.flops < two.flops
     assert two.memory == none.memory  # they are sampled one temperature after the other
+
+
+def test_validation_of_rl_keeps_a_copy_of_the_base_in_partitions_under_zero3() -> None:
+    (cell,) = load_recipe("paper_1b").cells()
+    settings = cell.recipe.rl
+    assert settings is not None
+    whole = DENSE.parameters(VOCABULARY).total * 2  # bfloat16
+    held = {}
+    for stage in (1, 3):
+        launch = settings.launch.model_copy(update={"zero_stage": stage, "processes": 64})
+        validated = settings.model_copy(update={"launch": launch})
+        held[stage] = costs.rl_costs(DENSE, VOCABULARY, validated, 10).memory["base"]
+        plain = costs.rl_costs(DENSE, VOCABULARY, validated.model_copy(update={"validation": None}), 10).memory
+        assert "base" not in plain
+    assert held == {1: whole, 3: whole / 64}
 
 
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])

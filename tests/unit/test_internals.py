@@ -112,7 +112,10 @@ def test_no_other_module_uses_private_names_of_others(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "extended"),
     [
-        ("stages/rl/trl_internals.py", {"_generate_and_score_completions", "_generate_single_turn"}),
+        (
+            "stages/rl/trl_internals.py",
+            {"_generate_and_score_completions", "_generate_single_turn", "_get_per_token_logps_and_entropies"},
+        ),
         ("stages/rl/trainer.py", set()),
         ("stages/pretrain/train.py", set()),
     ],

@@ -18,11 +18,11 @@ from stages.tasks.verifier import Verifier
 
 PROBLEMS = [Problem(f"{n},1={n + 1}", f"{n},1={n + 1}:", {"numbers": [n, 1], "target": n + 1}) for n in range(2, 6)]
 
-WRONG = Response("1", 5, False)
+WRONG = Response("1", 5, False, -0.5)
 
 
 def right(problem: Problem) -> Response:
-    return Response(f"{problem.data['numbers'][0]}+1", 3, True)
+    return Response(f"{problem.data['numbers'][0]}+1", 3, True, 2.0)
 
 
 def rl(*overrides: str) -> RLConfig:
@@ -56,6 +56,8 @@ def test_every_problem_is_measured_once_however_many_ranks_share_them() -> None:
     assert whole["validation/pass@3"] == pytest.approx((0 + 3 / 4 + 1 + 1) / 4)
     assert whole["validation/pass@4"] == pytest.approx(3 / 4)
     assert whole["validation/ended"] == pytest.approx(6 / 16)
+    assert whole["validation/kl_response"] == pytest.approx((6 * 2 - 10 * 0.5) / 16)
+    assert whole["validation/kl_token"] == pytest.approx((6 * 2 - 10 * 0.5) / (6 * 3 + 10 * 5))
     assert whole["validation/length"] == pytest.approx((6 * 3 + 10 * 5) / 16)
 
 
