@@ -15,8 +15,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 _NAMED = 5
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False)  # names may have brackets: precision[power]
+errors = Console(stderr=True, highlight=False, markup=False)
 
 
 def plain_table(*headings: str, wrapped: Collection[str]) -> Table:

@@ -82,12 +82,12 @@ class LiveView:
 
     def changed(self, stage: StageState, states: list[StageState]) -> None:
         if stage.state == "failed":
-            self.console.print(f"[bold red]failed[/] {stage.node.name}: ", Text(stage.reason), sep="")
+            self.console.print(Text.assemble(("failed", "bold red"), f" {stage.node.name}: {stage.reason}"))
             if stage.log is not None:
                 self.console.print(Text(f"       log: {stage.log}"))
         elif stage.state == "done":
             took = "" if stage.seconds is None else duration(stage.seconds)
-            self.console.print(f"[green]done[/]   {stage.node.name}  [dim]{took}[/]")
+            self.console.print(Text.assemble(("done", "green"), f"   {stage.node.name}  ", (took, "dim")))
         self.tick(states)
 
     def note(self, text: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline.cli import terminal
 from pipeline.cli.view import LiveView, PlainView
 from pipeline.run.forecast import forecast
 from pipeline.run.state import StageState
@@ -107,3 +108,13 @@ def test_a_sweep_that_is_done_has_no_time_left(shelf: Shelf) -> None:
     for state in states:
         state.state = "reused"
     assert forecast(states) is None
+
+
+@pytest.mark.parametrize("console", [terminal.console, terminal.errors], ids=["stdout", "stderr"])
+def test_brackets_of_a_name_are_no_markup(console: Console) -> None:
+    table = terminal.plain_table("setting", wrapped=())
+    table.add_row("precision[power]")
+    with console.capture() as captured:
+        console.print("sweep of precision[power]")
+        console.print(table)
+    assert captured.get().count("precision[power]") == 2
