@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,16 @@ def _row(common: dict[str, Any], metric: str, k: Any, n: int, interval: Interval
     return common | {"metric": metric, "k": k, "n": n} | texts
 
 
-def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
+def results_text(rows: Iterable[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text_atomically(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_results(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_text_atomically(path, results_text(rows))
 
 
 def write_samples(path: Path, graph: Graph, home: Home) -> None:

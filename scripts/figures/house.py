@@ -16,7 +16,7 @@ PIPELINE = (
     {"pipeline.experiment"},
     {"pipeline.run", "pipeline.compare"},
     {"pipeline.tracking"},
-    {"pipeline.home", "pipeline.report"},
+    {"pipeline.home", "pipeline.report", "pipeline.analysis"},
     {"pipeline.cli"},
 )
 """The floors, lowest first. A room imports from lower floors only."""

@@ -1,0 +1,178 @@
+"""A sweep as pandas data frames: finished or running, with the intervals of its report, for analyses of one's own."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+from pipeline.compare.contrasts import Kind
+from pipeline.compare.evaluations import Evaluation, load_evaluations, stage_rows
+from pipeline.compare.intervals import Interval, JointInterval, Sample, joint_intervals, mean_interval
+from pipeline.compare.results import result_rows, results_text, write_samples
+from pipeline.compare.settings import planned_settings
+from pipeline.compare.summary import Findings, findings
+from pipeline.errors import PriorlabError
+from pipeline.experiment.graph import CellPlan, Graph, build_graph
+from pipeline.experiment.saved import known_sweep
+from pipeline.store.folders import Home
+
+__all__ = ["Interval", "JointInterval", "Sample", "SweepResults", "joint_intervals", "load_sweep_results", "mean_interval"]
+
+_TEXT = ("sweep", "cell", "prior", "form", "task", "exploration", "after", "metric")
+"""Columns of results.csv that stay text even where all of it looks like numbers."""
+_CELL = ("cell", "setting", "prior", "seed")
+_CONTRAST = (
+    "axis", "setting", "reference", "metric", "k", "family", "seeds", "value", "low", "high", "superiority", "detectable", "shown",
+)  # fmt: skip
+_SETTING = (
+    "setting", "prior", "seeds", "metric", "k",
+    "before", "before_low", "before_high", "after", "after_low", "after_high", "gain", "gain_low", "gain_high",
+)  # fmt: skip
+
+
+def load_sweep_results(name: str, home: Path | str | None = None, *, pooled: bool = True) -> SweepResults:
+    """What a sweep has shown so far; it is looked up in `home`, by default $PRIORLAB_HOME, or else `runs` in the current folder.
+
+    `pooled=False` judges the luck of seeds by each setting's own, as `priorlab report --unpooled` does. A frame is computed when it is
+    first asked for, and kept: load again to see what a running sweep has added. Raises `PriorlabError` if there is no such sweep; its
+    frames do if a file is damaged and, except for `metrics`, while no evaluation has finished.
+    """
+    folder = Home.from_environment() if home is None else Home(Path(home).absolute())
+    return SweepResults(name, folder, build_graph(known_sweep(name, folder).cells()), pooled)
+
+
+@dataclass(frozen=True)
+class SweepResults:
+    """Made by `load_sweep_results`; docs/comparison.md describes the frames."""
+
+    name: str
+    home: Home
+    graph: Graph
+    pooled: bool
+
+    @cached_property
+    def results(self) -> pandas.DataFrame:
+        """The rows of results.csv: one mean per cell, checkpoint, metric and k, with its 95% interval."""
+        text = io.StringIO(results_text(result_rows(self.name, self.findings.evaluations)))
+        found = pandas.read_csv(text, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
+        return found.astype({"k": "Int64", "top_k": "Int64"})
+
+    @cached_property
+    def samples(self) -> pandas.DataFrame:
+        """The rows of samples.parquet: one per response."""
+        assert self.findings.evaluations  # raises where there are none
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "samples.parquet"
+            write_samples(file, self.graph, self.home)
+            return pandas.read_parquet(file)
+
+    @cached_property
+    def levels(self) -> pandas.DataFrame:
+        """Where RL ends: setting minus reference. The intervals along one axis hold jointly."""
+        return self._contrasts("level")
+
+    @cached_property
+    def gains(self) -> pandas.DataFrame:
+        """What RL gains: the gain of the setting minus that of its reference. The intervals along one axis hold jointly."""
+        return self._contrasts("gain")
+
+    @cached_property
+    def adjusted(self) -> pandas.DataFrame:
+        """Where RL ends in pass@1, given where it began: setting minus reference. Empty with too few seeds."""
+        return self._contrasts("adjusted")
+
+    @cached_property
+    def settings(self) -> pandas.DataFrame:
+        """One row per setting, metric and k: before RL, after it, and the gain. The intervals of all gains hold jointly."""
+        rows: list[dict[str, Any]] = []
+        for setting in self.findings.settings:
+            common = {"setting": setting.name, "prior": setting.prior, "seeds": len(setting.seeds)}
+            for metric in ("entropy", "perplexity"):
+                rows.append(common | {"metric": metric} | _columns("before", setting.before_at(metric)))
+            for shown in self.findings.shown:
+                row = common | {"metric": shown.metric, "k": shown.k} | _columns("before", setting.before_at(shown.metric, shown.k))
+                row |= _columns("after", setting.after_at(shown.metric, shown.k))
+                rows.append(row | _columns("gain", self.findings.gains.get((setting.name, shown))))
+        return pandas.DataFrame(rows, columns=_SETTING).astype({"k": "Int64"})
+
+    @cached_property
+    def metrics(self) -> pandas.DataFrame:
+        """metrics.jsonl of every stage of training, step by step. A stage that cells share is there once for each of them."""
+        rows = ((plan, kind, stage_rows(plan, kind, self.home)) for plan in self.graph.cells for kind in plan.chain)
+        frames = [self._of_cell(plan, {"stage": kind}, pandas.DataFrame(found)) for plan, kind, found in rows if found]
+        return pandas.concat([pandas.DataFrame(columns=[*_CELL, "stage", "step"]), *frames][bool(frames) :], ignore_index=True)
+
+    @cached_property
+    def problems(self) -> pandas.DataFrame:
+        """The value of each problem, by cell, checkpoint, metric and k: from these, every pass@k, gain and contrast follows."""
+        return self._of_evaluations(_by_problem)
+
+    @cached_property
+    def heldout(self) -> pandas.DataFrame:
+        """The value of each block of held-out text, by cell, checkpoint and metric."""
+        return self._of_evaluations(_by_block)
+
+    @cached_property
+    def findings(self) -> Findings:
+        """What the report is made of; not part of the documented frames."""
+        evaluations = load_evaluations(self.graph, self.home)
+        if not evaluations:
+            raise PriorlabError(
+                f"sweep {self.name!r} below {self.home.path} has no finished evaluation yet; `priorlab status {self.name}` shows its "
+                "progress"
+            )
+        return findings([plan.cell for plan in self.graph.cells], evaluations, pooled=self.pooled)
+
+    @cached_property
+    def _setting_of(self) -> dict[str, str]:
+        planned = planned_settings([plan.cell for plan in self.graph.cells])
+        return {cell.id: setting.name for setting in planned for cell in setting.cells}
+
+    def _of_cell(self, plan: CellPlan, named: dict[str, Any], values: pandas.DataFrame) -> pandas.DataFrame:
+        """`values` behind columns that say whose they are."""
+        recipe, cell = plan.cell.recipe, plan.cell.id
+        whose = dict(zip(_CELL, (cell, self._setting_of[cell], recipe.prior.name, recipe.seed), strict=True)) | named
+        return pandas.concat([pandas.DataFrame(whose, index=values.index), values], axis=1)
+
+    def _of_evaluations(self, values_of: Callable[[Evaluation], pandas.DataFrame]) -> pandas.DataFrame:
+        frames = []
+        for one in self.findings.evaluations:
+            checkpoint = {"after": one.after, "step": one.step, "before_rl": one.after == one.plan.base and not one.milestone}
+            frames.append(self._of_cell(one.plan, checkpoint, values_of(one)))
+        return pandas.concat(frames, ignore_index=True)
+
+    def _contrasts(self, kind: Kind) -> pandas.DataFrame:
+        found = self.findings.differences[kind]
+        rows = [one.__dict__ | one.quantity.__dict__ | one.interval.__dict__ | {"shown": one.interval.shown} for one in found]
+        return pandas.DataFrame(rows, columns=_CONTRAST)
+
+
+def _columns(side: str, interval: Interval | None) -> dict[str, float]:
+    return {} if interval is None else {side: interval.value, f"{side}_low": interval.low, f"{side}_high": interval.high}
+
+
+def _by_problem(one: Evaluation) -> pandas.DataFrame:
+    found = [(metric, k, values) for metric, by_k in one.metrics.items() for k, values in by_k.items()]
+    metrics, ks, values = zip(*found, strict=True)
+    count = len(one.problems)
+    return pandas.DataFrame(
+        {
+            "metric": np.repeat(metrics, count),
+            "k": np.repeat(ks, count),
+            "problem": one.problems * len(found),
+            "value": np.concatenate(values),
+        }
+    )
+
+
+def _by_block(one: Evaluation) -> pandas.DataFrame:
+    frames = [pandas.DataFrame({"metric": name, "block": range(len(values)), "value": values}) for name, values in one.heldout.items()]
+    return pandas.concat(frames, ignore_index=True)
