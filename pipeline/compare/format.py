@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def share(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0") if value < 0.9995 else f"{value:.2f}"
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:.2f}"
 
 
 def signed(value: float) -> str:

@@ -16,6 +16,7 @@ from pipeline.compare.intervals import Interval, JointInterval, mean_interval
 from pipeline.compare.measured import MeasuredSetting, Quantity, measured_settings, quantities, shown_ks
 from pipeline.compare.power import measured_spreads
 from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
+from pipeline.compare.problems import changed_problems
 from pipeline.compare.settings import Setting, pairs, planned_settings
 from pipeline.compare.verdict import verdict
 from pipeline.experiment.compose import Cell
@@ -73,8 +74,9 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
 
     `rows` (one per setting); contrasts between settings: `levels` after RL, `differences` of gains, `adjusted` levels given the base,
     and levels at each one's `best_temperature`; `temperatures` (one row per setting and temperature); `best_rates`, each setting at
-    the learning rate that validated best; `equal_budgets`; `predictors` of the level; `spreads`, from which the next sweep is planned;
-    the `verdict`; and `not_finite`, the evaluations left out and what is NaN or infinite in each.
+    the learning rate that validated best; `problems` that each setting lost and gained; `equal_budgets`; `predictors` of the level;
+    `spreads`, from which the next sweep is planned; the `verdict`; and `not_finite`, the evaluations left out and what is NaN or
+    infinite in each.
     """
     spreads = measured_spreads(found.differences["level"], found.settings)
     return {
@@ -82,6 +84,7 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
         **{key: [one.as_dict() for one in found.differences[kind]] for key, kind in CONTRASTS.items()},
         "temperatures": [row for setting in found.settings for row in _temperature_rows(setting, found)],
         "best_rates": _best_rates(found, home),
+        "problems": [changed for setting in found.settings if (changed := changed_problems(setting)) is not None],
         "equal_budgets": equal_budgets(found.settings, home),
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
         "spreads": None if spreads is None else {"task": found.planned[0].cells[0].recipe.task.name} | asdict(spreads),

@@ -39,6 +39,13 @@ _ABOUT = {
     ),
 }
 """Title and note of each table of contrasts in a summary, in the order of the report."""
+_PROBLEMS = (
+    "What RL does to problems",
+    "Lost: the share of problems solved by at least one of the n samples before RL and by none after; gained: the reverse; with 95% "
+    "intervals. By luck: solved by n/2 samples of the base and by none of n/2 others, so RL has no part in it. Greedy lost and gained: "
+    "by the greedy response. Cover@tau: the share of problems of whose samples at least the share tau is correct, before and after RL.",
+)
+"""Title and note of the table of problems gained and lost."""
 _JOINTLY = "Along one axis, all intervals hold jointly with 95%; one that includes 0 shows no difference."
 
 
@@ -107,6 +114,9 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, str, str, tables.Rows]]:
         for kind, (title, note) in _ABOUT.items()
         if summary[kind]
     ]
+    if summary["problems"]:
+        title, note = _PROBLEMS
+        found.append(("problems", title, note, tables.changed_problems(summary["problems"])))
     if summary["temperatures"]:
         note = "Entropy of held-out text and pass@k before and after RL, by sampling temperature."
         found.append(("temperatures", "By sampling temperature", note, tables.temperatures(summary["temperatures"])))

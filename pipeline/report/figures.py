@@ -68,6 +68,14 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     if temperatures(drawn[0]):
         caption = f"Dashed: before RL. Means over problems and seeds; where each line peaks is the setting's best temperature.{few}"
         shown.append(Figure("By sampling temperature", plots.temperature_curves(drawn, ks), caption))
+    shown.append(
+        Figure(
+            "How reliably problems are solved",
+            plots.cover_curves(drawn),
+            "Cover@tau: the share of problems of whose samples at least the share tau is correct. Dashed: before RL. Bands: 95% "
+            f"intervals. At the left end one correct sample is enough; the area below a curve is about pass@1.{few}",
+        )
+    )
     shown += _predictors(compared, found.points, found.predictors)
     if any(evaluation.milestone for evaluation in found.evaluations):
         caption = f"Each is evaluated like the last, on held-out text and on the problems.{few}"

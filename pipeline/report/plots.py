@@ -1,4 +1,4 @@
-"""Figures: curves of pass@k, gains, differences between settings, what correlates with the level, and curves of training."""
+"""Figures: pass@k and Cover@tau, gains, differences between settings, what correlates with the level, and training."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipeline.compare.format import share
 from pipeline.compare.intervals import Interval, JointInterval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import MEASUREMENTS, Points, Predictor
+from pipeline.compare.problems import TAUS, cover, drawn_taus
 from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
 
 
@@ -47,26 +48,54 @@ def pass_at_k_curves(settings: Sequence[MeasuredSetting]) -> str:
         figure, panels = _panels(len(settings), columns, (3.3, 2.7), sharex=True, sharey=True)
         for index, (setting, axis) in enumerate(zip(settings, panels, strict=True)):
             ks = sorted(setting.before[0].metrics["pass@k"])
-            before = [setting.before_at("pass@k", k) for k in ks]
-            axis.plot(ks, [i.value for i in before], "--", color=QUIET, label="before RL")
-            axis.fill_between(ks, [i.low for i in before], [i.high for i in before], color=QUIET, alpha=0.15, lw=0)
-            after = [interval for k in ks if (interval := setting.after_at("pass@k", k)) is not None]
-            if after:
-                axis.plot(ks, [i.value for i in after], color=colour(index), label="after RL")
-                axis.fill_between(ks, [i.low for i in after], [i.high for i in after], color=colour(index), alpha=0.2, lw=0)
+            _before_and_after(axis, index, [(k, [setting.before_at("pass@k", k), setting.after_at("pass@k", k)]) for k in ks])
             if setting.chance:
                 axis.axhline(setting.chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
             axis.set_xscale("log", base=2)
             axis.set_xticks(ks, [str(k) for k in ks])
-            axis.set_ylim(0, 1.02)
-            axis.set_title(setting.name, color=colour(index), fontweight="bold")
+            _title(axis, setting, index)
             axis.legend(loc="lower right")
-        for axis in panels[-columns:]:  # the lowest of each column
-            axis.set_xlabel("k (samples)")
-            axis.tick_params(labelbottom=True)
-        for axis in panels[::columns]:
-            axis.set_ylabel("pass@k")
+        _label(panels, columns, "k (samples)", "pass@k")
         return to_svg(figure)
+
+
+def cover_curves(settings: Sequence[MeasuredSetting]) -> str:
+    """Cover@tau before (dashed) and after RL (solid) against tau, one panel per setting, with 95% bands."""
+    with plt.rc_context(STYLE):
+        columns = min(3, len(settings))
+        figure, panels = _panels(len(settings), columns, (3.3, 2.7), sharex=True, sharey=True)
+        for index, (setting, axis) in enumerate(zip(settings, panels, strict=True)):
+            _before_and_after(axis, index, [(tau, cover(setting, tau)) for tau in drawn_taus(setting)])
+            axis.set_xlim(0, 1)
+            axis.set_xticks(TAUS)
+            _title(axis, setting, index)
+            axis.legend(loc="upper right")
+        _label(panels, columns, "tau (share of samples)", "share of problems")
+        return to_svg(figure)
+
+
+def _before_and_after(axis: Axes, index: int, points: Sequence[tuple[float, Sequence[Interval | None]]]) -> None:
+    """Curves with bands through `points`: each a place, and what was measured there before and, if at all, after RL."""
+    looks = (("before RL", QUIET, "--", 0.15), ("after RL", colour(index), "-", 0.2))
+    for side, (label, ink, line, alpha) in enumerate(looks):
+        found = [(at, one) for at, sides in points if side < len(sides) and (one := sides[side]) is not None]
+        if found:
+            places, intervals = zip(*found, strict=True)
+            axis.plot(places, [i.value for i in intervals], line, color=ink, label=label)
+            axis.fill_between(places, [i.low for i in intervals], [i.high for i in intervals], color=ink, alpha=alpha, lw=0)
+
+
+def _title(axis: Axes, setting: MeasuredSetting, index: int) -> None:
+    axis.set_ylim(0, 1.02)
+    axis.set_title(setting.name, color=colour(index), fontweight="bold")
+
+
+def _label(panels: Sequence[Axes], columns: int, x: str, y: str) -> None:
+    for axis in panels[-columns:]:  # the lowest of each column
+        axis.set_xlabel(x)
+        axis.tick_params(labelbottom=True)
+    for axis in panels[::columns]:
+        axis.set_ylabel(y)
 
 
 def gains(

@@ -28,8 +28,13 @@ def gain(interval: dict[str, Any] | None) -> str:
     return numbers.with_interval(interval["value"], interval["low"], interval["high"])
 
 
-def share(interval: dict[str, float] | None) -> str:
-    return _DASH if interval is None else numbers.share(interval["value"])
+def share(interval: dict[str, Any] | None, *, with_interval: bool = False) -> str:
+    """`.083`, or `.083 [.061, .106]` where there is an interval."""
+    if interval is None:
+        return _DASH
+    if not with_interval or interval["low"] is None:
+        return numbers.share(interval["value"])
+    return f"{numbers.share(interval['value'])} [{numbers.share(interval['low'])}, {numbers.share(interval['high'])}]"
 
 
 def headings(keys: list[str], *, bayes: bool = False) -> list[str]:
@@ -113,6 +118,22 @@ def best_rates(found: dict[str, Any]) -> Rows:
 def budget_cells(found: dict[str, Any] | None) -> list[list[str]]:
     rows = [] if found is None else found["rows"]
     return [[row["arm"], f"{row['sampled']:,.0f}", numbers.signed(row["at_steps"]), numbers.signed(row["at_rollouts"])] for row in rows]
+
+
+def changed_problems(found: list[dict[str, Any]]) -> Rows:
+    """Headings and rows, one per setting."""
+    covers = [f"Cover@{at['tau']:g}".replace("@0.", "@.") for at in found[0]["cover"]] if found else []
+    headings = ["setting", "lost", "gained", "by luck", "greedy lost", "gained", *covers]
+    return headings, [
+        [
+            one["arm"],
+            *(share(one[side], with_interval=True) for side in ("lost", "gained")),
+            share(one["by_luck"]),
+            *(_DASH if one["greedy"] is None else share(one["greedy"][side]) for side in ("lost", "gained")),
+            *(f"{share(at['before'])} to {share(at['after'])}" for at in one["cover"]),
+        ]
+        for one in found
+    ]
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
