@@ -11,6 +11,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
@@ -31,7 +32,7 @@ _NO_UNITS = [
     ExprExtractionConfig(),
 ]
 _NO_ANSWER = Verdict(correct=False, answer=None)
-# Relative differences: at most this between a float and its own text, and at least this between numbers that differ. In between
+# Relative differences: at most this between a decimal and its own digits, and more than this between numbers that differ. In between
 # math-verify decides, by six decimal places.
 _SAME, _OTHER = 1e-14, 1e-4
 _ZERO = 1e-100
@@ -113,25 +114,31 @@ def _judge_text(expected: _Reference, answer: str) -> Verdict:
 
 
 def _judge_notation(expected: _Reference, answer: str) -> Verdict:
-    answer = fraction_of(answer) if re.search(r"frac|/", expected.notation) else answer
+    if re.search(r"frac|/", expected.notation):
+        answer = fraction_of(answer)
     answer = re.sub(r"(?<=\d)_\s*\{?\s*10\s*\}?$", "", answer)
     value, unit = split_unit(answer, one_letter=_number(expected.value[0], {}) is not None)
-    differs = unit and expected.unit and unit != expected.unit
+    side = value if "=" in expected.notation else _answering_side(value)
     brackets = {"".join(found.groups()) for text in (expected.notation, value) if (found := _BRACKETS.fullmatch(text))}
-    if differs or drops(value) or len(brackets) > 1 or len({str(number) for number in _numbers_in(value)}) > 1:
+    if (unit and expected.unit and unit != expected.unit) or drops(side) or len(brackets) > 1 or _contradicts_itself(value):
         return Verdict(correct=False, answer=as_text(answer) or None)
-    value = re.sub(r"^[A-Za-z ]{2,}=", "", value)  # the name of what is asked for
-    first, _, last = value.rpartition("=")
-    if re.fullmatch(r"\s*[A-Za-z]\s*", last) and "=" not in first and first:
-        value = f"{last}={first}"
-    return _judge_value(expected, _boxed(value))
+    return _judge_value(expected, _boxed(side))
 
 
-def _numbers_in(chain: str) -> list[Any]:
-    """The numbers between equals signs: in `3+4 = 7` they are equal, in `8 = 7` not."""
+def _answering_side(equation: str) -> str:
+    """The last, unless it is the variable: 7 of `x = 7`, of `7 = x` and of `3+4 = 7`. Several equations stay as they are."""
+    first, equals, last = equation.rpartition("=")
+    if not equals or re.search(r",|;|\b(?:and|or)\b", equation):
+        return equation
+    return first if re.fullmatch(r"\s*[A-Za-z]\s*", last) and "=" not in first else last
+
+
+def _contradicts_itself(chain: str) -> bool:
+    """Whether there are unequal numbers between equals signs, as in `8 = 7`."""
     parts = re.split(r"(?<![<>!:\\])=", chain)
     read = [_read(_boxed(part)) for part in parts] if len(parts) > 1 else []
-    return [value for one in read if one and (value := _number(one[0], {})) is not None]
+    numbers = [value for one in read if one and (value := _number(one[0], {})) is not None]
+    return any(abs(first - second) > _OTHER * max(abs(first), abs(second)) for first, second in pairwise(numbers))
 
 
 def _judge_value(expected: _Reference, text: str) -> Verdict:
@@ -184,7 +191,8 @@ def _size(part: Any) -> float:
 
 def _same_decimal(gold: Any, answer: Any) -> bool:
     """`6.02 * 10^23` and `602 * 10^21`: the same digits, of which a float keeps fewer."""
-    if not any(isinstance(one, Expr) and one.has(Float) for one in (gold, answer)):
+    both = [one for one in (gold, answer) if isinstance(one, Expr) and not one.free_symbols]
+    if len(both) < 2 or not any(one.has(Float) for one in both):
         return False
     distance, size = _distance(gold, answer)
     return bool(size > 0 and distance <= _SAME * size)

@@ -25,11 +25,12 @@ _SIZE = (
     r"\\(?:displaystyle|textstyle|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|bf(?:series)?|rm|it|[bB]ig+[lr]?|left|right)(?![A-Za-z])"
 )
 _REWRITTEN: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"\*\*|\\checkmark|\\\\\s*$|(?<!\\)\$", ""),
+    (r"\*\*|`|\\(?:checkmark|blacksquare|square|qed)(?![A-Za-z])|\\\\\s*$|(?<!\\)\$", ""),
     (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
     (r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![A-Za-z])|thinspace|hspace\{[^{}]*\})|~", " "),
     (_SIZE, " "),
-    (r"\{([,:])\}", r"\1"),
+    (r"(?<![A-Za-z])\{([,:])\}", r"\1"),
+    (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
     (r"\\colon(?![A-Za-z])", ":"),
     (r"\\(?:l|c|v)?dots[bcimo]?(?![A-Za-z])|\.\.\.", r"\\ldots "),
     (r"\\(?:nice|s|c|t|d)frac", r"\\frac"),
@@ -38,6 +39,7 @@ _REWRITTEN: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\ne(?![A-Za-z])|\\not\s*=", r"\\neq "),
     (r"\{?(\w+)\s*\\choose\s*(\w+)\}?", r"\\binom{\1}{\2}"),
     (r"\\log_\s*\{?\s*e\s*\}?", r"\\ln "),
+    (r"\\[dt]?binom\s*(\w)\s*(\w)", r"\\binom{\1}{\2}"),
     (r"\\[pb]?mod\s*\{?(\d+)\}?", r"\\pmod{\1}"),
     (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
     (r"(?<![\\A-Za-z])(ln|log|sin|cos|tan|gcd|pi)(?![A-Za-z])", r"\\\1"),
@@ -53,7 +55,7 @@ _GROUP = re.compile(rf"{_FONT}\s*\{{([^{{}}]*)\}}")
 
 # Notation that math-verify reads as something else, or passes over.
 _DROPPED = re.compile(
-    r"\d\s*:\s*\d|[\dA-F][)}]?_|'|!!|\\frac\s*\{d\w\}\s*\{d\w\}"
+    r"\d\s*:\s*\d|\d[A-F]*[)}]?_|'|!!|\\frac\s*\{d\w\}\s*\{d\w\}"
     r"|\\(?:ldots|pmod|equiv|neq|angle|triangle|overline|(?:wide)?hat|vec|bar)(?![A-Za-z])"
 )
 _RUN = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)(?<!array\}\{)[A-Za-z]{2,}")
@@ -69,15 +71,17 @@ _UNITS = {
         "in": "inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile", "g": "g gram", "kg": "kg kilogram",
         "mg": "mg milligram", "lb": "lb pound", "oz": "oz ounce", "s": "s sec second", "min": "min minute", "h": "h hr hour",
         "day": "day", "week": "week", "month": "month", "year": "yr year",
-        "l": "l liter litre", "ml": "ml milliliter millilitre", "mi/h": "mph",
-        "km/h": "kph kmh", "dollar": "dollar", "cent": "cent", "euro": "euro", "degree": "degree",
+        "l": "l L liter litre", "ml": "ml milliliter millilitre", "mi/h": "mph",
+        "km/h": "kph kmh", "dollar": "dollar", "cent": "cent", "euro": "euro", "newton": "N newton",
+        "joule": "J joule", "watt": "W watt", "volt": "V volt", "degree": "degree",
     }.items()
     for name in names.split()
     for spelled in (name, f"{name}s")
 }  # fmt: skip
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound sterling"}
 _SUFFIX = re.compile(
-    r"(?P<value>.*[\d)}])(?P<gap>\s*)(?P<unit>(?:[A-Za-z][A-Za-z .]*)(?:/\s*[A-Za-z]+)?)(?:\s*\^\s*\{?(?P<power>[23])\}?)?\s*"
+    r"(?P<value>.*(?:[\d)}]|\\pi(?=\s)))(?P<gap>\s*)"
+    r"(?P<unit>[A-Za-z][A-Za-z .]*(?:/\s*[A-Za-z]+)?)(?:\s*\^\s*\{?(?P<power>[23])\}?)?\s*"
 )
 
 
@@ -90,7 +94,8 @@ def plain(answer: str) -> str:
         inside = group[1] if re.fullmatch(r"[ei]|[^A-Za-z]*", group[1]) else f" {group[1]} "
         text = text[: group.start()] + inside + text[group.end() :]
     text = re.sub(r"(?<=\d)i(?![A-Za-z])", " i", text)  # else math-verify may take it for a variable
-    text = re.sub(r"\s+", " ", text).rstrip(" .,;:").lstrip(" ,;:")
+    text = re.sub(r"^\s*(?:the )?(?:final )?answer(?: is)?\b\s*", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"\s+", " ", text).rstrip(" .,;:\\").lstrip(" ,;:")
     unwrapped = re.fullmatch(r"\{([^{}]*)\}", text)
     return text if unwrapped is None else unwrapped[1].strip()
 
@@ -163,7 +168,7 @@ def split_unit(answer: str, *, one_letter: bool | None = None) -> tuple[str, str
     is_unit = bool(found["gap"]) if one_letter is None else one_letter
     if len(name) == 1 and (_VARIABLE.search(found["value"]) or not is_unit):
         return answer, ""
-    power, name = found["power"] or "", name.casefold()
+    power, name = found["power"] or "", name if len(name) == 1 else name.casefold()
     for word, raised in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):
         if name.startswith(word):
             power, name = raised, name.removeprefix(word)

@@ -19,10 +19,11 @@ TABLE = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").
 DISAGREE = {
     ("(-\\infty,2)\\cup(3,\\infty)", "x<2\\text{ or }x>3"),
     ("\\{(1,2)\\}", "(1,2)"),
-    ("5 \\choose 2", "\\binom52"),
     ("e^{i\\pi}", "-1"),
     ("1 < x < 2", "2>x>1"),
     ("kT", "kt"),
+    ("\\sqrt{-1}", "i"),
+    ("a=b", "b=a"),
 }
 """Where the reader says otherwise still; docs/tasks.md counts them."""
 
@@ -42,7 +43,7 @@ def test_the_page_counts_what_the_table_holds() -> None:
     page = " ".join((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split())
     counted = {
         False: "of the {:,} pairs it was made with, {:,} get",
-        True: "Of {:,} more, written afterwards, 525 agreed at first sight",
+        True: "Of {:,} more, written afterwards, 906 agreed at first sight, where math-verify by itself agreed on 758; {:,} do now",
     }
     for later, words in counted.items():
         rows = [row for row in TABLE if row.get("later", False) is later]
