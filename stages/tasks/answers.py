@@ -84,16 +84,8 @@ def _read_reference(reference: str) -> _Reference:
     found: list[Any] = []
     text = None if text_of(value) is None else as_text(notation)
     if text is None:
-        try:
-            found = _read(_boxed(value))
-            comparable = (
-                bool(found) and not isinstance(found[0], str) and verify(found, found, timeout_seconds=None, raise_on_error=True)
-            )
-        except MemoryError:
-            raise
-        except Exception:  # sympy's and antlr's many ways to say: this is not math
-            comparable = False
-        if not comparable:
+        found = _read(_boxed(value))
+        if not found or isinstance(found[0], str) or not _equal(found, found):
             text = as_text(notation)
     return _Reference(notation, choice_of(notation), text, found, unit)
 
@@ -142,18 +134,22 @@ def _contradicts_itself(chain: str) -> bool:
 
 
 def _judge_value(expected: _Reference, text: str) -> Verdict:
-    try:
-        found = _read(text)
-        if not found:
-            return _NO_ANSWER
-        correct = verify(expected.value, found, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
-    except MemoryError:
-        raise
-    except Exception:  # sympy's and antlr's many ways to say: this is not math, or not comparable with such
+    found = _read(text)
+    if not found:
         return _NO_ANSWER
     gold, answer = expected.value[0], found[0]
-    correct = not _differ(gold, answer) if correct else _same_decimal(gold, answer)
+    correct = not _differ(gold, answer) if _equal(expected.value, found) else _same_decimal(gold, answer)
     return Verdict(correct=correct, answer=_canonical(found))
+
+
+def _equal(gold: list[Any], answer: list[Any]) -> bool:
+    """By math-verify alone. What it cannot compare is not equal."""
+    try:
+        return bool(verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True))
+    except MemoryError:
+        raise
+    except Exception:  # sympy's many ways to say: not comparable with such
+        return False
 
 
 def _differ(gold: Any, answer: Any) -> bool:
@@ -222,7 +218,13 @@ def _number(expression: Any, at: dict[str, Rational]) -> Any:
 
 
 def _read(text: str) -> list[Any]:
-    return parse(text, _NO_UNITS if "\\boxed" in text else _ANYWHERE, parsing_timeout=None, raise_on_error=True)
+    """Empty if it is not mathematics."""
+    try:
+        return parse(text, _NO_UNITS if "\\boxed" in text else _ANYWHERE, parsing_timeout=None, raise_on_error=True)
+    except MemoryError:
+        raise
+    except Exception:  # sympy's and antlr's many ways to say so
+        return []
 
 
 def _boxed(answer: str) -> str:

@@ -61,6 +61,7 @@ _DROPPED = re.compile(
 _RUN = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)(?<!array\}\{)[A-Za-z]{2,}")
 _VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _CONNECTING = {"and", "or", "in"}
+_QUALIFYING = {"and", "or", "more", "less", "fewer", "not", "if"}
 _NO_PRODUCTS = {"no", "on", "up"}
 _BASES = dict(zip(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], map(str, range(2, 11)), strict=True))
 
@@ -68,7 +69,7 @@ _UNITS = {
     spelled: unit
     for unit, names in {
         "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre", "km": "km kilometer kilometre",
-        "in": "inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile", "g": "g gram", "kg": "kg kilogram",
+        "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile", "g": "g gram", "kg": "kg kilogram",
         "mg": "mg milligram", "lb": "lb pound", "oz": "oz ounce", "s": "s sec second", "min": "min minute", "h": "h hr hour",
         "day": "day", "week": "week", "month": "month", "year": "yr year",
         "l": "l L liter litre", "ml": "ml milliliter millilitre", "mi/h": "mph",
@@ -163,8 +164,9 @@ def split_unit(answer: str, *, one_letter: bool | None = None) -> tuple[str, str
     if degrees is not None:
         return degrees[1].strip(), "degree"
     found = _SUFFIX.fullmatch(answer)
-    if found is None or (name := found["unit"].strip(" .")) in _CONNECTING:
+    if found is None:
         return answer, ""
+    name = found["unit"].strip(" .")
     is_unit = bool(found["gap"]) if one_letter is None else one_letter
     if len(name) == 1 and (_VARIABLE.search(found["value"]) or not is_unit):
         return answer, ""
@@ -176,7 +178,7 @@ def split_unit(answer: str, *, one_letter: bool | None = None) -> tuple[str, str
     if None not in measures:
         return found["value"], "/".join(map(str, measures)) + power
     words = name.split()
-    counted = bool(found["gap"]) and any(map(_is_word, words)) and all(len(word) > 1 for word in words)
+    counted = bool(found["gap"]) and any(map(_is_word, words)) and all(len(word) > 1 for word in words) and not _QUALIFYING & set(words)
     return (found["value"], "") if counted else (answer, "")
 
 

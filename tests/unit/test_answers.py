@@ -24,6 +24,9 @@ DISAGREE = {
     ("kT", "kt"),
     ("\\sqrt{-1}", "i"),
     ("a=b", "b=a"),
+    ("7", "7\\text{ (seven)}"),
+    ("x=2,y=3", "(2,3)"),
+    ("1.414", "\\sqrt2\\approx1.414"),
 }
 """Where the reader says otherwise still; docs/tasks.md counts them."""
 
