@@ -1,4 +1,7 @@
-"""Validation during RL at equal steps and at equal rollouts: a setting whose groups lack signal may sample more per step."""
+"""Validation during RL at equal steps, at equal rollouts, and at equal distance from the base.
+
+A setting whose groups lack signal may sample more per step, and one policy may move further in as many steps than another.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,24 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.evaluations import stage_rows
+from pipeline.compare.intervals import Floats
 from pipeline.compare.measured import MeasuredSetting
 from pipeline.store.folders import Home
 
-_METRIC = "validation/pass@1"
+_COLUMNS = ("step", "rollouts_generated", "validation/pass@1")
+_KL = "validation/kl_response"
 
 
 def equal_budgets(compared: Sequence[MeasuredSetting], home: Home) -> dict[str, Any] | None:
-    """Gains in validation pass@1 since step 0, at the most steps and the most rollouts that all cells have reached.
+    """Gains in validation pass@1 since step 0, at the most steps and the most rollouts that all cells have reached, and the largest KL.
 
-    `{"steps": ..., "rollouts": ..., "rows": [{"arm", "sampled", "at_steps", "at_rollouts"}]}`: both budgets, and means over each
-    setting's seeds: rollouts up to the common step, and gains at the last validation within each budget. None without validation, or
-    if all settings sample alike, which makes the two comparisons one.
+    `{"steps": ..., "rollouts": ..., "kl": ..., "rows": [{"arm", "sampled", "at_steps", "at_rollouts", "at_kl"}]}`: the budgets, and
+    means over each setting's seeds: rollouts up to the common step, gains at the last validation within each budget, and the gain where
+    the KL divergence from the base (nats per response) first reaches the common one, between validations by interpolation. `kl` and
+    `at_kl` are None if a cell lacks the KL or never left its base. None without validation, or if nothing tells the budgets apart: all
+    settings sample alike and there is no KL.
     """
-    curves: dict[str, list[np.ndarray]] = {}
+    curves: dict[str, list[Floats]] = {}
     for setting in compared:
         for plan in (evaluation.plan for evaluation in setting.before):
             validated = plan.cell.recipe.rl is not None and plan.cell.recipe.rl.validation is not None
@@ -30,9 +37,10 @@ def equal_budgets(compared: Sequence[MeasuredSetting], home: Home) -> dict[str, 
     every = [curve for of_setting in curves.values() for curve in of_setting]
     if not every:
         return None
-    steps, rollouts = (float(min(curve[-1, column] for curve in every)) for column in (0, 1))
+    steps, rollouts, _, kl = np.min([curve.max(axis=0) for curve in every], axis=0).tolist()
     sampled = {name: [_last(curve, 0, steps)[1] for curve in of_setting] for name, of_setting in curves.items()}
-    if len({count for counts in sampled.values() for count in counts}) < 2:
+    moved = kl > 0  # false for NaN
+    if len({count for counts in sampled.values() for count in counts}) < 2 and not moved:
         return None
     rows = [
         {
@@ -40,19 +48,27 @@ def equal_budgets(compared: Sequence[MeasuredSetting], home: Home) -> dict[str, 
             "sampled": float(np.mean(sampled[name])),
             "at_steps": float(np.mean([_last(curve, 0, steps)[2] - curve[0, 2] for curve in of_setting])),
             "at_rollouts": float(np.mean([_last(curve, 1, rollouts)[2] - curve[0, 2] for curve in of_setting])),
+            "at_kl": float(np.mean([_where_first(curve, kl) - curve[0, 2] for curve in of_setting])) if moved else None,
         }
         for name, of_setting in curves.items()
     ]
-    return {"steps": int(steps), "rollouts": int(rollouts), "rows": rows}
+    return {"steps": int(steps), "rollouts": int(rollouts), "kl": kl if moved else None, "rows": rows}
 
 
-def _curve(rows: list[dict[str, float]]) -> np.ndarray:
-    """(validations, 3): step, rollouts generated, pass@1."""
-    wanted = ("step", "rollouts_generated", _METRIC)
-    return np.array([[row[name] for name in wanted] for row in rows if all(name in row for name in wanted)]).reshape(-1, 3)
+def _curve(rows: list[dict[str, float]]) -> Floats:
+    """(validations, 4): step, rollouts generated, pass@1, and KL from the base, NaN where it was not measured."""
+    found = [[*(row[name] for name in _COLUMNS), row.get(_KL, np.nan)] for row in rows if all(name in row for name in _COLUMNS)]
+    return np.array(found, dtype=float).reshape(-1, 4)
 
 
-def _last(curve: np.ndarray, column: int, budget: float) -> np.ndarray:
+def _last(curve: Floats, column: int, budget: float) -> Floats:
     """The last validation within the budget."""
-    within: np.ndarray = curve[curve[:, column] <= budget]
+    within: Floats = curve[curve[:, column] <= budget]
     return within[-1]
+
+
+def _where_first(curve: Floats, kl: float) -> float:
+    """Pass@1 where the KL first reaches `kl`: the policy may come back to its base later."""
+    reached = int(np.argmax(curve[:, 3] >= kl))
+    between = curve[max(0, reached - 1) : reached + 1]
+    return float(np.interp(kl, between[:, 3], between[:, 2]))

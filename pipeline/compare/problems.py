@@ -5,6 +5,7 @@ Cover@tau is the share of problems of whose samples at least the share tau is co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from pipeline.compare.intervals import Floats, Interval, mean_interval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 
 TAUS = (0.1, 0.5, 0.9)
+WHOLE_RESPONSES = {"distinct_answers": "distinct answers", "response_entropy": "response entropy"}
+"""Metrics of whole responses that newer evaluations have, and what tables call them."""
 _ROUNDING = 1e-9
 
 
@@ -21,6 +24,7 @@ def changed_problems(setting: MeasuredSetting) -> dict[str, Any] | None:
 
     `lost` are solved by a sample before RL and by none after, `gained` the reverse; in `greedy`, by the greedy response. `by_luck` is
     the share that n/2 samples of the base solve and n/2 others do not. `cover`: Cover@tau at `TAUS`, before and after.
+    Metrics of `WHOLE_RESPONSES` are None where they were not measured.
     """
     n = setting.before[0].n
     rates = _sides(setting, Quantity("avg@n", n))
@@ -33,10 +37,8 @@ def changed_problems(setting: MeasuredSetting) -> dict[str, Any] | None:
         **_changed(*rates),
         "by_luck": mean_interval(_by_luck(rates[0], n)).as_dict(),
         "greedy": None if greedy is None else _changed(*greedy),
-        "cover": [
-            {"tau": tau, **{side: one.as_dict() for side, one in zip(("before", "after"), cover(setting, tau), strict=True)}}
-            for tau in TAUS
-        ],
+        "cover": [{"tau": tau} | _as_dicts(cover(setting, tau)) for tau in TAUS],
+        **{metric: None if (sides := _sides(setting, Quantity(metric, n))) is None else _means(sides) for metric in WHOLE_RESPONSES},
     }
 
 
@@ -56,6 +58,14 @@ def _sides(setting: MeasuredSetting, quantity: Quantity) -> tuple[Floats, Floats
     """Before and after RL, shaped (seeds, problems)."""
     after = setting.values(quantity)
     return None if after is None else (setting.base_values(quantity), after)
+
+
+def _means(sides: Sequence[Floats]) -> dict[str, Any]:
+    return _as_dicts([mean_interval(one) for one in sides])
+
+
+def _as_dicts(sides: Sequence[Interval]) -> dict[str, Any]:
+    return {name: one.as_dict() for name, one in zip(("before", "after"), sides, strict=True)}
 
 
 def _changed(before: Floats, after: Floats) -> dict[str, Any]:

@@ -46,6 +46,11 @@ _PROBLEMS = (
     "by the greedy response. Cover@tau: the share of problems of whose samples at least the share tau is correct, before and after RL.",
 )
 """Title and note of the table of problems gained and lost."""
+_WHOLE_RESPONSES = {
+    "distinct_answers": "Distinct answers: the effective number among a problem's n samples, correct or not.",
+    "response_entropy": "Response entropy: of whole responses, in nats.",
+}
+"""More notes, where these were measured."""
 _JOINTLY = "Along one axis, all intervals hold jointly with 95%; one that includes 0 shows no difference."
 
 
@@ -96,7 +101,6 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         headings=tables.headings(tables.pass_keys(rows)),
         rows=[tables.cells(row, tables.pass_keys(rows)) for row in rows],
         tables=_tables(summary),
-        equal_budgets=tables.budget_cells(summary["equal_budgets"]),
         csv=_embedded(home.sweep(name) / "results.csv"),
         figures=drawn,
         settings=details.settings(compared),
@@ -115,7 +119,7 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, str, str, tables.Rows]]:
         if summary[kind]
     ]
     if summary["problems"]:
-        title, note = _PROBLEMS
+        title, note = _problems(summary)
         found.append(("problems", title, note, tables.changed_problems(summary["problems"])))
     if summary["temperatures"]:
         note = "Entropy of held-out text and pass@k before and after RL, by sampling temperature."
@@ -126,7 +130,25 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, str, str, tables.Rows]]:
         if summary["best_rates"]["contrasts"]:
             compared = tables.contrasts(summary["best_rates"]["contrasts"])
             found.append(("rates-compared", "Where RL ends, each at its best learning rate, compared", _JOINTLY, compared))
+    if summary["equal_budgets"]:
+        found.append(("budgets", *_budgets(summary["equal_budgets"]), tables.budgets(summary["equal_budgets"])))
     return found
+
+
+def _problems(summary: dict[str, Any]) -> tuple[str, str]:
+    title, note = _PROBLEMS
+    more = [said for metric, said in _WHOLE_RESPONSES.items() if any(one[metric] is not None for one in summary["problems"])]
+    return title, " ".join([note, *more])
+
+
+def _budgets(found: dict[str, Any]) -> tuple[str, str]:
+    """Title and note of the table of gains at equal budgets."""
+    title = "At equal steps and at equal rollouts"
+    reached = f"up to step {found['steps']}, and up to {found['rollouts']:,} rollouts, which all have reached"
+    if found["kl"] is not None:
+        title = "At equal steps, rollouts and distance from the base"
+        reached += f"; and where the KL divergence from the base first reaches {found['kl']:.2g} nats per response, interpolated"
+    return title, f"Gain in pass@1 on the validation problems during RL: {reached}."
 
 
 def _embedded(file: Path) -> str:

@@ -28,6 +28,10 @@ _RL_PANELS = (
     ("clip_ratio/region_mean", "clipped tokens"),
     ("step_time", "seconds per step"),
 )
+_KL_PANELS = (
+    ("validation/kl_response", "KL from base per response (nats)"),
+    ("validation/kl_token", "KL from base per token (nats)"),
+)
 _PRETRAIN_PANELS = (("perplexity", "perplexity"), ("entropy", "entropy (nats)"), ("head_mass", "head mass"), ("tail_mass", "tail mass"))
 
 
@@ -61,13 +65,16 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     shown.append(
         Figure(
             "pass@k before and after RL",
-            plots.pass_at_k_curves(drawn),
+            plots.curves_at_k(drawn, "pass@k"),
             f"Dashed: before RL. Bands: 95% intervals. Past a crossing, the base model solves more problems with k samples.{few}",
         )
     )
     if temperatures(drawn[0]):
         caption = f"Dashed: before RL. Means over problems and seeds; where each line peaks is the setting's best temperature.{few}"
         shown.append(Figure("By sampling temperature", plots.temperature_curves(drawn, ks), caption))
+    if votes := plots.curves_at_k(drawn, "maj@k"):
+        said = f"maj@k: the chance that the most frequent answer of k samples is correct. Dashed: before RL. Bands: 95% intervals.{few}"
+        shown.append(Figure("maj@k before and after RL", votes, said))
     shown.append(
         Figure(
             "How reliably problems are solved",
@@ -142,7 +149,7 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
     validated = sorted((metric for metric in known if metric.startswith("validation/pass@")), key=lambda m: int(m.split("@")[1]))
     if validated:
         panels = [(metric, metric.removeprefix("validation/")) for metric in dict.fromkeys([validated[0], validated[-1]])]
-        panels.append(("validation/length", "response tokens"))
+        panels += [("validation/length", "response tokens"), *(panel for panel in _KL_PANELS if panel[0] in known)]
         found += [
             Figure(
                 f"Validation during RL, at equal {label}",

@@ -1,4 +1,4 @@
-"""Figures: pass@k and Cover@tau, gains, differences between settings, what correlates with the level, and training."""
+"""Figures: pass@k, maj@k and Cover@tau, gains, differences between settings, what correlates with the level, and training."""
 
 from __future__ import annotations
 
@@ -41,21 +41,24 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(6, len(found)))
 
 
-def pass_at_k_curves(settings: Sequence[MeasuredSetting]) -> str:
-    """pass@k before (dashed) and after RL (solid) against k, one panel per setting, with 95% bands."""
+def curves_at_k(settings: Sequence[MeasuredSetting], metric: str) -> str:
+    """pass@k or maj@k before (dashed) and after RL (solid) against k, one panel per setting that has it, with 95% bands."""
+    having = [(index, one) for index, one in enumerate(settings) if all(e.metrics.get(metric) for e in [*one.before, *one.after])]
+    if not having:
+        return ""
     with plt.rc_context(STYLE):
-        columns = min(3, len(settings))
-        figure, panels = _panels(len(settings), columns, (3.3, 2.7), sharex=True, sharey=True)
-        for index, (setting, axis) in enumerate(zip(settings, panels, strict=True)):
-            ks = sorted(setting.before[0].metrics["pass@k"])
-            _before_and_after(axis, index, [(k, [setting.before_at("pass@k", k), setting.after_at("pass@k", k)]) for k in ks])
+        columns = min(3, len(having))
+        figure, panels = _panels(len(having), columns, (3.3, 2.7), sharex=True, sharey=True)
+        for (index, setting), axis in zip(having, panels, strict=True):
+            ks = sorted(setting.before[0].metrics[metric])
+            _before_and_after(axis, index, [(k, [setting.before_at(metric, k), setting.after_at(metric, k)]) for k in ks])
             if setting.chance:
                 axis.axhline(setting.chance, color=QUIET, lw=0.8, ls=":", label="guessing once")
             axis.set_xscale("log", base=2)
             axis.set_xticks(ks, [str(k) for k in ks])
             _title(axis, setting, index)
             axis.legend(loc="lower right")
-        _label(panels, columns, "k (samples)", "pass@k")
+        _label(panels, columns, "k (samples)", metric)
         return to_svg(figure)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.compare import format as numbers
+from pipeline.compare.problems import WHOLE_RESPONSES
 
 _DASH = "-"
 Rows = tuple[list[str], list[list[str]]]
@@ -115,25 +116,35 @@ def best_rates(found: dict[str, Any]) -> Rows:
     return ["setting", "learning rate", "pass@1 at the last validation"], rows
 
 
-def budget_cells(found: dict[str, Any] | None) -> list[list[str]]:
-    rows = [] if found is None else found["rows"]
-    return [[row["arm"], f"{row['sampled']:,.0f}", numbers.signed(row["at_steps"]), numbers.signed(row["at_rollouts"])] for row in rows]
+def budgets(found: dict[str, Any]) -> Rows:
+    """Headings and rows of `pipeline.compare.budgets.equal_budgets`; the KL divergence only where it was measured."""
+    headings = ["setting", "rollouts at equal steps", "gain at equal steps", "gain at equal rollouts"]
+    gains = ["at_steps", "at_rollouts"]
+    if found["kl"] is not None:
+        headings.append("gain at equal KL")
+        gains.append("at_kl")
+    return headings, [[row["arm"], f"{row['sampled']:,.0f}", *(numbers.signed(row[at]) for at in gains)] for row in found["rows"]]
 
 
 def changed_problems(found: list[dict[str, Any]]) -> Rows:
     """Headings and rows, one per setting."""
     covers = [f"Cover@{at['tau']:g}".replace("@0.", "@.") for at in found[0]["cover"]] if found else []
-    headings = ["setting", "lost", "gained", "by luck", "greedy lost", "gained", *covers]
+    measured = [name for name in WHOLE_RESPONSES if any(one[name] is not None for one in found)]
+    headings = ["setting", "lost", "gained", "by luck", "greedy lost", "gained", *covers, *(WHOLE_RESPONSES[name] for name in measured)]
     return headings, [
         [
             one["arm"],
             *(share(one[side], with_interval=True) for side in ("lost", "gained")),
             share(one["by_luck"]),
             *(_DASH if one["greedy"] is None else share(one["greedy"][side]) for side in ("lost", "gained")),
-            *(f"{share(at['before'])} to {share(at['after'])}" for at in one["cover"]),
+            *(_before_to_after(at) for at in [*one["cover"], *(one[name] for name in measured)]),
         ]
         for one in found
     ]
+
+
+def _before_to_after(sides: dict[str, Any] | None) -> str:
+    return _DASH if sides is None else f"{share(sides['before'])} to {share(sides['after'])}"
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:

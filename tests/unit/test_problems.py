@@ -129,3 +129,28 @@ def test_a_sweep_without_rl_has_no_table_of_problems(tmp_path: Path) -> None:
     page = report(shelf_at(tmp_path).home, evaluations)
     assert "What RL does to problems" not in page
     assert "How reliably problems are solved" in [figure.title for figure in figures(found_in(evaluations), NOWHERE)]
+
+
+def test_metrics_of_whole_responses_are_shown_where_they_were_measured() -> None:
+    evaluations = counted([[0, 1, 2, 3, 4]], [[4, 3, 2, 1, 0]]) + counted([[0, 1, 2, 3, 4]], [[4, 3, 2, 1, 0]], prior="tail")
+    for one in evaluations[:2]:  # tail was evaluated by an older version
+        drop = 2.0 if one.after == "rl" else 0.0
+        one.metrics["distinct_answers"] = {N: np.linspace(3, 5, 5) - drop}
+        one.metrics["response_entropy"] = {N: np.linspace(0, 1, 5)}
+        one.metrics["maj@k"] = {1: np.linspace(0, 1, 5), 2: np.linspace(0, 1, 5)}
+    found = found_in(evaluations)
+    problems = summary(found, NOWHERE)["problems"]
+    headings, (ce, tail) = table(problems)
+    assert dict(zip(headings, ce, strict=True)) | {"distinct answers": "4.00 to 2.00", "response entropy": ".500 to .500"} == dict(
+        zip(headings, ce, strict=True)
+    )
+    assert tail[-2:] == ["-", "-"]
+    assert table(problems[1:])[0] == headings[:-2]
+    (votes,) = [figure for figure in figures(found, NOWHERE) if figure.title == "maj@k before and after RL"]
+    assert ">ce<" in votes.svg
+    assert ">tail<" not in votes.svg
+
+
+def test_without_votes_and_whole_responses_the_report_is_silent_about_them(tmp_path: Path) -> None:
+    page = report(shelf_at(tmp_path).home, counted([[0, 1, 2, 3, 4]], [[4, 3, 2, 1, 0]]))
+    assert not [word for word in ("maj@k", "istinct answers", "esponse entropy", "KL") if word in page]

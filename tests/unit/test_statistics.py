@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.compare.budgets import equal_budgets
 from pipeline.compare.contrasts import Difference, Kind
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import bayesian_mean
@@ -27,7 +24,6 @@ from pipeline.compare.two_sweeps import compare_across
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import CellPlan
-from pipeline.store.folders import Home
 from tests.unit.test_compare import NOWHERE, evaluation, found_in, measured_settings, plans
 
 
@@ -357,19 +353,3 @@ def test_a_plan_counts_the_differences_that_the_report_makes() -> None:
 
 def with_votes(one: Evaluation) -> Evaluation:
     return replace(one, metrics=one.metrics | {"cons@n": {one.n: one.metrics["greedy"][1]}})
-
-
-def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_taken_fewer_steps(tmp_path: Path) -> None:
-    evaluations = measured({"ce": 0.05, "tail": 0.05}, "rl.validation.every=5")
-    for evaluation_, per_step in zip(evaluations[::2], (10, 20), strict=True):
-        folder = evaluation_.plan.chain["rl"].folder(Home(tmp_path))
-        folder.path.mkdir(parents=True)
-        rows = [{"step": s, "rollouts_generated": per_step * s, "validation/pass@1": 0.1 + 0.01 * s} for s in (0, 5, 10)]
-        folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 11, "loss": 0.0}]))
-    found = equal_budgets(measured_settings(evaluations), Home(tmp_path))
-    assert found is not None
-    assert (found["steps"], found["rollouts"]) == (10, 100)
-    gains = {row["arm"]: [row["sampled"], row["at_steps"], row["at_rollouts"]] for row in found["rows"]}
-    assert gains["ce"] == pytest.approx([100, 0.1, 0.1])
-    assert gains["tail"] == pytest.approx([200, 0.1, 0.05])
-    assert equal_budgets(measured_settings(evaluations[:2]), Home(tmp_path)) is None  # nothing to tell apart
