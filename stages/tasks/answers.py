@@ -72,7 +72,7 @@ def judge(reference: str, response: str) -> Verdict:
 
 def check_reference(reference: str) -> None:
     """Raises `ValueError` if there is nothing in a reference to compare."""
-    if not _inside(reference) or _inside(reference).casefold() == "nan":
+    if _inside(reference) in ("", "nan", "NaN"):
         raise ValueError(f"the reference answer {reference!r} holds nothing, or is not a number (NaN)")
 
 

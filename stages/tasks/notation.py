@@ -47,7 +47,7 @@ _REWRITTEN: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,])", lambda m: m[1].replace(" ", "")),
     (r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?", lambda m: _fraction(m[1], m[2], m[3])),
     (r"(?<![\d.])(\d*)\.()\((\d+)\)", lambda m: _fraction(m[1], m[2], m[3])),
-    (r"(?<![\d.])(\d*)\.(\d*?)(\d+?)\3{2,}\\ldots ", lambda m: _fraction(m[1], m[2], m[3])),
+    (r"(?<![\d.])(\d*)\.(\d{0,9}?)(\d{1,9}?)\3{2,}\\ldots ", lambda m: _fraction(m[1], m[2], m[3])),
     (r"^\s*(-?\d+)\s+(\d+)/(\d+)\s*$", r"\1\\frac{\2}{\3}"),
 ]
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITTEN]
