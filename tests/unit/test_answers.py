@@ -72,7 +72,7 @@ def test_the_last_box_counts_however_it_is_spaced(response: str, right: bool) ->
     [
         ("Evelyn", "So the answer is Evelyn.", True), ("Evelyn", "The answer: Bob", False), ("2:30", "#### 2:30", True),
         ("C", "The answer is (C).", True), ("C", "The answer is C: the third one", True), ("C", "Answer: B", False),
-        ("Evelyn", "Evelyn thinks so.", False),
+        ("Evelyn", "Evelyn thinks so.", False), ("Nan", "The answer is Nan.", True),
     ],
 )  # fmt: skip
 def test_words_are_found_without_a_box_where_the_answer_is_stated(reference: str, response: str, right: bool) -> None:
