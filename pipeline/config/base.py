@@ -40,6 +40,8 @@ def _take_no_other_type(schema: Any) -> None:
     if not isinstance(schema, dict):
         return
     kind = schema.get("type")
+    if kind == "function-before" and schema["function"]["function"] in (_whole, _no_truth):  # done: it is of a config inside this one
+        return
     if kind in ("int", "float", "bool"):
         strict = schema | {"strict": True}
         schema.clear()
