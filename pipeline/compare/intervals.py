@@ -102,7 +102,7 @@ def joint_intervals(samples: Sequence[Sample]) -> list[JointInterval]:
     return [mean.jointly(level) for mean in means]
 
 
-def t_quantile(tail: float, freedom: float) -> float:
+def _t_quantile(tail: float, freedom: float) -> float:
     """The value that Student's t with `freedom` degrees exceeds with probability `tail`."""
     from scipy.special import stdtrit  # takes a third of a second, wasted unless something is compared
 
@@ -198,7 +198,7 @@ class Error:
         """Of the interval that misses the true mean with probability `level`."""
         seeds, problems = self._shape
         if seeds == 1:
-            return t_quantile(level / 2, problems - 1) * math.sqrt(self._found.problems.square / problems)
+            return _t_quantile(level / 2, problems - 1) * math.sqrt(self._found.problems.square / problems)
         from scipy.special import ndtr
 
         sizes = np.sort(np.sqrt(np.add(*self.variances()))).reshape(-1, _BINNED).mean(axis=1)
