@@ -108,7 +108,7 @@ class SweepResults:
         """metrics.jsonl of every stage of training, step by step. A stage that cells share is there once for each of them."""
         rows = ((plan, kind, stage_rows(plan, kind, self.home)) for plan in self.graph.cells for kind in plan.chain)
         frames = [self._of_cell(plan, {"stage": kind}, pandas.DataFrame(found)) for plan, kind, found in rows if found]
-        return pandas.concat([pandas.DataFrame(columns=[*_CELL, "stage", "step"]), *frames][bool(frames) :], ignore_index=True)
+        return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=[*_CELL, "stage", "step"])
 
     @cached_property
     def problems(self) -> pandas.DataFrame:

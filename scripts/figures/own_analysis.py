@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/figures/own_analysis.py quickstart figure.svg
 
-A dot is a cell. A bar is a setting: the level of the cross-entropy setting (the line) plus the difference from it, with the interval
+A dot is a cell. A bar is a setting: the level of its reference, cross-entropy (the line), plus the difference, with the interval
 that holds jointly for all settings. A bar that misses the line is a difference that is shown.
 """
 
@@ -12,15 +12,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pandas
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from pipeline.analysis import load_sweep_results
+from pipeline.errors import PriorlabError
 
 
 def draw(name: str, file: Path) -> pandas.DataFrame:
@@ -29,14 +27,14 @@ def draw(name: str, file: Path) -> pandas.DataFrame:
     values, text = sweep.problems, sweep.heldout
     pass_1 = values[(values["metric"] == "pass@k") & (values["k"] == 1) & (values["after"] == "rl")]
     entropy = text[(text["metric"] == "entropy") & text["before_rl"]]
-    points = pandas.DataFrame(
-        {
-            "entropy": entropy.groupby(["setting", "cell"], sort=False)["value"].mean(),
-            "pass@1": pass_1.groupby(["setting", "cell"], sort=False)["value"].mean(),
-        }
-    ).dropna()
+    frames = {"entropy": entropy, "pass@1": pass_1}
+    means = {label: frame.groupby(["setting", "cell"], sort=False)["value"].mean() for label, frame in frames.items()}
+    points = pandas.DataFrame(means).dropna()
+    if points.empty:
+        raise PriorlabError(f"sweep {name!r} has no cell measured after RL yet; `priorlab status {name}` shows its progress")
     levels = sweep.levels[(sweep.levels["axis"] == "prior") & (sweep.levels["metric"] == "pass@k") & (sweep.levels["k"] == 1)]
-    figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axis = figure.subplots()
     for setting, cells in points.groupby(level="setting", sort=False):
         (dots,) = axis.plot(cells["entropy"], cells["pass@1"], "o", ms=4, alpha=0.6, label=setting)
         for one in levels[levels["setting"] == setting].itertuples():
@@ -47,7 +45,6 @@ def draw(name: str, file: Path) -> pandas.DataFrame:
     axis.set_ylabel("pass@1 after RL")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(file)
-    plt.close(figure)
     return points
 
 
@@ -56,4 +53,7 @@ if __name__ == "__main__":
     parser.add_argument("sweep", help="a sweep that was started")
     parser.add_argument("file", type=Path, help="where the figure goes: .svg, .pdf or .png")
     given = parser.parse_args()
-    draw(given.sweep, given.file)
+    try:
+        draw(given.sweep, given.file)
+    except (PriorlabError, OSError, ValueError) as error:  # no such sweep; a file that cannot be written; an unknown format
+        sys.exit(f"error: {error}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,23 @@ def test_a_figure_of_ones_own(shelf: Shelf, sweep: SweepResults, tmp_path: Path,
     assert (tmp_path / "figure.svg").stat().st_size > 1000
     after = sweep.settings.query("metric == 'pass@k' and k == 1").set_index("setting")["after"]
     assert points.groupby(level="setting")["pass@1"].mean().to_dict() == pytest.approx(after.to_dict())
+
+
+def test_without_anything_to_draw_the_script_says_so_and_leaves_no_file(shelf: Shelf, tmp_path: Path) -> None:
+    begun = shelf_at(tmp_path)
+    only = [one for one in measured({"ce": 0.0, "tail": 0.1}, "evaluate.samples=8") if one.after == "pretrain"]
+    stored(begun, [(one.plan.evaluations[one.after], one) for one in only])
+    cases = (
+        (begun, "mine", "figure.svg", "error: sweep 'mine' has no cell measured after RL yet; `priorlab status mine`"),
+        (begun, "yours", "figure.svg", "error: no sweep 'yours' below"),
+        (shelf, "mine", "figure.doc", "error: Format 'doc' is not supported"),
+        (shelf, "mine", "nowhere/figure.svg", "error: [Errno 2] No such file or directory"),
+    )
+    for home, sweep, name, said in cases:
+        command = [sys.executable, str(ROOT / "scripts" / "figures" / "own_analysis.py"), sweep, str(tmp_path / name)]
+        ran = subprocess.run(command, env=os.environ | {"PRIORLAB_HOME": str(home.home.path)}, capture_output=True, text=True)
+        assert (ran.returncode, ran.stderr.startswith(said), ran.stderr.count("\n")) == (1, True, 1), ran.stderr
+        assert not (tmp_path / name).exists()
 
 
 SECTION = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8").partition("## Your own analysis")[2].partition("\n## ")[0]
