@@ -38,7 +38,7 @@ class Spreads:
     problems: float
     """Over problems, alike in all runs."""
     runs: float
-    """Over pairs of training runs, alike on all problems."""
+    """Over pairs of training runs, alike on all problems; an upper limit where it was measured."""
     both: float
     """From run to run on each problem, without the noise of samples."""
     sampling: float
@@ -48,25 +48,33 @@ class Spreads:
     source: str
 
 
-COUNTDOWN = Spreads(problems=0.004, runs=0.0002, both=0.06, sampling=0.12, seeds=5, source="docs/results/countdown.md")
+COUNTDOWN = Spreads(problems=0.0, runs=0.0001, both=0.074, sampling=0.08, seeds=5, source="docs/results/countdown.md")
 
 
 def measured_spreads(levels: Sequence[Difference], compared: Sequence[MeasuredSetting]) -> Spreads | None:
-    """Averages over a sweep's differences in pass@1 that rest on two seeds or more; None if there are none."""
+    """Averages over a sweep's differences in pass@1 that rest on two seeds or more; None if there are none.
+
+    A few seeds show little of how much runs differ, so that part is the upper limit of its one-sided 95% interval.
+    """
+    from scipy.special import chdtri
+
     by_name, found = {setting.name: setting for setting in compared}, []
     told = [one for one in levels if one.quantity == _PASS_1 and one.seeds > 1]
     for one in told:
         setting, reference = by_name[one.setting], by_name[one.reference]
         values = paired_levels(setting, reference, _PASS_1)
-        parts, n = components(values), setting.after[0].n
+        parts, n, (seeds, problems) = components(values), setting.after[0].n, values.shape
         rates = np.concatenate([_PASS_1.of(evaluation) for evaluation in [*setting.after, *reference.after]])
         noise = float((rates * (1 - rates)).mean()) * n / max(1, n - 1)
-        of_problems, of_runs = parts.problems.square - parts.rest, parts.seeds.square - parts.rest
-        found.append((of_problems / len(values), of_runs / values.shape[1], parts.rest - 2 * noise / n, noise))
+        of_problems = (parts.problems.square - parts.rest) / seeds
+        found.append((parts.seeds.square / problems, parts.rest / problems, of_problems, parts.rest - 2 * noise / n, noise))
     if not found:
         return None
-    problems, runs, both, sampling = (max(0.0, fmean(part)) for part in zip(*found, strict=True))
-    return Spreads(problems, runs, both, sampling, max(one.seeds for one in told), "this sweep")
+    between_runs, of_rest, of_problems, both, sampling = (fmean(part) for part in zip(*found, strict=True))
+    freedom = sum(one.seeds - 1 for one in told)
+    runs = between_runs * freedom / float(chdtri(freedom, CONFIDENCE)) - of_rest
+    seeds = max(one.seeds for one in told)
+    return Spreads(max(0.0, of_problems), max(0.0, runs), max(0.0, both), sampling, seeds, "this sweep")
 
 
 def known_spreads(task: str, home: Home) -> Spreads:

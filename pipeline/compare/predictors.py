@@ -109,7 +109,7 @@ def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
             if base.problems != compared[0].before[0].problems:
                 continue
             settings.append(setting.name)
-            bases.append(str({path: value for path, value in setting.coordinates.items() if path.partition(".")[0] != "rl"}))
+            bases.append(setting.planned.cells[0].recipe.model_dump_json(exclude={"rl", "seed"}))
             level.append(float(after.values("pass@k", 1).mean()))
             for name in MEASUREMENTS:
                 measured[name].append(_measured(base, name))

@@ -95,7 +95,9 @@ def check_axes(axes: dict[str, Any], sweep: str) -> None:
         for key in keys:
             if key in of_key:
                 both = f"{axis!r} twice" if of_key[key] == axis else f"two axes, {of_key[key]!r} and {axis!r}"
-                raise PriorlabError(f"sweep {sweep!r} has {key} in {both}; a key varies along one axis, so leave it out of one")
+                raise PriorlabError(
+                    f"sweep {sweep!r} has {key} in {both}; a key varies along one axis: drop one, e.g. with axes.{key}=null"
+                )
             of_key[key] = axis
 
 

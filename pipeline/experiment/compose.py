@@ -89,7 +89,7 @@ def _cell_word(path: str, value: Any) -> str:
 
 
 def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None = None) -> Sweep:
-    """The sweep file `name` with overrides: `axes.PATH=[...]` changes an axis, any other key the recipe."""
+    """The sweep file `name` with overrides: `axes.PATH=[...]` changes an axis, `axes.PATH=null` drops it, others change the recipe."""
     tree = read_config("sweep", name)
     unknown = tree.keys() - _SWEEP_KEYS
     if unknown:
@@ -108,6 +108,7 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
         else:
             assign(recipe, path, value)
             set_by_hand.append(".".join(path).removesuffix(".use"))
+    axes = {axis: values for axis, values in axes.items() if values is not None}
     varied = {key: axis for axis in axes for key in axis_keys(axis)}
     for key in set_by_hand:
         if key in varied:

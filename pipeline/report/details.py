@@ -11,6 +11,7 @@ from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Floats
 from pipeline.compare.measured import MeasuredSetting
 from pipeline.compare.samples import with_current_columns
+from pipeline.experiment.axes import axis_keys
 from pipeline.experiment.graph import Graph
 from pipeline.store.folders import Home
 
@@ -47,7 +48,7 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
             f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "
             f"{rl.optimizer.learning_rate:g}, exploration {rl.exploration.name}"
         )
-    varied = {path.split(".")[0] for setting in compared for path in setting.coordinates}
+    varied = {key.partition(".")[0] for setting in compared for axis in setting.coordinates for key in axis_keys(axis)}
     return [(name, text + (" (varied, see the table)" if name in varied else "")) for name, text in found.items()]
 
 

@@ -178,6 +178,11 @@ def test_seeds_and_rl_settings_do_not_count_as_base_settings() -> None:
     assert shown <= 6
     points = cell_points(measured_settings(measured({"ce": 0.0, "tail": 0.1}, "axes.rl.steps=[1,2]", seeds=2)))
     assert (len(points.bases), len(set(points.bases))) == (8, 2)
+    linked = 'axes={"prior, rl.steps": [[ce, 1], [ce, 2], [tail, 2]], seed: [0]}'
+    points = cell_points(
+        measured_settings([evaluation(plan, after, 0.5) for plan in plans(linked, "axes.prior=null") for after in ("pretrain", "rl")])
+    )
+    assert (len(points.bases), len(set(points.bases))) == (3, 2)
 
 
 def test_noise_rarely_correlates_with_the_level_however_few_the_cells() -> None:
