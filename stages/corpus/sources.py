@@ -12,7 +12,7 @@ from pipeline.config.corpus import FilesSource, HubSource, StdlibSource
 from pipeline.config.digests import library_digest, library_modules
 from pipeline.errors import PriorlabError
 from stages.corpus.files import Found, read_file, text_in, top_column
-from stages.tasks.rows import ON_HUB
+from stages.tasks.rows import on_hub
 
 DocumentSource = FilesSource | HubSource | StdlibSource
 # Bad documents of a source that are printed, and that are listed in the export.
@@ -42,7 +42,7 @@ def _from_hub(source: HubSource, key: str) -> Iterator[Found]:
     import datasets
 
     with _explained(source, key):
-        rows = datasets.load_dataset(f"{ON_HUB}{source.dataset}", source.subset, split=source.split, revision=source.revision)
+        rows = datasets.load_dataset(on_hub(source.dataset), source.subset, split=source.split, revision=source.revision)
     top = top_column(source.column, rows.column_names, source.dataset, key)
     for number, row in enumerate(rows.select_columns([top]), start=1):
         yield text_in(row, source.column, f"{source.dataset}, row {number}", key)
@@ -53,7 +53,7 @@ def _streamed_from_hub(source: HubSource, documents: int, key: str, seed: int) -
     import datasets
 
     with _explained(source, key):
-        name = f"{ON_HUB}{source.dataset}"
+        name = on_hub(source.dataset)
         stream = datasets.load_dataset(name, source.subset, split=source.split, revision=source.revision, streaming=True)
         stream = stream.shuffle(seed=seed, buffer_size=_SHUFFLED_AT_A_TIME).take(documents)
         for number, row in enumerate(stream, start=1):

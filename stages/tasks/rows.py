@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,6 @@ from typing import Any
 from pipeline.config.tasks import MathSource
 from pipeline.errors import PriorlabError
 from pipeline.store.files import sha256_of
-
-ON_HUB = "hf://datasets/"
-"""Before a data set's name: on the hub, not in a folder of that name that lies where the command was called."""
 
 
 def read_rows(source: MathSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -41,11 +39,16 @@ def column(row: dict[str, Any], path: str, place: str, key: str) -> Any:
     return value
 
 
+def on_hub(name: str) -> str:
+    """What to load: the hub's data set, and no folder of its name that lies where the command was called; a path stays a path."""
+    return f"hf://datasets/{name}" if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) else name
+
+
 def _from_hub(source: MathSource, key: str) -> Iterator[dict[str, Any]]:
     import datasets  # slow, and local files do without
 
     try:
-        rows = datasets.load_dataset(f"{ON_HUB}{source.hub}", source.subset, split=source.split, revision=source.revision)
+        rows = datasets.load_dataset(on_hub(str(source.hub)), source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # from any library underneath: wrong network, name, subset or split
         raise PriorlabError(
             f"cannot load the data set {source.hub!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
