@@ -47,6 +47,10 @@ def lab_with_corpus(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(Home(tmp_path_factory.mktemp("adopt")))
 
 
+ONE = "axes.prior=[ce]"
+"""The sweep's other prior would be the same run: how an adopted model was trained is not known."""
+
+
 def test_a_recipe_goes_on_from_an_adopted_checkpoint(lab_with_corpus: Lab, tmp_path: Path) -> None:
     lab = lab_with_corpus
     source = checkpoint(tmp_path / "theirs", tokenizer())
@@ -55,7 +59,7 @@ def test_a_recipe_goes_on_from_an_adopted_checkpoint(lab_with_corpus: Lab, tmp_p
     command = shlex.split(done.stdout.splitlines()[-1].removeprefix("continue with: "))
     assert command[:3] == ["priorlab", "run", "smoke"]
 
-    plan = {entry["stage"].split("-")[0]: entry for entry in json.loads(lab.call("plan", *command[2:], "--json").stdout)}
+    plan = {entry["stage"].split("-")[0]: entry for entry in json.loads(lab.call("plan", *command[2:], ONE, "--json").stdout)}
     assert (plan["pretrain/theirs"]["state"], plan["rl/theirs"]["state"]) == ("done", "new")
     assert plan["pretrain/theirs"]["why"] == f"adopted from {source}"
     record = json.loads((Path(plan["pretrain/theirs"]["folder"]) / "record.json").read_text())
