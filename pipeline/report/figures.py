@@ -101,6 +101,7 @@ def _between(compared: Sequence[MeasuredSetting], between: Sequence[Difference],
                 f"{title}, along {axis}",
                 plots.differences([one for one in along if (one.setting, one.reference) in pairs], compared),
                 f"{what}, paired per problem and seed. {_jointly([one.interval for one in along], 'difference')}"
+                f"{'' if any(one.seeds > 1 for one in along) else ' With one seed, they compare single training runs.'}"
                 f"{_few(_MOST_ROWS, len(every), 'differences')}",
             )
         )
