@@ -102,9 +102,8 @@ def compare(
     for found, what in ((levels, "after RL"), (gains, "gain")):
         _show_contrasts([one.as_dict() for one in found], f"{what}: {second} minus {first} [95%, jointly]")
         told = [one.interval for one in found if not math.isnan(one.interval.low)]
-        console.print(
-            f"\n{sum(one.shown for one in told)} of {len(told)} intervals exclude 0; all hold jointly with 95%", soft_wrap=True
-        )
+        said = f"{sum(one.shown for one in told)} of {len(told)} intervals exclude 0; all hold jointly with 95%"
+        console.print(f"\n{said if told else 'no intervals: the same on every problem, or too few problems'}", soft_wrap=True)
 
 
 def _findings(graph: Graph, home: Home, *, pooled: bool = True) -> Findings:
@@ -141,14 +140,18 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
 
 
 def _show_contrasts(differences: list[dict[str, Any]], title: str) -> None:
-    """One line per pair of settings; one table per metric on a terminal that is too narrow."""
+    """One line per pair of settings, and as many metrics side by side as the terminal is wide enough for."""
     from pipeline.report.tables import contrast_metrics, contrasts_table
 
-    whole = contrasts_table(differences, title)
-    apart = [] if fits(whole) else contrast_metrics(differences)
-    for table in [contrasts_table(differences, f"{title}, {metric}", [metric]) for metric in apart] or [whole]:
+    groups: list[list[str]] = []
+    for metric in contrast_metrics(differences):
+        if groups and fits(contrasts_table(differences, title, [*groups[-1], metric])):
+            groups[-1].append(metric)
+        else:
+            groups.append([metric])
+    for metrics in groups:
         console.print()
-        print_wide(table)
+        print_wide(contrasts_table(differences, title, metrics))
 
 
 def _chosen(of_sweep: list[Setting], only: str | None) -> list[Setting]:

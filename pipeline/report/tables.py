@@ -60,10 +60,9 @@ def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | Non
     return _table(title, headings(keys, bayes=bayes), [cells(row, keys, bayes=bayes) for row in rows])
 
 
-def contrasts_table(differences: list[dict[str, Any]], title: str, metrics: list[str] | None = None) -> Table:
-    """Differences between settings, or only their columns for `metrics` (pass@1, greedy, ...)."""
-    chosen = [one for one in differences if metrics is None or one["metric"] in metrics]
-    return _table(title, *contrasts(chosen))
+def contrasts_table(differences: list[dict[str, Any]], title: str, metrics: list[str]) -> Table:
+    """Differences between settings, in the columns for `metrics` (pass@1, greedy, ...)."""
+    return _table(title, *contrasts([one for one in differences if one["metric"] in metrics]))
 
 
 def _table(title: str, titles: Sequence[str], rows: list[list[str]]) -> Table:
