@@ -71,7 +71,7 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     )
     if temperatures(drawn[0]):
         caption = f"Dashed: before RL. Means over problems and seeds; where each line peaks is the setting's best temperature.{few}"
-        shown.append(Figure("By sampling temperature", plots.temperature_curves(drawn, ks), caption))
+        shown.append(Figure("pass@k against the sampling temperature", plots.temperature_curves(drawn, ks), caption))
     if votes := plots.curves_at_k(drawn, "maj@k"):
         said = f"maj@k: the chance that the most frequent answer of k samples is correct. Dashed: before RL. Bands: 95% intervals.{few}"
         shown.append(Figure("maj@k before and after RL", votes, said))

@@ -79,7 +79,7 @@ def test_the_report_shows_every_temperature_and_marks_the_best(tmp_path: Path) -
     _, rows = temperatures(summary(found, NOWHERE)["temperatures"])
     best = [[cell.endswith("(best)") for cell in row[3:5]] for row in rows]
     assert best == [[True, True], [False, False], [False, False], [True, True]]
-    assert "By sampling temperature" in [figure.title for figure in figures(found, NOWHERE)]
+    assert "pass@k against the sampling temperature" in [figure.title for figure in figures(found, NOWHERE)]
     assert "Where RL ends, each at its best temperature, compared" in report(Home(tmp_path), evaluations)
 
 
