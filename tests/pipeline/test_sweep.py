@@ -75,17 +75,25 @@ def test_samples_of_the_whole_sweep_are_one_table(smoke: FinishedSweep) -> None:
 
 def test_the_report_is_one_self_contained_file(smoke: FinishedSweep) -> None:
     text = (sweep_folder(smoke) / "report.html").read_text()
-    assert text.count("<svg") == 5
+    assert text.count("<svg") == 8
     assert not re.search(r"""(src|href)=["'](?!#|data:)""", text)  # nothing is loaded from elsewhere
-    for heading in ("Verdict", "Comparison", "What RL gains", "pass@k before and after RL", "RL dynamics", "Pre-training", "Sources"):
+    headings = (
+        "Verdict",
+        "Comparison",
+        "Where RL ends, compared",
+        "Who ends higher, along prior",
+        "What RL gains",
+        "maj@k before and after RL",
+    )
+    for heading in (*headings, "pass@k before and after RL", "RL dynamics", "Pre-training", "Sources"):
         assert re.search(f"<h2 id=[^>]*>{heading}</h2>", text)
-    assert (sweep_folder(smoke) / "report.md").read_text().count("\n| ") == 3 + 3  # the comparison, and the differences at two k
+    assert (sweep_folder(smoke) / "report.md").read_text().count("\n| ") == 3 + 2 + 2 + 3  # the comparison, levels, gains, and problems
 
 
 def test_each_figure_is_also_a_file_that_the_markdown_shows(smoke: FinishedSweep) -> None:
     folder = sweep_folder(smoke)
     linked = re.findall(r"!\[.+\]\((figures/.+)\)", (folder / "report.md").read_text())
-    assert len(linked) == 5
+    assert len(linked) == 8
     assert {folder / name for name in linked} == set((folder / "figures").iterdir())
     for name in linked:
         figure = ElementTree.parse(folder / name)  # stands alone, unlike SVG inside of HTML
@@ -113,7 +121,8 @@ def test_plan_and_status_speak_json(smoke: FinishedSweep) -> None:
     assert {entry["state"] for entry in status} == {"done"}
     found = json.loads(smoke.lab.call("report", "smoke", "--json").stdout)
     assert [row["arm"] for row in found["rows"]] == ["ce", "tail"]
-    assert [(one["arm"], one["k"]) for one in found["differences"]] == [("tail", 1), ("tail", 8)]
+    for contrasts in (found["levels"], found["differences"]):
+        assert [(one["arm"], one["metric"]) for one in contrasts] == [("tail", at) for at in ("pass@1", "pass@8", "greedy", "cons@8")]
 
 
 @pytest.fixture(scope="module")

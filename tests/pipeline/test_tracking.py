@@ -79,11 +79,13 @@ def test_the_summary_run_has_the_differences_the_forest_and_the_verdict(smoke: F
     kept = json.loads((folder / "comparison.json").read_text())["summary"]
     (run,) = read_runs(folder)
     assert run.summary["verdict"] == " ".join(kept["verdict"])
+    for kind in ("levels", "differences"):
+        (file,) = folder.glob(f"wandb/**/{kind}_0_*.table.json")
+        contrasts = json.loads(file.read_text())
+        found = [dict(zip(contrasts["columns"], row, strict=True)) for row in contrasts["data"]]
+        assert [(one["arm"], one["metric"]) for one in found] == [(one["arm"], one["metric"]) for one in kept[kind]]
+        assert [one["value"] for one in found] == pytest.approx([one["value"] for one in kept[kind]])
     tables = [json.loads(path.read_text()) for path in folder.glob("wandb/**/*.table.json")]
-    (differences,) = [table for table in tables if "superiority" in table["columns"]]
-    found = [dict(zip(differences["columns"], row, strict=True)) for row in differences["data"]]
-    assert [one["arm"] for one in found] == [one["arm"] for one in kept["differences"]]
-    assert [one["value"] for one in found] == pytest.approx([one["value"] for one in kept["differences"]])
     forest = next(table for table in tables if "gain in pass@1" in table["columns"])
     gains = [gain for row in kept["rows"] if (gain := row["pass@1"]["gain"])["low"] is not None]  # the others have no interval to draw
     assert gains

@@ -68,7 +68,7 @@ class Shelf:
     def json(self, *arguments: str) -> Any:
         shown = self.call(*arguments, "--json")
         assert shown.exit_code == 0, shown.output
-        return json.loads(shown.output)
+        return json.loads(shown.stdout)  # W&B writes to stderr
 
     def refusal(self, *arguments: str) -> str:
         """The message of a command that must be refused."""
