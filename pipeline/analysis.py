@@ -1,4 +1,4 @@
-"""A sweep as pandas data frames: finished or running, with the intervals of its report, for analyses of one's own."""
+"""A finished or running sweep as pandas data frames, with the intervals of its report, for your own analysis."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.store.folders import Home
 __all__ = ["Interval", "JointInterval", "Sample", "SweepResults", "joint_intervals", "load_sweep_results", "mean_interval"]
 
 _TEXT = ("sweep", "cell", "prior", "form", "task", "exploration", "after", "metric")
-"""Columns of results.csv that stay text even where all of it looks like numbers."""
+"""Columns of results.csv to read as text, even if every value looks like a number."""
 _CELL = ("cell", "setting", "prior", "seed")
 _CONTRAST = (
     "axis", "setting", "reference", "metric", "k", "family", "seeds", "value", "low", "high", "superiority", "detectable", "shown",
@@ -39,7 +39,7 @@ _SETTING = (
 
 
 def load_sweep_results(name: str, home: Path | str | None = None, *, pooled: bool = True) -> SweepResults:
-    """What a sweep has shown so far; it is looked up in `home`, by default $PRIORLAB_HOME, or else `runs` in the current folder.
+    """Results of a sweep so far. `home` defaults to $PRIORLAB_HOME, or to `runs` in the current folder if that is not set.
 
     `pooled=False` judges the luck of seeds by each setting's own, as `priorlab report --unpooled` does. A frame is computed when it is
     first asked for, and kept: load again to see what a running sweep has added. Raises `PriorlabError` if there is no such sweep; its
@@ -105,7 +105,7 @@ class SweepResults:
 
     @cached_property
     def metrics(self) -> pandas.DataFrame:
-        """metrics.jsonl of every stage of training, step by step. A stage that cells share is there once for each of them."""
+        """metrics.jsonl of every stage of training, step by step. A stage shared by several cells appears once per cell."""
         rows = ((plan, kind, stage_rows(plan, kind, self.home)) for plan in self.graph.cells for kind in plan.chain)
         frames = [self._of_cell(plan, {"stage": kind}, pandas.DataFrame(found)) for plan, kind, found in rows if found]
         return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=[*_CELL, "stage", "step"])
@@ -137,7 +137,7 @@ class SweepResults:
         return {cell.id: setting.name for setting in planned for cell in setting.cells}
 
     def _of_cell(self, plan: CellPlan, named: dict[str, Any], values: pandas.DataFrame) -> pandas.DataFrame:
-        """`values` behind columns that say whose they are."""
+        """`values`, with columns in front that identify the cell."""
         recipe, cell = plan.cell.recipe, plan.cell.id
         whose = dict(zip(_CELL, (cell, self._setting_of[cell], recipe.prior.name, recipe.seed), strict=True)) | named
         return pandas.concat([pandas.DataFrame(whose, index=values.index), values], axis=1)

@@ -115,7 +115,7 @@ def _tensors(folder: Path, *names: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _check_tied(folder: Path, embedding: str) -> None:
-    """Who loads them may take either, so the two must be one."""
+    """Loaders use one or the other, so the two must be equal."""
     stored = dict(_tensors(folder, _HEAD, embedding))
     if embedding in stored and not torch.equal(stored[_HEAD], stored[embedding]):
         raise PriorlabError(

@@ -21,7 +21,7 @@ from pipeline.experiment.compose import Cell
 
 Kind = Literal["level", "gain", "adjusted", "best"]
 _FEWEST_FOR_SLOPE = 4
-"""Degrees of freedom that a slope over seeds must leave."""
+"""Fewest residual degrees of freedom for which a slope over seeds is fitted."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,14 @@ def _means(group: Sequence[MeasuredSetting], quantity: Quantity, less: float) ->
 
 @dataclass(frozen=True)
 class _Slope:
-    """Of after RL on before, over the seeds of every setting."""
+    """The slope of after RL on before, fitted over the seeds of all settings."""
 
     slope: float
     variance: float
     freedom: int
 
     def error(self, setting: MeasuredSetting, reference: MeasuredSetting, quantity: Quantity) -> Spread:
-        """What the slope's error adds to the variance of a difference: the more, the further apart the two start."""
+        """What the slope's error adds to the variance of a difference; it grows with the distance between the two starts."""
         apart = float(setting.base_values(quantity).mean() - reference.base_values(quantity).mean())
         return Spread(apart**2 * self.variance, self.freedom)
 

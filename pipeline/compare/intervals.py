@@ -24,9 +24,9 @@ _SAME = 1e-9
 """Smaller differences are rounding."""
 _DRAWS = 4000
 _BINNED = 10
-"""Draws of similar size whose mean stands for all of them where an interval is solved for."""
+"""An interval is solved for from the means of so many draws of similar size, which is faster and as exact."""
 _MOST_DRAWN = 500
-"""Of larger families every interval holds at Bonferroni's level, which is then hardly stricter."""
+"""Larger families use Bonferroni's level, which is hardly stricter at that size."""
 _SEED = 20251222
 
 Floats = NDArray[np.float64]
@@ -55,7 +55,7 @@ class JointInterval(Interval):
     """One of a family, all of whose intervals hold together with 95%."""
 
     superiority: float
-    """The probability that the mean is positive, for this one alone; NaN with one seed, whose luck it would leave out."""
+    """The probability that this mean is positive, not corrected for the others; NaN with one seed, where it would ignore luck."""
     detectable: float
     """The true mean whose interval would exclude 0 in four of five such families."""
 
@@ -74,7 +74,7 @@ class Sample:
 
     values: Floats
     seeds: tuple[Spread, ...] | None = None
-    """What is known of the spread over seeds, as parts to be added; None for what these values show alone. Unused at one seed."""
+    """Estimates of the spread over seeds, to be added up; None to estimate it from these values alone. Unused with one seed."""
     fitted: Spread | None = None
     """A further error of the mean, from a slope that was fitted: here `square` is its variance."""
 
@@ -149,7 +149,7 @@ def components(values: Floats) -> Components:
 
 
 class _Chance:
-    """What mean squares may truly be, drawn once for a family: what was estimated together is over- or underestimated together."""
+    """Draws of true mean squares, shared by a family: estimates that come from the same data err together."""
 
     def __init__(self) -> None:
         self.rng = np.random.default_rng(_SEED)
@@ -166,7 +166,7 @@ class _Chance:
 
 
 class Error:
-    """What the error of a mean over problems and seeds may be."""
+    """The distribution of the error of a mean over problems and seeds."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class Error:
         self._fitted, self._chance = fitted, chance or _Chance()
 
     def variances(self) -> tuple[Floats, Floats]:
-        """What problems cause, and what seeds and a fitted slope add; (draws,) each."""
+        """Variance due to problems, and variance due to seeds and a fitted slope; (draws,) each."""
         (seeds, problems), found = self._shape, self._found
         of_problems = found.problems.square * self._chance.ratio(("problems", problems), found.problems.freedom)
         size = seeds * problems
@@ -195,7 +195,7 @@ class Error:
         return np.maximum(found.rest, of_problems) / size, more
 
     def half_width(self, level: float) -> float:
-        """Of the interval that misses the true mean with probability `level`."""
+        """Half the width of the interval that misses the true mean with probability `level`."""
         seeds, problems = self._shape
         if seeds == 1:
             return _t_quantile(level / 2, problems - 1) * math.sqrt(self._found.problems.square / problems)

@@ -59,7 +59,7 @@ def residuals(means: Floats) -> tuple[Floats, int]:
 
 @functools.cache
 def _projection(there: bytes, settings: int, seeds: int) -> tuple[Floats, int]:
-    """From the runs that are there onto what settings and seeds leave unexplained, and that space's dimension."""
+    """The projection of the finished runs onto what settings and seeds leave unexplained, and its rank."""
     rows, columns = np.nonzero(np.frombuffer(there, dtype=bool).reshape(settings, seeds))
     design = np.concatenate([np.eye(settings)[rows], np.eye(seeds)[columns]], axis=1)
     explained = design @ np.linalg.pinv(design)

@@ -36,9 +36,9 @@ class Spreads:
     """Variances of a difference of pass@1 after RL between two settings, in parts."""
 
     problems: float
-    """Over problems, alike in all runs."""
+    """Over problems, the same in all runs."""
     runs: float
-    """Over pairs of training runs, alike on all problems; an upper limit where it was measured."""
+    """Over pairs of training runs, the same on all problems; an upper limit where it was measured."""
     both: float
     """From run to run on each problem, without the noise of samples."""
     sampling: float
@@ -83,7 +83,7 @@ def known_spreads(task: str, home: Home) -> Spreads:
     for file in sorted(home.path.glob("sweeps/*/comparison.json")):
         try:
             kept = read_json(file)
-        except PriorlabError:  # half-written or damaged: the sweep's next report writes it anew
+        except PriorlabError:  # half-written or damaged: the sweep's next report writes it again
             continue
         told = kept.get("summary", {}).get("spreads") if isinstance(kept, dict) else None
         if told and told.pop("task") == task:
@@ -99,7 +99,7 @@ class Power:
     samples: int
     seeds: int
     arms: int
-    """Settings compared with one reference, and the reference: they tell together how much seeds differ."""
+    """The reference and the settings compared with it, from which the spread over seeds is estimated."""
     comparisons: int
     """Intervals that hold jointly."""
     spreads: Spreads
@@ -128,7 +128,7 @@ class Power:
 
     @property
     def _rest(self) -> float:
-        """Variance of one run's difference on one problem, beside what the problem and the run explain."""
+        """Variance of one run's difference on one problem that neither the problem nor the run explains."""
         return self.spreads.both + 2 * self.spreads.sampling / self.samples
 
 
@@ -151,7 +151,7 @@ def power_of(cells: Sequence[Cell], spreads: Spreads) -> Power | None:
 
 
 def in_words(found: Power, sweep: str) -> str:
-    """What the sweep of that name will be able to show."""
+    """What the sweep of that name can show."""
     size = f"{found.problems} problems x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
     if found.seeds == 1:
         size += ": one seed shows nothing about settings. With axes.seed=[0,1,2,3,4]"

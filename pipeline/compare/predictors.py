@@ -1,4 +1,4 @@
-"""Which measurements of the base model foretell where RL ends? Rank correlations over a sweep's base settings.
+"""Which measurements of the base model predict where RL ends? Rank correlations over a sweep's base settings.
 
 They are with the level after RL, not with the gain: after minus before is tied to whatever tracks the base's pass@1, effect or not.
 """

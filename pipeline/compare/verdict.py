@@ -36,7 +36,7 @@ def verdict(
     ks: Sequence[int],
     bad: Sequence[Evaluation],
 ) -> list[str]:
-    """Sentences: what RL gained, where settings end and what they gain compared, what the data cannot tell, what foretells the level.
+    """Sentences: what RL gained, where settings end and what they gain compared, what the data cannot tell, what predicts the level.
 
     `bad` are the evaluations with measurements that are not finite, which `compared` leaves out.
     """

@@ -109,7 +109,7 @@ class Backend(ABC):
 
     @classmethod
     def jobs(cls, folders: Iterable[StageFolder], *, strict: bool = False) -> dict[StageFolder, Job]:
-        """Stages at work here without a command. Raises `PriorlabError` if `strict` and nobody answers; else that is no job."""
+        """Stages at work here without a command. Without an answer: no jobs, or `PriorlabError` if `strict`."""
         return {}
 
     @classmethod

@@ -196,7 +196,7 @@ class Scheduler:
         """Set a stage's state, and what follows from it for those that depend on it."""
         if state.state in ("queued", "running") and name not in AT_WORK:
             state.ended = time.monotonic()
-            if self.backend.chains:  # when a job started is known to its stage alone
+            if self.backend.chains:  # only the stage itself knows when its job started
                 seconds = seconds_so_far(status_of(state.folder))
                 state.started = 0.0 if seconds is None else state.ended - seconds
         if name in ("queued", "running"):

@@ -26,7 +26,7 @@ class StageState:
     state: State = "waiting"
     reason: str = ""
     started: float = 0.0
-    """By `time.monotonic`, which no clock that is set can turn back; 0 while unknown, as of a job that starts between two looks."""
+    """By `time.monotonic`, which setting the clock does not change; 0 while unknown, e.g. if a job starts between two polls."""
     ended: float = 0.0
     """Likewise; 0 until the newest attempt has ended."""
     not_before: float = 0.0

@@ -37,6 +37,6 @@ def inherited() -> dict[str, str]:
 
 
 def forget_surroundings() -> None:
-    """Take it out of this process's own environment, for all that runs in it (a sweep's W&B run) or is started by it (sbatch, git)."""
+    """Remove it from this process's environment, for what runs here (a sweep's W&B run) and what it starts (sbatch, git)."""
     for name in os.environ.keys() - inherited().keys():
         del os.environ[name]

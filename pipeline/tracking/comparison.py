@@ -12,7 +12,7 @@ from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.summary import CONTRASTS
 from pipeline.config.tracking import TrackingConfig
 from pipeline.experiment.graph import Graph
-from pipeline.tracking.runs import close_run, looking_on, open_run, resolve_mode
+from pipeline.tracking.runs import close_run, never_fatal, open_run, resolve_mode
 
 
 def summary_run_id(sweep: str, graph: Graph) -> str:
@@ -21,6 +21,7 @@ def summary_run_id(sweep: str, graph: Graph) -> str:
     return f"{sweep}-{hashlib.sha256(json.dumps([sweep, compared]).encode()).hexdigest()[:16]}"
 
 
+@never_fatal("log the comparison")
 def log_comparison(
     sweep: str,
     tracking: TrackingConfig,
@@ -35,18 +36,6 @@ def log_comparison(
     """
     if resolve_mode(tracking) == "disabled":
         return
-    with looking_on("log the comparison"):
-        _log(sweep, tracking, folder, evaluations, summary, summary_run)
-
-
-def _log(
-    sweep: str,
-    tracking: TrackingConfig,
-    folder: Path,
-    evaluations: list[Evaluation],
-    summary: dict[str, Any],
-    summary_run: str,
-) -> None:
     import wandb
 
     run = open_run(tracking, folder, id=summary_run, name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"])

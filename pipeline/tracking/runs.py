@@ -1,8 +1,8 @@
 """Weights & Biases: one run per stage (group = sweep, job type = stage kind, id = fingerprint) and one summary run per sweep.
 
 Offline unless the user is logged in. Keys stay where W&B looks for them (environment, netrc); we write them to no file.
-metrics.jsonl in the stage folder always has the same rows. W&B only looks on: what it does not take is cut to size, and where it fails,
-stages and reports go on without it.
+metrics.jsonl in the stage folder always has the same rows. W&B is only an observer: what it would refuse is shortened, and if
+it fails, stages and reports go on without it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONGEST_TAG = 64
 _LARGEST_CONFIG = 1_000_000
 """Characters of a stage's config as JSON; a corpus of many files lists them all."""
 _FINISH_SECONDS = 600.0
-"""How long the end of a run waits for W&B's server; what it did not take stays on disk."""
+"""How long the end of a run waits for W&B's server; the rest stays on disk."""
 
 
 def resolve_mode(tracking: TrackingConfig) -> Mode:
@@ -85,8 +85,8 @@ def close_run(run: Any) -> None:
 
 
 @contextmanager
-def looking_on(what: str) -> Iterator[None]:
-    """Whatever W&B raises inside (its own errors, its transport's, those of its checks) ends here, with a warning about `what`."""
+def never_fatal(what: str) -> Iterator[None]:
+    """Turns whatever W&B raises inside (its own errors, its transport's, those of its checks) into a warning about `what`."""
     try:
         yield
     except Exception as error:
@@ -95,7 +95,7 @@ def looking_on(what: str) -> Iterator[None]:
 
 
 def tag(text: str) -> str:
-    """`text` as W&B takes it; what is cut off counts, so that different texts stay different tags."""
+    """`text` as W&B accepts it; different texts stay different even if both are shortened."""
     if len(text) <= _LONGEST_TAG:
         return text
     end = f"~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -122,7 +122,7 @@ class StageRun:
         config = spec["config"]
         if len(json.dumps(config)) > _LARGEST_CONFIG:
             config = f"in {folder / 'spec.json'}"
-        with looking_on("track this stage"):
+        with never_fatal("track this stage"):
             run = open_run(
                 tracking,
                 folder,
@@ -143,7 +143,7 @@ class StageRun:
         if self._run is None:
             return
         run, self._run = self._run, None
-        with looking_on("track this stage"):
+        with never_fatal("track this stage"):
             run.log(row)
             self._run = run
 
@@ -152,9 +152,9 @@ class StageRun:
         if self._run is None:
             return
         if self._artifacts:
-            with looking_on("log the artifact"):
+            with never_fatal("log the artifact"):
                 self._log_artifact(export)
-        with looking_on("finish this stage's run"):
+        with never_fatal("finish this stage's run"):
             for key, value in summary.items():
                 self._run.summary[key] = value
             close_run(self._run)

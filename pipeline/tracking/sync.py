@@ -15,7 +15,7 @@ from pipeline.store.folders import Home, StageFolder
 _AT_ONCE = 50
 """Runs per call of W&B's own command."""
 _CUT_SHORT = re.compile(r'Failed to (?:read|sync all data from) "(?P<path>[^"]+)": (?P<reason>.*)')
-"""What that command says of a log whose beginning or end it cannot read. One of the first kind keeps it from sending any other."""
+"""What W&B's command says about a log whose beginning or end it cannot read. If it is the beginning, it sends no other log either."""
 _MARK = "cut-short"
 """A file beside such a log, with W&B's words: what it holds was sent, and it is not tried again."""
 

@@ -1,4 +1,4 @@
-"""Coverage of the comparison's intervals, and how often its sentences claim what is not so, over simulated sweeps.
+"""Coverage of the comparison's intervals, and how often its verdict makes a false claim, over simulated sweeps.
 
     .venv/bin/python scripts/benchmarks/intervals.py --json intervals.json
     .venv/bin/python scripts/benchmarks/intervals.py --seeds 5 --run-spread 0.1 --effect 0.03

@@ -1,4 +1,4 @@
-"""An example of a figure of one's own: where RL ends in pass@1 against the entropy that the prior left behind.
+"""An example of your own figure: where RL ends in pass@1 against the entropy that the prior left behind.
 
     .venv/bin/python scripts/figures/own_analysis.py quickstart figure.svg
 

@@ -195,7 +195,7 @@ def _same_decimal(gold: Any, answer: Any) -> bool:
 
 
 def _distance(gold: Any, answer: Any) -> tuple[float, float]:
-    """How far two expressions are from one another, and the larger's size, at one point if they have variables; zeros if unknown."""
+    """How far apart two expressions are, and the larger's size, at one point if they have variables; zeros if unknown."""
     if not isinstance(gold, Expr) or not isinstance(answer, Expr) or gold.has(UnevaluatedExpr) or answer.has(UnevaluatedExpr):
         return 0.0, 0.0  # the last two: percentages, which may stand for the number before the sign
     names = sorted({symbol.name for symbol in gold.free_symbols | answer.free_symbols})

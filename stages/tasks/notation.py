@@ -1,6 +1,6 @@
 """What math-verify misses in answers: typography that it does not know, notation that it drops, and words that it multiplies.
 
-`plain` rewrites an answer as math-verify reads it right. `text_of` finds what is no mathematics to it and is compared as text instead:
+`plain` rewrites an answer as math-verify reads it right. `text_of` finds what is not mathematics and is compared as text instead:
 words, times, ratios, sequences with dots, numbers of another base, congruences. `split_unit` takes off the unit, which may be left out
 but must not differ. docs/tasks.md says what counts as equal; tests/unit/answers.jsonl is the table of cases.
 """
