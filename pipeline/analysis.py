@@ -68,7 +68,7 @@ class SweepResults:
     @cached_property
     def samples(self) -> pandas.DataFrame:
         """The rows of samples.parquet: one per response."""
-        assert self.findings.evaluations  # raises where there are none
+        _ = self.findings  # raises `PriorlabError` if nothing has been evaluated
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "samples.parquet"
             write_samples(file, self.graph, self.home)

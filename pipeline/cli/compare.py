@@ -170,8 +170,8 @@ def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dic
     elif sort is not None:
         rows.sort(key=lambda row: _sort_value(row, sort), reverse=True)
     contrasts = {kind: [one for one in summary[kind] if names & {one["arm"], one["reference"]}] for kind in CONTRASTS}
-    problems = [one for one in summary["problems"] if one["arm"] in names]
-    return summary | {"rows": rows, "problems": problems} | contrasts
+    of_settings = {key: [one for one in summary[key] if one["arm"] in names] for key in ("temperatures", "problems")}
+    return summary | {"rows": rows} | contrasts | of_settings
 
 
 def _sort_value(row: dict[str, Any], sort: str) -> float:

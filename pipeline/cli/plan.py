@@ -10,7 +10,8 @@ from rich.text import Text
 
 from pipeline.cli.options import AsJson, Overrides
 from pipeline.cli.terminal import console, plain_table, print_json, print_wide, some_of
-from pipeline.compare.power import Power, in_words, known_spreads, power_of
+from pipeline.compare.intervals import POWER
+from pipeline.compare.power import Power, in_words, power_of
 from pipeline.config.costs import DEVICES, Utilisation, known_device
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe, load_sweep
@@ -42,7 +43,10 @@ def plan(
         float | None,
         typer.Option(min=1e-6, max=1, help="how many seeds and problems show such a difference in pass@1 after RL", show_default=False),
     ] = None,
-    power: Annotated[float, typer.Option(min=0.05, max=0.99, help="for --effect: the share of sweeps that shall show it")] = 0.8,
+    power: Annotated[
+        float | None,
+        typer.Option(min=0.5, max=0.99, help="for --effect: share of sweeps that are to show it (.8)", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a sweep or recipe would run, what it would reuse, and why. Runs nothing."""
@@ -54,17 +58,21 @@ def plan(
     graph = build_graph(cells)
     check_cells_differ(graph)
     assumed = Assumptions(device, known_device(device), devices, Utilisation(utilisation, sampling_utilisation), vocabulary)
+    if effect is None and power is not None:
+        raise PriorlabError("--power does nothing without --effect; give both, e.g. --power 0.8 --effect 0.015")
+    if costs and effect is not None:
+        raise PriorlabError("--costs and --effect answer different questions; leave one of the two out")
     if costs:
         _show_costs(planned_costs(graph, home, assumed), as_json=as_json)
         return
-    expected = power_of(cells, known_spreads(cells[0].recipe.task.name, home))
+    expected = power_of(cells, home)
     if effect is not None:
         if expected is None:
             raise PriorlabError(
                 f"{name} compares no settings after RL, so it can show no effect; give it RL and an axis of two values or more"
             )
         hours = timed_hours(graph, home) if vocabulary is None else assumed_hours(graph, home, assumed)
-        _show_power(expected, effect, power, hours, as_json=as_json)
+        _show_power(expected, effect, POWER if power is None else power, hours, as_json=as_json)
         return
     entries = explained_plan(graph, home)
     if as_json:

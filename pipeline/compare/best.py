@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.compare.evaluations import Evaluation, stage_rows
 from pipeline.compare.intervals import Floats
 from pipeline.compare.measured import MeasuredSetting, Quantity
-from pipeline.compare.settings import Setting
+from pipeline.compare.settings import Setting, setting_name
 from pipeline.store.folders import Home
 
 RATE = "rl.optimizer.learning_rate"
@@ -65,22 +65,31 @@ class BestRate:
     """Pass@1 on the validation problems at the last validation, averaged over seeds."""
 
 
-def best_rates(compared: Sequence[MeasuredSetting], home: Home) -> list[BestRate]:
-    """Of the settings that differ only in RL's learning rate, the one that validated best; none without that axis or validation."""
-    found: dict[str, BestRate] = {}
-    for setting in compared:
-        if RATE not in setting.coordinates or not setting.finished:
-            continue
-        validated = [_last_validation(evaluation, home) for evaluation in setting.before]
-        if any(one is None for one in validated):
+def best_rates(planned: Sequence[Setting], compared: Sequence[MeasuredSetting], home: Home) -> list[BestRate]:
+    """Of the settings that differ only in RL's learning rate, the one that validated best, once all are finished.
+
+    None without that axis or without validation.
+    """
+    measured = {setting.name: setting for setting in compared if setting.finished}
+    rates: dict[str, list[BestRate | None]] = {}
+    for setting in planned:
+        if RATE not in setting.coordinates:
             return []
         coordinates = {path: value for path, value in setting.coordinates.items() if path != RATE}
-        name = setting.name.replace(f"{RATE}={setting.coordinates[RATE]}", "").strip() or "any"
-        renamed = replace(setting, planned=Setting(name, coordinates, setting.planned.cells))
-        one = BestRate(renamed, float(setting.coordinates[RATE]), float(np.mean([value or 0.0 for value in validated])))
-        if name not in found or found[name].validated < one.validated:
-            found[name] = one
-    return list(found.values())
+        name = setting_name(coordinates, setting.cells[0])
+        rates.setdefault(name, []).append(_validated(measured.get(setting.name), Setting(name, coordinates, setting.cells), home))
+    complete = [[one for one in of_setting if one is not None] for of_setting in rates.values() if None not in of_setting]
+    return [max(of_setting, key=lambda one: one.validated) for of_setting in complete]
+
+
+def _validated(measured: MeasuredSetting | None, renamed: Setting, home: Home) -> BestRate | None:
+    if measured is None:
+        return None
+    last = [_last_validation(evaluation, home) for evaluation in measured.before]
+    known = [one for one in last if one is not None]
+    if len(known) < len(last):
+        return None
+    return BestRate(replace(measured, planned=renamed), float(measured.coordinates[RATE]), float(np.mean(known)))
 
 
 def _last_validation(evaluation: Evaluation, home: Home) -> float | None:

@@ -13,13 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.compare.intervals import Floats, JointInterval, Sample, Spread, joint_intervals
+from pipeline.compare.intervals import Floats, JointInterval, Sample, Spread, components, joint_intervals
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.pooling import pooled_spread, residuals
 from pipeline.compare.settings import pairs, planned_settings
 from pipeline.experiment.compose import Cell
 
 Kind = Literal["level", "gain", "adjusted", "best"]
+Pair = tuple[MeasuredSetting, MeasuredSetting]
+"""A setting and its reference."""
+_LEAST_RELIABILITY = 0.8
+"""Share of the bases' variance over seeds that is not error of their means; with less, no slope is fitted."""
 _FEWEST_FOR_SLOPE = 4
 """Fewest residual degrees of freedom for which a slope over seeds is fitted."""
 
@@ -66,27 +70,22 @@ def differences(
     return found
 
 
-def compare_pairs(
-    kind: Kind, axis: str, along: Sequence[tuple[MeasuredSetting, MeasuredSetting]], shown: Sequence[Quantity], *, pooled: bool = True
-) -> list[Difference]:
+def compare_pairs(kind: Kind, axis: str, along: Sequence[Pair], shown: Sequence[Quantity], *, pooled: bool = True) -> list[Difference]:
     """Each setting minus its reference, by each quantity, where the two can be paired; the intervals hold jointly.
 
-    `pooled`: how much seeds differ is estimated over all settings with one reference, unless they differ in it.
+    `pooled`: how much seeds differ is estimated over all settings on the same problems, unless they differ in it.
     """
-    found: list[tuple[MeasuredSetting, MeasuredSetting, Quantity, Sample]] = []
-    references = {reference.name: reference for _, reference in along}
-    for name, reference in references.items():
-        settings = [setting for setting, other in along if other.name == name and _seeds(setting, reference)]
-        for quantity in shown:
-            found += [
-                (setting, reference, quantity, sample) for setting, sample in _samples(kind, settings, reference, quantity, pooled)
-            ]
+    found: list[tuple[int, Pair, Quantity, Sample]] = []
     order = {(setting.name, reference.name): at for at, (setting, reference) in enumerate(along)}
-    found.sort(key=lambda one: order[one[0].name, one[1].name])
+    for quantity in shown:
+        for pairs_ in _on_the_same_problems(along, quantity):
+            for (setting, reference), sample in _samples(kind, pairs_, quantity, pooled):
+                found.append((order[setting.name, reference.name], (setting, reference), quantity, sample))
+    found.sort(key=lambda one: one[0])
     intervals = joint_intervals([sample for *_, sample in found])
     return [
         Difference(kind, axis, setting.name, reference.name, quantity, len(found), len(sample.values), interval)
-        for (setting, reference, quantity, sample), interval in zip(found, intervals, strict=True)
+        for (_, (setting, reference), quantity, sample), interval in zip(found, intervals, strict=True)
     ]
 
 
@@ -96,6 +95,22 @@ def paired_levels(setting: MeasuredSetting, reference: MeasuredSetting, quantity
     return _values(setting, quantity, 0, seeds) - _values(reference, quantity, 0, seeds)
 
 
+def level_spread(along: Sequence[Pair], quantity: Quantity) -> Spread | None:
+    """The pooled mean square over seeds of differences after RL; None where there is nothing to pool, or settings differ in it."""
+    spread = pooled_spread(_table(along, quantity, 0), len(along[0][0].before[0].problems))
+    return None if spread is None else spread.difference
+
+
+def _on_the_same_problems(along: Sequence[Pair], quantity: Quantity) -> list[list[Pair]]:
+    """The pairs that have the quantity and a seed in common, by their problems."""
+    found: dict[tuple[str, ...], list[Pair]] = {}
+    for setting, reference in along:
+        measured = all(one.values(quantity) is not None for one in (setting, reference))
+        if measured and _seeds(setting, reference):
+            found.setdefault(tuple(setting.before[0].problems), []).append((setting, reference))
+    return list(found.values())
+
+
 def _seeds(setting: MeasuredSetting, reference: MeasuredSetting) -> list[int]:
     """Those that both have finished, on the same problems."""
     if not (setting.finished and reference.finished) or setting.before[0].problems != reference.before[0].problems:
@@ -103,24 +118,18 @@ def _seeds(setting: MeasuredSetting, reference: MeasuredSetting) -> list[int]:
     return [seed for seed in setting.seeds if seed in reference.seeds]
 
 
-def _samples(
-    kind: Kind, settings: Sequence[MeasuredSetting], reference: MeasuredSetting, quantity: Quantity, pooled: bool
-) -> list[tuple[MeasuredSetting, Sample]]:
-    settings = [setting for setting in settings if setting.values(quantity) is not None]
-    if not settings or reference.values(quantity) is None:
-        return []
-    group = [*settings, reference]
-    fitted = _fitted(group, quantity) if kind == "adjusted" else None
+def _samples(kind: Kind, along: Sequence[Pair], quantity: Quantity, pooled: bool) -> list[tuple[Pair, Sample]]:
+    fitted = _fitted(along, quantity) if kind == "adjusted" else None
     if kind == "adjusted" and fitted is None:
         return []
     less = 1.0 if kind == "gain" else 0.0 if fitted is None else fitted.slope
-    spread = pooled_spread(_means(group, quantity, less), len(reference.before[0].problems)) if pooled else None
+    spread = pooled_spread(_table(along, quantity, less), len(along[0][0].before[0].problems)) if pooled else None
     found = []
-    for setting in settings:
+    for setting, reference in along:
         seeds = _seeds(setting, reference)
         values = _values(setting, quantity, less, seeds) - _values(reference, quantity, less, seeds)
         error = None if fitted is None else fitted.error(setting, reference, quantity)
-        found.append((setting, Sample(values, None if spread is None else (spread.difference,), error)))
+        found.append(((setting, reference), Sample(values, None if spread is None else (spread.difference,), error)))
     return found
 
 
@@ -140,6 +149,32 @@ def _means(group: Sequence[MeasuredSetting], quantity: Quantity, less: float) ->
     return means
 
 
+def _table(along: Sequence[Pair], quantity: Quantity, less: float) -> Floats:
+    """`_means` of all settings, with columns of its own for each group of linked ones: what its seeds share cancels there alone."""
+    blocks = [_means(block, quantity, less) for block in _linked(along)]
+    table = np.full((sum(len(block) for block in blocks), sum(block.shape[1] for block in blocks)), np.nan)
+    row = column = 0
+    for block in blocks:
+        table[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
+    return table
+
+
+def _linked(along: Sequence[Pair]) -> list[list[MeasuredSetting]]:
+    """The settings, in groups that no pair connects."""
+    groups: list[dict[str, MeasuredSetting]] = []
+    for pair in along:
+        joined = {one.name: one for one in pair}
+        apart = []
+        for group in groups:
+            if group.keys() & joined.keys():
+                joined = group | joined
+            else:
+                apart.append(group)
+        groups = [*apart, joined]
+    return [list(group.values()) for group in groups]
+
+
 @dataclass(frozen=True)
 class _Slope:
     """The slope of after RL on before, fitted over the seeds of all settings."""
@@ -154,15 +189,26 @@ class _Slope:
         return Spread(apart**2 * self.variance, self.freedom)
 
 
-def _fitted(group: Sequence[MeasuredSetting], quantity: Quantity) -> _Slope | None:
-    """None with too few settings and seeds, or where bases do not vary over seeds."""
-    ends = _means(group, quantity, 0)
-    (after, freedom), (before, _) = residuals(ends), residuals(ends - _means(group, quantity, 1))
-    spread = float((before**2).sum())
-    if freedom - 1 < _FEWEST_FOR_SLOPE or spread == 0:
+def _fitted(along: Sequence[Pair], quantity: Quantity) -> _Slope | None:
+    """None with too few settings and seeds, or where bases vary little more over seeds than a mean over problems errs.
+
+    That error would flatten the slope, and leave a part of what the bases differ by in the adjusted difference; what little of it
+    remains is divided out (the reliability of Fuller, 1987).
+    """
+    ends, gained = _table(along, quantity, 0), _table(along, quantity, 1)
+    (after, freedom), (before, _) = residuals(ends), residuals(ends - gained)
+    if freedom - 1 < _FEWEST_FOR_SLOPE:
         return None
-    slope = float((before * after).sum()) / spread
-    return _Slope(slope, float(((after - slope * before) ** 2).sum()) / (freedom - 1) / spread, freedom - 1)
+    settings = {one.name: one for pair in along for one in pair}.values()
+    bases = [one.base_values(quantity) for one in settings if len(one.seeds) > 1]
+    error = float(np.mean([components(base).rest / base.shape[1] for base in bases]))
+    spread = float((before**2).sum())
+    reliability = 1 - error * freedom / spread if spread > 0 else 0.0
+    if reliability < _LEAST_RELIABILITY:
+        return None
+    slope = float((before * after).sum()) / spread / reliability
+    left = float(((after - slope * before) ** 2).sum()) / (freedom - 1)
+    return _Slope(slope, left / spread / reliability**2, freedom - 1)
 
 
 def gains(
@@ -170,14 +216,17 @@ def gains(
 ) -> dict[tuple[str, Quantity], JointInterval]:
     """What RL gained in each finished setting, by its name; one family of intervals over settings and quantities.
 
-    `pooled` as in `compare_pairs`, over all settings.
+    `pooled` as in `compare_pairs`.
     """
     found: list[tuple[str, Quantity, Sample]] = []
     for quantity in shown:
-        values = [(setting, gained) for setting in compared if (gained := setting.values(quantity, less=1)) is not None]
-        group, counts = [setting for setting, _ in values], {gained.shape[1] for _, gained in values}
-        spread = pooled_spread(_means(group, quantity, 1), counts.pop()) if pooled and len(counts) == 1 else None
-        parts = None if spread is None else (spread.shared, spread.own)
-        found += [(setting.name, quantity, Sample(gained, parts)) for setting, gained in values]
+        groups: dict[tuple[str, ...], list[MeasuredSetting]] = {}
+        for setting in compared:
+            if setting.values(quantity) is not None:
+                groups.setdefault(tuple(setting.before[0].problems), []).append(setting)
+        for problems, group in groups.items():
+            spread = pooled_spread(_means(group, quantity, 1), len(problems)) if pooled else None
+            parts = None if spread is None else (spread.shared, spread.own)
+            found += [(one.name, quantity, Sample(_values(one, quantity, 1, one.seeds), parts)) for one in group]
     intervals = joint_intervals([sample for *_, sample in found])
     return {(name, quantity): interval for (name, quantity, _), interval in zip(found, intervals, strict=True)}

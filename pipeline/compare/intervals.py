@@ -8,6 +8,7 @@ may truly be (Weerahandi, 1993). With one seed this is the t interval over probl
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,16 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 POWER = 0.8
-_FEWEST = 5
+FEWEST_PROBLEMS = 5
 """With fewer problems (or blocks, or steps) there is no interval: their spread says too little about the population's."""
 _SAME = 1e-9
 """Smaller differences are rounding."""
-_DRAWS = 4000
+DRAWS = 4000
 _BINNED = 10
 """An interval is solved for from the means of so many draws of similar size, which is faster and as exact."""
 _MOST_DRAWN = 500
 """Larger families use Bonferroni's level, which is hardly stricter at that size."""
-_SEED = 20251222
+SEED = 20251222
 
 Floats = NDArray[np.float64]
 
@@ -152,17 +153,23 @@ class _Chance:
     """Draws of true mean squares, shared by a family: estimates that come from the same data err together."""
 
     def __init__(self) -> None:
-        self.rng = np.random.default_rng(_SEED)
+        self.rng = np.random.default_rng(SEED)
         self._drawn: dict[Hashable, Floats] = {}
 
     def ratio(self, of: Hashable, freedom: int) -> Floats:
         """True over estimated variance, (draws,): quantiles of degrees / chi-squared in random order."""
         if of not in self._drawn:
-            from scipy.special import chdtri
-
-            quantiles = chdtri(freedom, (np.arange(_DRAWS) + 0.5) / _DRAWS)
-            self._drawn[of] = self.rng.permutation(freedom / quantiles)
+            self._drawn[of] = self.rng.permutation(_ratios(freedom))
         return self._drawn[of]
+
+
+@functools.cache
+def _ratios(freedom: int) -> Floats:
+    """Degrees / chi-squared at evenly spaced quantiles, (draws,)."""
+    from scipy.special import chdtri
+
+    found: Floats = freedom / chdtri(freedom, (np.arange(DRAWS) + 0.5) / DRAWS)
+    return found
 
 
 class Error:
@@ -187,8 +194,8 @@ class Error:
         of_problems = found.problems.square * self._chance.ratio(("problems", problems), found.problems.freedom)
         size = seeds * problems
         if seeds == 1:
-            return of_problems / size, np.zeros(_DRAWS)
-        of_seeds = sum((one.square * self._chance.ratio(one, one.freedom) for one in self._seeds), np.zeros(_DRAWS))
+            return of_problems / size, np.zeros(DRAWS)
+        of_seeds = sum((one.square * self._chance.ratio(one, one.freedom) for one in self._seeds), np.zeros(DRAWS))
         more = np.maximum(0, of_seeds - found.rest) / size
         if self._fitted is not None:
             more = more + self._fitted.square * self._chance.ratio(self._fitted, self._fitted.freedom)
@@ -219,7 +226,7 @@ class _Mean:
     def __init__(self, sample: Sample, chance: _Chance) -> None:
         values = sample.values
         self.value, (self.seeds, self.problems) = float(values.mean()), values.shape
-        self.known = self.problems >= _FEWEST and float(np.ptp(values)) >= _SAME
+        self.known = self.problems >= FEWEST_PROBLEMS and float(np.ptp(values)) >= _SAME
         if self.known:
             self._chance = chance
             self._error = Error(components(values), (self.seeds, self.problems), sample.seeds, sample.fitted, chance)
@@ -245,7 +252,7 @@ class _Mean:
     def drawn(self, at_problems: Floats) -> Floats:
         """Errors of the mean, (draws,); `at_problems` is what problems do to it, in standard deviations: means share problems."""
         of_problems, more = self._error.variances()
-        errors: Floats = at_problems * np.sqrt(of_problems) + self._chance.rng.standard_normal(_DRAWS) * np.sqrt(more)
+        errors: Floats = at_problems * np.sqrt(of_problems) + self._chance.rng.standard_normal(DRAWS) * np.sqrt(more)
         return errors
 
 
@@ -263,12 +270,12 @@ def _level_for_all(means: Sequence[_Mean]) -> float:
     of_problems = np.zeros((max(mean.problems for mean in means), count))
     for index, mean in enumerate(means):
         of_problems[: mean.problems, index] = mean.by_problem
-    shared = np.random.default_rng(_SEED).standard_normal((_DRAWS, len(of_problems))) @ of_problems
-    least = np.full(_DRAWS, np.inf)
+    shared = np.random.default_rng(SEED).standard_normal((DRAWS, len(of_problems))) @ of_problems
+    least = np.full(DRAWS, np.inf)
     for index, mean in enumerate(means):
         errors = np.abs(mean.drawn(shared[:, index]))
-        ranks = np.empty(_DRAWS)
-        ranks[np.argsort(-errors)] = np.arange(1, _DRAWS + 1)
-        least = np.minimum(least, ranks / _DRAWS)
+        ranks = np.empty(DRAWS)
+        ranks[np.argsort(-errors)] = np.arange(1, DRAWS + 1)
+        least = np.minimum(least, ranks / DRAWS)
     found = float(np.quantile(least, alone))
     return min(max(found, alone / count), alone)  # between Bonferroni's level and a single interval's

@@ -136,3 +136,9 @@ def quantities(evaluations: Sequence[Evaluation], ks: Sequence[int]) -> list[Qua
     """What settings are compared by: pass@k at `ks`, greedy decoding, and the majority vote of all samples."""
     votes = [Quantity("greedy", 1), *(Quantity("cons@n", n) for n in dict.fromkeys(e.n for e in evaluations))]
     return [*(Quantity("pass@k", k) for k in ks), *(vote for vote in votes if all(vote.in_(e) for e in evaluations))]
+
+
+def none_of(correct: Floats, samples: int, size: int) -> Floats:
+    """The chance that none of `size` samples drawn without replacement is among the `correct` ones; like `correct` in shape."""
+    draws = np.arange(size)
+    return np.prod(np.clip((samples - correct)[..., None] - draws, 0, None) / (samples - draws), axis=-1)

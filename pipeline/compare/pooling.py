@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compare.intervals import CONFIDENCE, Floats, Spread
+from pipeline.compare.intervals import CONFIDENCE, DRAWS, SEED, Floats, Spread
 
-_DRAWS = 4000
-_SEED = 20251222
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,11 @@ def _projection(there: bytes, settings: int, seeds: int) -> tuple[Floats, int]:
 def _alike(left: Floats, there: NDArray[np.bool_]) -> bool:
     """Whether no setting has too large a share of all squares (Cochran, 1941), at 5%. Of two settings, both always have half."""
     squares = (left**2).sum(axis=1)
-    return squares.sum() == 0 or len(left) < 3 or squares.max() / squares.sum() <= _largest_share(there.tobytes(), *there.shape)
+    return (
+        squares.sum() == 0
+        or len(left) < 3
+        or squares.max() / squares.sum() <= _largest_share(there.tobytes(), *there.shape) + _ROUNDING
+    )
 
 
 @functools.cache
@@ -77,5 +80,5 @@ def _largest_share(there: bytes, settings: int, seeds: int) -> float:
     """The share of the squares that one of so many settings of equal spread exceeds in 5% of sweeps."""
     projection, _ = _projection(there, settings, seeds)
     rows = np.nonzero(np.frombuffer(there, dtype=bool).reshape(settings, seeds))[0]
-    squares = (np.random.default_rng(_SEED).standard_normal((_DRAWS, len(rows))) @ projection) ** 2 @ np.eye(settings)[rows]
+    squares = (np.random.default_rng(SEED).standard_normal((DRAWS, len(rows))) @ projection) ** 2 @ np.eye(settings)[rows]
     return float(np.quantile(squares.max(axis=1) / squares.sum(axis=1), CONFIDENCE))

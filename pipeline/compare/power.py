@@ -7,7 +7,6 @@ large each part is; until there is one, Countdown's stand in.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,8 @@ from statistics import fmean
 
 import numpy as np
 
-from pipeline.compare.contrasts import Difference, paired_levels
-from pipeline.compare.intervals import CONFIDENCE, POWER, Components, Error, Spread, components
+from pipeline.compare.contrasts import Difference, level_spread, paired_levels
+from pipeline.compare.intervals import CONFIDENCE, FEWEST_PROBLEMS, POWER, Components, Error, Spread, components
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.settings import pairs, planned_settings
 from pipeline.errors import PriorlabError
@@ -28,6 +27,7 @@ _VOTES = 2
 """Greedy decoding and the majority vote, which are compared beside pass@k."""
 _MOST_PROBLEMS = 1_000_000
 """More is not useful advice."""
+_ASSURANCE = 0.8
 _PASS_1 = Quantity("pass@k", 1)
 
 
@@ -48,31 +48,34 @@ class Spreads:
     source: str
 
 
-COUNTDOWN = Spreads(problems=0.0, runs=0.0001, both=0.074, sampling=0.08, seeds=5, source="docs/results/countdown.md")
+COUNTDOWN = Spreads(problems=0.0, runs=0.0003, both=0.074, sampling=0.08, seeds=5, source="docs/results/countdown.md")
 
 
 def measured_spreads(levels: Sequence[Difference], compared: Sequence[MeasuredSetting]) -> Spreads | None:
-    """Averages over a sweep's differences in pass@1 that rest on two seeds or more; None if there are none.
+    """From a sweep's differences in pass@1 that rest on two seeds or more, along the axis with the most; None if there are none.
 
-    A few seeds show little of how much runs differ, so that part is the upper limit of its one-sided 95% interval.
+    A few seeds show little of how much runs differ, so that part is the upper limit of its one-sided 80% interval (Browne, 1995).
     """
     from scipy.special import chdtri
 
-    by_name, found = {setting.name: setting for setting in compared}, []
+    by_name = {setting.name: setting for setting in compared}
     told = [one for one in levels if one.quantity == _PASS_1 and one.seeds > 1]
-    for one in told:
-        setting, reference = by_name[one.setting], by_name[one.reference]
+    axis = max((one.axis for one in told), key=[one.axis for one in told].count, default=None)
+    along = [(by_name[one.setting], by_name[one.reference]) for one in told if one.axis == axis]
+    along = [pair for pair in along if pair[0].before[0].problems == along[0][0].before[0].problems]
+    between_runs = level_spread(along, _PASS_1) if along else None
+    if between_runs is None:
+        return None
+    found = []
+    for setting, reference in along:
         values = paired_levels(setting, reference, _PASS_1)
-        parts, n, (seeds, problems) = components(values), setting.after[0].n, values.shape
+        parts, n = components(values), setting.after[0].n
         rates = np.concatenate([_PASS_1.of(evaluation) for evaluation in [*setting.after, *reference.after]])
         noise = float((rates * (1 - rates)).mean()) * n / max(1, n - 1)
-        of_problems = (parts.problems.square - parts.rest) / seeds
-        found.append((parts.seeds.square / problems, parts.rest / problems, of_problems, parts.rest - 2 * noise / n, noise))
-    if not found:
-        return None
-    between_runs, of_rest, of_problems, both, sampling = (fmean(part) for part in zip(*found, strict=True))
-    freedom = sum(one.seeds - 1 for one in told)
-    runs = between_runs * freedom / float(chdtri(freedom, CONFIDENCE)) - of_rest
+        found.append(((parts.problems.square - parts.rest) / len(values), parts.rest, parts.rest - 2 * noise / n, noise))
+    of_problems, rest, both, sampling = (fmean(part) for part in zip(*found, strict=True))
+    highest = between_runs.square * between_runs.freedom / float(chdtri(between_runs.freedom, _ASSURANCE))
+    runs = (highest - rest) / len(along[0][0].before[0].problems)
     seeds = max(one.seeds for one in told)
     return Spreads(max(0.0, of_problems), max(0.0, runs), max(0.0, both), sampling, seeds, "this sweep")
 
@@ -104,12 +107,6 @@ class Power:
     """Intervals that hold jointly."""
     spreads: Spreads
 
-    @property
-    def error(self) -> float:
-        """Standard error of the difference."""
-        of_problems = (self.spreads.problems + self._rest / self.seeds) / self.problems
-        return math.sqrt(of_problems + self.spreads.runs / self.seeds)
-
     def detectable(self, power: float = POWER) -> float:
         """The difference that a share `power` of such sweeps would show, each interval at Bonferroni's level."""
         rest = self._rest
@@ -122,7 +119,7 @@ class Power:
 
     def problems_for(self, difference: float, power: float = POWER) -> int | None:
         """Problems needed to show `difference` with these seeds; None if no number of problems suffices."""
-        counts = range(2, _MOST_PROBLEMS + 1)
+        counts = range(FEWEST_PROBLEMS, _MOST_PROBLEMS + 1)
         at = bisect_left(counts, True, key=lambda count: replace(self, problems=count).detectable(power) <= difference)
         return None if at == len(counts) else counts[at]
 
@@ -132,7 +129,7 @@ class Power:
         return self.spreads.both + 2 * self.spreads.sampling / self.samples
 
 
-def power_of(cells: Sequence[Cell], spreads: Spreads) -> Power | None:
+def power_of(cells: Sequence[Cell], home: Home) -> Power | None:
     """For a sweep's axis with the most differences; None without RL or without anything to compare."""
     along = pairs(planned_settings(cells))
     if not along or any(cell.recipe.rl is None for cell in cells):
@@ -146,7 +143,7 @@ def power_of(cells: Sequence[Cell], spreads: Spreads) -> Power | None:
         seeds=len({cell.recipe.seed for cell in cells}),
         arms=1 + max(sum(reference is other for _, other in most) for _, reference in most),
         comparisons=len(most) * (len(shown) + _VOTES),
-        spreads=spreads,
+        spreads=known_spreads(cells[0].recipe.task.name, home),
     )
 
 

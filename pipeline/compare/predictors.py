@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.intervals import CONFIDENCE, Floats, perplexity
-from pipeline.compare.measured import MeasuredSetting
+from pipeline.compare.intervals import CONFIDENCE, SEED, Floats, perplexity
+from pipeline.compare.measured import MeasuredSetting, none_of
 
 MEASUREMENTS = {
     "entropy": "entropy",
@@ -27,7 +27,6 @@ MEASUREMENTS = {
 _FEWEST = 5
 _PERMUTATIONS = 4000
 _PERMUTED_AT_ONCE = 50
-_SEED = 20251222
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def predictors(points: Points) -> list[Predictor]:
     level = _standard_ranks(levels)
     measured = np.stack([_standard_ranks(means[name]) for name in varying], axis=1)
     correlations = level @ measured
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(SEED)
     strongest = np.empty(_PERMUTATIONS)
     for start in range(0, _PERMUTATIONS, _PERMUTED_AT_ONCE):
         permuted = rng.permuted(np.tile(level, (_PERMUTED_AT_ONCE, 1)), axis=1)
@@ -105,11 +104,12 @@ def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
     level: list[float] = []
     measured: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
     for setting in compared:
+        trained = setting.planned.cells[0].recipe.model_dump_json(exclude={"rl", "seed"})
         for base, after in zip(setting.before, setting.after, strict=False):  # before RL alone, there is no after
             if base.problems != compared[0].before[0].problems:
                 continue
             settings.append(setting.name)
-            bases.append(setting.planned.cells[0].recipe.model_dump_json(exclude={"rl", "seed"}))
+            bases.append(trained)
             level.append(float(after.values("pass@k", 1).mean()))
             for name in MEASUREMENTS:
                 measured[name].append(_measured(base, name))
@@ -132,10 +132,7 @@ def _measured(base: Evaluation, name: str) -> float:
 
 def _mixed_share(correct: Floats, samples: int, size: int) -> float:
     """Chance that a group of `size` has both correct and wrong responses, without which it teaches nothing."""
-    draws = np.arange(size)
-    all_right = np.prod(np.clip(correct[:, None] - draws, 0, None) / (samples - draws), axis=1)
-    all_wrong = np.prod(np.clip((samples - correct)[:, None] - draws, 0, None) / (samples - draws), axis=1)
-    return float((1 - all_right - all_wrong).mean())
+    return float((1 - none_of(samples - correct, samples, size) - none_of(correct, samples, size)).mean())
 
 
 def _standard_ranks(values: Floats) -> Floats:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.intervals import Floats, Interval, mean_interval
-from pipeline.compare.measured import MeasuredSetting, Quantity
+from pipeline.compare.measured import MeasuredSetting, Quantity, none_of
 
 TAUS = (0.1, 0.5, 0.9)
 WHOLE_RESPONSES = {"distinct_answers": "distinct answers", "response_entropy": "response entropy"}
@@ -75,7 +75,5 @@ def _changed(before: Floats, after: Floats) -> dict[str, Any]:
 
 def _by_luck(rates: Floats, n: int) -> Floats:
     """The chance that a random half of the n samples has a correct one, and the other half none."""
-    from scipy.stats import hypergeom
-
     correct = np.round(rates * n)
-    return hypergeom.pmf(0, n, correct, n - n // 2) - (correct == 0)
+    return none_of(correct, n, n - n // 2) - (correct == 0)

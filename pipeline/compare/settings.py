@@ -33,9 +33,14 @@ def planned_settings(cells: Sequence[Cell]) -> list[Setting]:
     found: dict[str, Setting] = {}
     for cell in cells:
         coordinates = {path: value for path, value in cell.coordinates.items() if path != "seed"}
-        name = " ".join(words(axis, value) for axis, value in coordinates.items()) or cell.recipe.prior.name
+        name = setting_name(coordinates, cell)
         found.setdefault(name, Setting(name, coordinates, [])).cells.append(cell)
     return list(found.values())
+
+
+def setting_name(coordinates: dict[str, Any], cell: Cell) -> str:
+    """Of the setting with these values of the axes, one of whose cells is `cell`."""
+    return " ".join(words(axis, value) for axis, value in coordinates.items()) or cell.recipe.prior.name
 
 
 def pairs(of_sweep: Sequence[Setting]) -> dict[str, list[tuple[Setting, Setting]]]:

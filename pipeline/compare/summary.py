@@ -36,6 +36,7 @@ class Findings:
     gains: dict[tuple[str, Quantity], JointInterval]
     """By setting and quantity; they hold jointly."""
     differences: dict[Kind, list[Difference]]
+    pooled: bool
     points: Points
     predictors: list[Predictor]
 
@@ -64,6 +65,7 @@ def findings(cells: Sequence[Cell], evaluations: list[Evaluation], *, pooled: bo
         shown,
         gains(compared, shown, pooled=pooled),
         {kind: differences(kind, settings, cells, of, pooled=pooled) for kind, settings, of in of_kind},
+        pooled,
         points,
         predictors(points),
     )
@@ -127,7 +129,7 @@ def _temperature_rows(setting: MeasuredSetting, found: Findings) -> list[dict[st
 
 def _best_rates(found: Findings, home: Home) -> dict[str, Any] | None:
     """Each setting at its own learning rate, and the contrasts between them; None without such an axis or its validation."""
-    best = best_rates(found.settings, home)
+    best = best_rates(found.planned, found.settings, home)
     if not best:
         return None
     settings = [one.setting for one in best]
@@ -135,6 +137,6 @@ def _best_rates(found: Findings, home: Home) -> dict[str, Any] | None:
     contrasts = []
     for axis, along in pairs([setting.planned for setting in settings]).items():
         measured = [(by_name[one.name], by_name[other.name]) for one, other in along]
-        contrasts += [one.as_dict() for one in compare_pairs("best", axis, measured, found.shown)]
+        contrasts += [one.as_dict() for one in compare_pairs("best", axis, measured, found.shown, pooled=found.pooled)]
     rows = [{"arm": one.setting.name, "rate": one.rate, "validated": one.validated} for one in best]
     return {"rows": rows, "contrasts": contrasts}

@@ -160,8 +160,8 @@ class MathTask(TaskConfig):
     special_tokens: dict[str, str] = identity_since({}, description="text of eos_token and others, where chat_template uses them")
 
     def identity(self) -> dict[str, Any]:
-        """With the version of the rules that judge answers: raised when a verdict changes, so that nothing but math tasks runs anew."""
-        return super().identity() | {"verdicts": 2}
+        """With the version of the rules that judge answers: raised when a verdict changes, so that only math tasks run again."""
+        return super().identity() | {"verdicts": 3}
 
     def text_identity(self) -> dict[str, Any]:
         kept = self.identity()

@@ -69,7 +69,7 @@ def figures(found: Findings, home: Home) -> list[Figure]:
             f"Dashed: before RL. Bands: 95% intervals. Past a crossing, the base model solves more problems with k samples.{few}",
         )
     )
-    if temperatures(drawn[0]):
+    if any(map(temperatures, drawn)):
         caption = f"Dashed: before RL. Means over problems and seeds; where each line peaks is the setting's best temperature.{few}"
         shown.append(Figure("pass@k against the sampling temperature", plots.temperature_curves(drawn, ks), caption))
     if votes := plots.curves_at_k(drawn, "maj@k"):

@@ -31,9 +31,17 @@ _KEPT = {
 }  # fmt: skip
 
 
+_SETTINGS = ("WANDB_X_", "WANDB__")
+"""Of W&B's client: retries, proxies, waiting for its service. None of them says what a run is."""
+
+
 def inherited() -> dict[str, str]:
     """The environment without what describes a surrounding job."""
-    return {name: value for name, value in os.environ.items() if name in _KEPT or not (name.startswith(_FAMILIES) or name in _ALONE)}
+    return {name: value for name, value in os.environ.items() if _is_the_users(name)}
+
+
+def _is_the_users(name: str) -> bool:
+    return name in _KEPT or name.startswith(_SETTINGS) or not (name in _ALONE or name.startswith(_FAMILIES))
 
 
 def forget_surroundings() -> None:

@@ -112,10 +112,14 @@ def artifact_name(kind: str, fingerprint: str) -> str:
 
 
 class StageRun:
-    """The W&B run of one stage, until W&B fails. Rows carry their own `step`, so a resumed stage may log a step again."""
+    """The W&B run of one stage. Rows carry their own `step`, so a resumed stage may log a step again.
+
+    Once W&B refuses a row, nothing more is logged; what it took before is kept.
+    """
 
     def __init__(self, spec: dict[str, Any], folder: Path, tracking: TrackingConfig) -> None:
         self._run: Any = None
+        self._logs = False
         self._spec, self._artifacts = spec, tracking.artifacts
         if resolve_mode(tracking) == "disabled":  # importing wandb takes longer than all other overhead of a small stage
             return
@@ -123,7 +127,7 @@ class StageRun:
         if len(json.dumps(config)) > _LARGEST_CONFIG:
             config = f"in {folder / 'spec.json'}"
         with never_fatal("track this stage"):
-            run = open_run(
+            self._run = open_run(
                 tracking,
                 folder,
                 id=run_id(spec["fingerprint"]),
@@ -134,18 +138,18 @@ class StageRun:
                 config=spec["labels"] | {"fingerprint": spec["fingerprint"], "stage": config},
             )
             for axis, metrics in KINDS[spec["kind"]].charted.items():
-                run.define_metric(axis)
+                self._run.define_metric(axis)
                 for metric in metrics:
-                    run.define_metric(metric, step_metric=axis)
-            self._run = run
+                    self._run.define_metric(metric, step_metric=axis)
+            self._logs = True
 
     def log(self, row: dict[str, float]) -> None:
-        if self._run is None:
+        if not self._logs:
             return
-        run, self._run = self._run, None
+        self._logs = False
         with never_fatal("track this stage"):
-            run.log(row)
-            self._run = run
+            self._run.log(row)
+            self._logs = True
 
     def finish(self, summary: dict[str, float], export: Path) -> None:
         """Write the run's summary, and with `tracking.artifacts` log the export as an artifact: a reference, without an upload."""
@@ -154,9 +158,10 @@ class StageRun:
         if self._artifacts:
             with never_fatal("log the artifact"):
                 self._log_artifact(export)
-        with never_fatal("finish this stage's run"):
+        with never_fatal("write this stage's summary"):
             for key, value in summary.items():
                 self._run.summary[key] = value
+        with never_fatal("finish this stage's run"):
             close_run(self._run)
 
     def _log_artifact(self, export: Path) -> None:

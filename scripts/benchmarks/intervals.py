@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--shared-spread", type=float, default=0.05)
     parser.add_argument("--problem-spread", type=float, default=0.7)
     parser.add_argument("--unequal", type=float, default=1.0, help="the last prior's run-spread is this many times the others'")
+    parser.add_argument("--carried", action="store_true", help="RL leaves every run exactly as it was")
+    parser.add_argument("--head-start", type=float, default=0.0, help="of the second prior, in log-odds; with --carried")
     parser.add_argument("--effect", type=float, default=0.0, help="what the second prior's pass@1 after RL is higher by")
     parser.add_argument("--unpooled", action="store_true", help="judge the luck of seeds by each setting's own seeds")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -89,7 +91,8 @@ def _simulated(arguments: argparse.Namespace, spread: float, seeds: int) -> dict
         said = verdict(found.planned, found.settings, found.gains, found.differences, found.predictors, found.ks, [])
         levels = found.differences["level"]
         first = [one for one in levels if one.quantity == _PASS_1]
-        known = first if seeds == 1 or arguments.effect else levels  # elsewhere the truth of the other quantities is that of pass@1: 0
+        differ = arguments.effect or arguments.head_start  # else the true difference is 0 in every quantity
+        known = first if seeds == 1 or differ else levels
         row: dict[str, float] = {
             "single": float(np.mean([one.low <= truth[name][0] <= one.high for name, one in _before(found)])),
             "joint": all(_covers(one.interval, truth[one.setting][1] - truth[one.reference][1]) for one in known),
@@ -145,9 +148,10 @@ class _World:
             spread = self.spread * (arguments.unequal if arm == arguments.arms - 1 else 1.0)
             levels = []
             for after, role in enumerate(("pretrain", "rl")):
-                effect = self.shift if after and arm == 1 else 0.0
-                shift = shared[after, recipe.seed] + rng.normal(0, spread) + effect
-                rates = expit(difficulties + shift + rng.normal(0, arguments.problem_spread, arguments.problems))
+                if not after or not arguments.carried:
+                    effect = (self.shift if after else 0.0) * (arm == 1) + arguments.head_start * (arm == 1)
+                    shift = shared[after, recipe.seed] + rng.normal(0, spread) + effect
+                    rates = expit(difficulties + shift + rng.normal(0, arguments.problem_spread, arguments.problems))
                 evaluations.append(_evaluation(plan, role, rates, arguments.samples, rng))
                 levels.append(self.rate(shift, runs=None) if self.seeds == 1 else self.rate(effect, runs=spread))
             truth[recipe.prior.name] = (levels[0], levels[1])

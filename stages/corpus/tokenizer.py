@@ -6,7 +6,6 @@ before a prompt; padding has its own token, since a model does not train the emb
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import unicodedata
@@ -20,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline.config.corpus import PretrainedTokenizer, tokenizer_digest
 from pipeline.errors import PriorlabError
 from stages.tasks import Problem, Task
+from stages.tasks.protocol import TooFewProblemsError
 
 END = "<|end|>"
 PAD = "<|pad|>"
@@ -119,8 +119,12 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerFast) -> None:
 def _some_problems(task: Task, split: Literal["rl", "evaluate"]) -> list[Problem]:
     """None if the split has none or cannot be read: the stage that needs it says so."""
     for count in (_LOOKED_AT, 8, 1):
-        with contextlib.suppress(PriorlabError):
+        try:
             return task.problems(split, count, seed=0)
+        except TooFewProblemsError:
+            continue
+        except PriorlabError:  # a source that a stage without the hub cannot reach
+            break
     return []
 
 

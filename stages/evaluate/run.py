@@ -46,7 +46,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     checkpoint, corpus = stage.parent("checkpoint", config.step), stage.parent("corpus")
     shapes = heldout_statistics(
         stage, checkpoint, Blocks(corpus / "heldout"), count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
-        temperatures=(1.0, protocol.temperature, *protocol.temperatures),
+        temperatures=(1.0, *((protocol.temperature, *protocol.temperatures) if protocol.temperatures else ())),
     )  # fmt: skip
     heldout = shapes[1.0]
     benchmarks: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from pipeline.errors import PriorlabError
-from stages.tasks.protocol import Document, Problem, Split, split_of
+from stages.tasks.protocol import Document, Problem, Split, TooFewProblemsError, split_of
 
 # Draws without a new problem after which a split counts as exhausted.
 _PATIENCE = 20_000
@@ -40,7 +40,7 @@ class GeneratedTask(ABC):
                 continue
             misses += 1
             if misses > _PATIENCE:
-                raise PriorlabError(
+                raise TooFewProblemsError(
                     f"task {self.name!r} has only about {len(found)} distinct problems in its {split!r} split, "
                     f"but {count} were asked for; ask for fewer, or widen {self.knobs}"
                 )

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config.tasks import GymTask
 from pipeline.errors import PriorlabError
-from stages.tasks.protocol import Document, Problem, Split, Verdict, split_of
+from stages.tasks.protocol import Document, Problem, Split, TooFewProblemsError, Verdict, split_of
 
 try:
     import reasoning_gym
@@ -55,7 +55,7 @@ class Gym:
                 break
             misses = misses + 1 if problem is None or problem.id in found else 0
             if misses > _PATIENCE:
-                raise PriorlabError(
+                raise TooFewProblemsError(
                     f"task {self.config.name!r} has only about {len(found)} distinct problems in its {split!r} split, but {count} were "
                     f"asked for; ask for fewer, or widen task.options of {self.config.dataset}"
                 )

@@ -20,7 +20,7 @@ from pipeline.config.tasks import MathSource, MathTask
 from pipeline.errors import PriorlabError
 from stages.tasks.answers import check_reference, judge
 from stages.tasks.prompts import render_prompt
-from stages.tasks.protocol import Document, Problem, Split, Verdict, split_of
+from stages.tasks.protocol import Document, Problem, Split, TooFewProblemsError, Verdict, split_of
 from stages.tasks.rows import column, read_rows
 
 
@@ -44,7 +44,7 @@ class Math:
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         rows = self._rows(split)
         if count > len(rows):
-            raise PriorlabError(
+            raise TooFewProblemsError(
                 f"task {self.config.name!r} has {len(rows)} distinct problems in its {split!r} split, but {count} were asked for; "
                 f"set {split}.problems={len(rows)} or less"
             )
@@ -72,13 +72,13 @@ class Math:
         if split == "evaluate" and config.evaluate is not None:
             return list(self._evaluation.values())
         if config.train is None:
-            raise PriorlabError(
+            raise TooFewProblemsError(
                 f"task {config.name!r} is for evaluation only and has no {split!r} split; give it a source to train on: "
                 "task.train={hub: NAME} or task.train={file: problems.jsonl}"
             )
         rows = self._training[split]
         if not rows:
-            raise PriorlabError(f"task {config.name!r} has no problem in its {split!r} split; task.train needs more rows")
+            raise TooFewProblemsError(f"task {config.name!r} has no problem in its {split!r} split; task.train needs more rows")
         return rows
 
     @cached_property

@@ -27,6 +27,7 @@ _SIZE = (
 _REWRITTEN: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\*\*|`|\\(?:checkmark|blacksquare|square|qed)(?![A-Za-z])|\\\\\s*$|(?<!\\)\$", ""),
     (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+    (r"(?<=\d),\\!\s*(?=\d{3}(?!\d))", ","),  # MATH's thousands
     (r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![A-Za-z])|thinspace|hspace\{[^{}]*\})|~", " "),
     (_SIZE, " "),
     (r"(?<![A-Za-z])\{([,:])\}", r"\1"),

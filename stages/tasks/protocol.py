@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
+from pipeline.errors import PriorlabError
+
 Split = Literal["corpus", "heldout", "rl", "evaluate"]
 
 # Shares of the problem space. A problem's split depends on the problem alone, so splits cannot overlap whatever is drawn.
@@ -44,6 +46,10 @@ class Verdict:
     further: Mapping[str, bool] = field(default_factory=dict)
 
 
+class TooFewProblemsError(PriorlabError):
+    """A split has fewer problems than were asked for, or none."""
+
+
 class Task(Protocol):
     @property
     def alphabet(self) -> str:
@@ -51,7 +57,7 @@ class Task(Protocol):
         ...
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        """`count` distinct problems of a split; raises `PriorlabError` if there are fewer."""
+        """`count` distinct problems of a split; raises `TooFewProblemsError` if there are fewer."""
         ...
 
     def rewordings(self, problem: Problem) -> list[Problem]:

@@ -18,7 +18,7 @@ from pipeline.report.figures import figures
 from pipeline.report.tables import temperatures
 from pipeline.store.folders import Home
 from tests.unit.stores import shelf_at
-from tests.unit.test_compare import NOWHERE, evaluation, found_in, measured_settings, plans
+from tests.unit.test_compare import NOWHERE, evaluation, found_in, plans
 from tests.unit.test_compare_commands import stored
 from tests.unit.test_report import report
 from tests.unit.test_statistics import measured
@@ -126,4 +126,8 @@ def test_each_prior_is_compared_at_the_rate_that_its_last_validation_prefers(tmp
     (level,) = [one for one in told["contrasts"] if one["metric"] == "pass@1"]
     assert (level["arm"], level["reference"], level["axis"]) == ("tail", "ce", "prior")
     assert level["value"] == pytest.approx(0.01)
-    assert best_rates(measured_settings(evaluations), Home(tmp_path / "elsewhere")) == []  # nothing validated
+    found = found_in(evaluations)
+    assert best_rates(found.planned, found.settings, Home(tmp_path / "elsewhere")) == []  # nothing validated
+    better = {one.plan.cell.id for one in evaluations if one.plan.cell.id.startswith("tail") and "0.0002" in one.plan.cell.id}
+    unfinished = found_in([one for one in evaluations if one.plan.cell.id not in better], [one.plan for one in evaluations])
+    assert [one.setting.name for one in best_rates(unfinished.planned, unfinished.settings, home)] == ["ce"]

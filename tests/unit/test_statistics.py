@@ -16,7 +16,7 @@ from pipeline.compare.contrasts import Difference, Kind
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import bayesian_mean
 from pipeline.compare.measured import Quantity
-from pipeline.compare.power import COUNTDOWN, power_of
+from pipeline.compare.power import power_of
 from pipeline.compare.predictors import MEASUREMENTS, Points, cell_points, predictors
 from pipeline.compare.settings import pairs, planned_settings
 from pipeline.compare.summary import summary
@@ -313,6 +313,62 @@ def test_the_verdict_says_what_guessing_scores_on_each_task() -> None:
     assert said("axes.task=[countdown]") == []
 
 
+def test_a_head_start_is_not_taken_for_a_better_end_where_bases_are_measured_with_error() -> None:
+    """RL changes nothing; one prior starts .1 higher. The error of 40 problems would flatten a slope and leave some of that."""
+    slopes = 0
+    for seed in range(30):
+        rng, evaluations = np.random.default_rng(seed), []
+        for plan in plans("axes.prior=[ce,tail,head,precision]", "axes.seed=[0,1,2,3,4]"):
+            start = 0.4 + 0.1 * (plan.cell.recipe.prior.name == "tail") + rng.normal(0, 0.02)
+            rates = np.clip(start + rng.normal(0, 0.2, 40), 0, 1)
+            for after in ("pretrain", "rl"):
+                one = evaluation(plan, after, 0.5)
+                evaluations.append(replace(one, metrics=one.metrics | {"pass@k": {1: rng.binomial(64, rates) / 64}}))
+        slopes += bool(at_one(evaluations, kind="adjusted"))
+    assert slopes <= 3  # bases that vary hardly more than they err give no slope, and so no claim
+
+
+def test_two_sweeps_are_compared_alike_in_either_order() -> None:
+    first = measured({"ce": 0.0}, seeds=2)
+    second = measured({"tail": 0.1, "head": 0.0, "precision": 0.02}, seeds=2)
+    there = {one.setting.split(":")[1]: one.interval for one in across(first, second) if one.quantity == PASS_1}
+    back = {one.reference.split(":")[1]: one.interval for one in across(second, first) if one.quantity == PASS_1}
+    assert there.keys() == back.keys()
+    assert sum(np.isfinite(interval.low) for interval in there.values()) >= 2
+    for name, interval in there.items():
+        assert (interval.low, interval.high) == pytest.approx((-back[name].high, -back[name].low), rel=0.05, nan_ok=True)
+
+
+def test_gains_on_different_problems_do_not_share_their_luck() -> None:
+    lucky = []
+    for one in measured({"ce": 0.05}, "axes.task=[countdown,parity]", seeds=4):
+        parity = one.plan.cell.recipe.task.name == "parity"
+        luck = 0.2 * one.plan.cell.recipe.seed if parity and one.after == "rl" else 0.0
+        passed = {k: values + luck for k, values in one.metrics["pass@k"].items()}
+        problems = [f"{name} of parity" for name in one.problems] if parity else one.problems
+        lucky.append(replace(one, problems=problems, metrics=one.metrics | {"pass@k": passed}))
+    widths = {name: gain.high - gain.low for (name, at), gain in found_in(lucky).gains.items() if at == PASS_1}
+    of_countdown, of_parity = (next(width for name, width in widths.items() if task in name) for task in ("countdown", "parity"))
+    assert of_countdown < 0.05 < of_parity
+
+
+def test_what_all_settings_share_of_a_seed_widens_gains_and_cancels_in_contrasts() -> None:
+    def widths(luck: float) -> tuple[float, float]:
+        evaluations = []
+        for one in measured({"ce": 0.0, "tail": 0.0, "head": 0.0}, seeds=5):
+            shared = luck * (one.plan.cell.recipe.seed - 2) if one.after == "rl" else 0.0
+            passed = {k: values + shared for k, values in one.metrics["pass@k"].items()}
+            evaluations.append(replace(one, metrics=one.metrics | {"pass@k": passed}))
+        found = found_in(evaluations)
+        gain = next(interval for (_, at), interval in found.gains.items() if at == PASS_1)
+        contrast = next(one.interval for one in found.differences["gain"] if one.quantity == PASS_1)
+        return gain.high - gain.low, contrast.high - contrast.low
+
+    (plain, between), (lucky, still) = widths(0.0), widths(0.05)
+    assert lucky > 5 * plain
+    assert still < 1.5 * between
+
+
 def test_two_sweeps_are_compared_setting_by_setting() -> None:
     first, second = measured({"ce": 0.05, "tail": 0.05}), measured({"tail": 0.15, "head": 0.05})
     found = across(first, second)
@@ -343,13 +399,13 @@ def test_sweeps_without_anything_to_pair_are_refused_with_the_reason() -> None:
 
 
 def test_a_sweep_without_rl_or_without_settings_has_nothing_to_compare() -> None:
-    assert power_of(list(load_sweep("quickstart", ["rl=null"]).cells()), COUNTDOWN) is None
-    assert power_of(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells()), COUNTDOWN) is None
+    assert power_of(list(load_sweep("quickstart", ["rl=null"]).cells()), NOWHERE) is None
+    assert power_of(list(load_sweep("quickstart", ["axes.prior=[ce]"]).cells()), NOWHERE) is None
 
 
 def test_a_plan_counts_the_differences_that_the_report_makes() -> None:
     rate = "axes.rl.optimizer.learning_rate=[1e-4, 2e-4]"
-    expected = power_of([plan.cell for plan in plans("axes.prior=[ce,tail,head]", rate, "evaluate.samples=8")], COUNTDOWN)
+    expected = power_of([plan.cell for plan in plans("axes.prior=[ce,tail,head]", rate, "evaluate.samples=8")], NOWHERE)
     assert expected is not None
     found = found_in([with_votes(one) for one in measured({"ce": 0.0, "tail": 0.1, "head": 0.1}, rate)]).differences["level"]
     assert expected.comparisons == max(one.family for one in found) == 2 * 2 * 4  # two rates, two priors; two k, greedy and votes

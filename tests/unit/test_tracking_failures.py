@@ -100,6 +100,18 @@ def test_a_stage_goes_on_when_tracking_breaks_off(what: str, tmp_path: Path) -> 
     assert done.stdout.endswith("went on\n"), done.stderr
 
 
+def test_a_row_that_is_refused_loses_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = StageRun(spec(pretraining()), tmp_path, OFFLINE)
+    for step in range(1, 20):
+        run.log({"step": step, "loss": 2.0})
+    run.log({1: 2.0})  # type: ignore[dict-item]
+    run.finish({"loss": 2.0}, tmp_path)
+    assert capsys.readouterr().err.count("warning: W&B failed to track this stage") == 1
+    (kept,) = read_runs(tmp_path)
+    assert [row["step"] for row in kept.history] == list(range(1, 20))
+    assert kept.summary["loss"] == 2.0
+
+
 def test_a_stage_goes_on_when_tracking_cannot_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
