@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,17 @@ def test_heldout_entropy_is_that_of_the_logits_over_the_temperature(
         np.testing.assert_allclose(values["heldout"]["entropy"], expected, rtol=1e-4)
         assert values["heldout"].keys() == details["heldout"].keys()
     assert details["temperatures"]["1.0"]["heldout"] == details["heldout"]
+
+
+def test_heldout_text_is_read_at_1_whatever_the_protocols_temperature(smoke: FinishedSweep, tmp_path: Path) -> None:
+    lab = Lab(type(smoke.lab.home)(tmp_path))
+    _, samples, details = evaluated(lab, smoke, "evaluate.temperature=0.7", "evaluate.temperatures=[1.0]", "evaluate.problems=2")
+    plain = json.loads((smoke.folder("evaluate@pretrain").export / "problems.json").read_text())
+    assert details["heldout"] == plain["heldout"] == details["temperatures"]["1.0"]["heldout"]
+    assert details["temperatures"]["0.7"]["heldout"]["entropy"] != details["heldout"]["entropy"]
+    assert details["temperatures"]["0.7"]["metrics"] == details["metrics"]
+    drawn = samples[samples["temperature"] == 0.7].groupby("problem_id", sort=False)["correct"].mean()
+    assert details["metrics"]["avg@n"]["8"] == pytest.approx(drawn.tolist())
 
 
 def test_response_entropy_is_what_the_model_gives_the_sampled_texts(

@@ -319,3 +319,10 @@ def test_merge_keys_of_yaml_work(tmp_path: Path) -> None:
     path.write_text("recipe:\n  use: quickstart\n  rl: &rl {steps: 3}\n  evaluate: {<<: {samples: 4}, problems: 5}\naxes: {}\n")
     (cell,) = load_sweep(str(path)).cells()
     assert (cell.recipe.evaluate.samples, cell.recipe.evaluate.problems) == (4, 5)
+
+
+def test_midtraining_knows_by_how_much_its_base_was_cooled() -> None:
+    """Its fingerprint follows from its parent's, so the field decides nothing but the undoing."""
+    sweep = load_sweep("quickstart", ["axes.prior=[{use: ce, temperature: 0.5}, ce]", "midtrain=countdown"])
+    told = [plan.chain["midtrain"].config.checkpoint_temperature for plan in build_graph(sweep.cells()).cells]  # type: ignore[attr-defined]
+    assert told == [0.5, 1.0]
