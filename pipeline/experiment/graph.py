@@ -225,7 +225,8 @@ def _slug(text: str) -> str:
 def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
     """By kind of stage, flat coordinates for W&B: what a user groups and filters by."""
     text: dict[str, Any] = {"task": recipe.task.name, "recipe": recipe.name}
-    model = text | {"prior.name": recipe.prior.name} | {f"prior.{name}": value for name, value in recipe.prior.knobs().items()}
+    prior = {"name": recipe.prior.name, "kind": recipe.prior.kind} | recipe.prior.knobs()
+    model = text | {f"prior.{name}": value for name, value in prior.items()}
     if recipe.prior.schedule:
         model["prior.schedule"] = [waypoint.at for waypoint in recipe.prior.schedule]
     if recipe.prior.temperature != 1:

@@ -53,12 +53,10 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
 
 
 def prior_rows(compared: Sequence[MeasuredSetting]) -> list[list[str]]:
-    """Each prior's name and knobs; a dash where a knob has no effect."""
+    """Each prior's name, its objective, and the knobs that matter."""
     rows = []
     for prior in (setting.before[0].plan.cell.recipe.prior for setting in compared):
-        matter = prior.identity()
-        knobs = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in prior.knobs().items()}
-        row = [prior.name, *(value if name in matter else "-" for name, value in knobs.items())]
+        row = [prior.name, prior.kind, prior.knobs_text]
         if row not in rows:  # priors of one name may differ in k
             rows.append(row)
     return rows

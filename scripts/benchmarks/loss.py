@@ -28,29 +28,29 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.config.prior import Prior
-from stages.objective.fused import fused_linear_shaped_loss, fused_loss_and_statistics
-from stages.objective.reference import shaped_loss
+from stages.objective.fused import fused_linear_loss, fused_loss_and_statistics
+from stages.objective.reference import objective_loss
+from stages.objective.shaped import Shaped
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 ON_GPU = torch.cuda.is_available()
 PLAIN, FUSED = "plain cross-entropy", "fused cross-entropy"
-BETA_ONLY = Prior(beta=-0.25)
+BETA_ONLY = Shaped(beta=-0.25)
 
 
 def variants(head_k: int) -> dict[str, Loss]:
     """Name -> loss(hidden, weight, targets), for what this machine can run."""
-    rank_aware = Prior(lambda_tail=-0.1, k=head_k)
+    rank_aware = Shaped(lambda_tail=-0.1, k=head_k)
     found: dict[str, Loss] = {
         PLAIN: lambda h, w, t: F.cross_entropy(h @ w.T, t),
         "plain cross-entropy, float32 logits": lambda h, w, t: F.cross_entropy((h @ w.T).float(), t),
-        "plain shaped, rank-aware": lambda h, w, t: shaped_loss(h @ w.T, t, rank_aware),
-        FUSED: lambda h, w, t: fused_linear_shaped_loss(h, w, t, Prior()),
-        "fused shaped, beta only": lambda h, w, t: fused_linear_shaped_loss(h, w, t, BETA_ONLY),
-        "fused shaped, rank-aware": lambda h, w, t: fused_linear_shaped_loss(h, w, t, rank_aware),
+        "plain shaped, rank-aware": lambda h, w, t: objective_loss(h @ w.T, t, rank_aware),
+        FUSED: lambda h, w, t: fused_linear_loss(h, w, t, Shaped()),
+        "fused shaped, beta only": lambda h, w, t: fused_linear_loss(h, w, t, BETA_ONLY),
+        "fused shaped, rank-aware": lambda h, w, t: fused_linear_loss(h, w, t, rank_aware),
         "fused shaped, rank-aware, statistics": lambda h, w, t: _with_statistics(h, w, t, rank_aware, head_k),
-        "fused cross-entropy, statistics": lambda h, w, t: _with_statistics(h, w, t, Prior(), head_k),
+        "fused cross-entropy, statistics": lambda h, w, t: _with_statistics(h, w, t, Shaped(), head_k),
     }
     try:
         from cut_cross_entropy import linear_cross_entropy
@@ -77,7 +77,7 @@ def variants(head_k: int) -> dict[str, Loss]:
     return found
 
 
-def _with_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior, head_k: int) -> Tensor:
+def _with_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Shaped, head_k: int) -> Tensor:
     return fused_loss_and_statistics(hidden, weight, targets, prior, head_k=head_k, divisor=len(targets))[0]
 
 

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import costs
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.model import ModelConfig
-from pipeline.config.prior import Prior
 from pipeline.config.training import AdamWConfig, Launch, PretrainConfig
 from pipeline.experiment.compose import load_recipe
 from stages.objective.head import attach
+from stages.objective.shaped import Shaped
 from stages.pretrain.model import transformers_config
 
 VOCABULARY, ROWS, LENGTH = 300, 3, 48
@@ -37,7 +37,7 @@ def test_a_training_step_takes_the_planned_floating_point_operations(config: Mod
     model = AutoModelForCausalLM.from_config(
         transformers_config(config, VOCABULARY), attn_implementation="eager", experts_implementation="eager"
     ).train()
-    attach(model, Prior(beta=-0.25), head_k=5)
+    attach(model, Shaped(beta=-0.25), head_k=5)
     if checkpointing:
         model.gradient_checkpointing_enable()
     ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
@@ -83,7 +83,7 @@ def test_validation_of_rl_keeps_a_copy_of_the_base_in_partitions_under_zero3() -
 def test_backward_saves_as_much_as_planned(config: ModelConfig, dtype: torch.dtype) -> None:
     """All tensors saved for backward, each storage once, except parameters, buffers and the head's gradients."""
     model = AutoModelForCausalLM.from_config(transformers_config(config, VOCABULARY)).to(dtype).train()
-    attach(model, Prior(), head_k=0)
+    attach(model, Shaped(), head_k=0)
     kept = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, torch.Tensor] = {}
 

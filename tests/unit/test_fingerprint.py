@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.prior import Prior
+from pipeline.config.prior import ShapedPrior
 from pipeline.config.stages import KINDS
 from pipeline.experiment.compose import load_recipe
 from pipeline.experiment.fingerprint import canonical_json, drift, fingerprint
@@ -108,8 +108,8 @@ def test_intermediate_checkpoints_are_results_of_pretraining_however_they_are_re
 
 
 def test_k_and_form_count_once_they_matter() -> None:
-    assert Prior(lambda_tail=-0.1, k=5).identity() != Prior(lambda_tail=-0.1, k=6).identity()
-    assert Prior(beta=0.5).identity() != Prior(beta=0.5, form="power").identity()
+    assert ShapedPrior(lambda_tail=-0.1, k=5).identity() != ShapedPrior(lambda_tail=-0.1, k=6).identity()
+    assert ShapedPrior(beta=0.5).identity() != ShapedPrior(beta=0.5, form="power").identity()
 
 
 def test_every_kind_of_stage_has_a_version_and_resources() -> None:
