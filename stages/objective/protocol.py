@@ -45,7 +45,8 @@ class Row(NamedTuple):
     vocab: int
 
 
-class Terms(NamedTuple):
+@dataclass(frozen=True)
+class Terms:
     """Loss and gradient of each row, as (rows, 1); the module's docstring has the formula. None: absent, and not computed."""
 
     loss: Tensor

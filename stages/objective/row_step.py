@@ -8,6 +8,7 @@ compiler may replace `expm1` by `exp - 1`, which is 0 where the weight of beta <
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -153,7 +154,7 @@ def _with_z_loss(terms: Terms, log_total: Tensor, weight: float) -> Terms:
     """weight (log Z)^2 on top, whose gradient with respect to logit j is 2 weight log Z pi_j."""
     more = 2 * weight * log_total
     raised = {name: value + more for name in ("target", "in_head", "outside") if (value := getattr(terms, name)) is not None}
-    return terms._replace(loss=terms.loss + weight * log_total**2, **raised)
+    return dataclasses.replace(terms, loss=terms.loss + weight * log_total**2, **raised)
 
 
 def row_sums(

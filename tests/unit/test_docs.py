@@ -95,7 +95,8 @@ def test_the_page_of_objectives_names_each_with_its_knobs() -> None:
 def test_training_settles_where_the_formulas_say(name: str, context: str) -> None:
     truth, objective = objective_figures.CONTEXTS[context], objective_figures.FAMILY[name]
     by_formula = objective_figures.settled(truth, objective)
-    torch.testing.assert_close(objective_figures.stationary(truth, objective), by_formula, rtol=1e-4, atol=1e-8)
+    by_training = objective_figures.stationary(truth, objective, steps=3000)
+    torch.testing.assert_close(by_training, by_formula, rtol=1e-4, atol=1e-8)
 
 
 def test_the_table_of_entropies_at_rest_is_what_the_objectives_give() -> None:
