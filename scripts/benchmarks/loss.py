@@ -12,6 +12,7 @@ is left out and named.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import re
@@ -28,9 +29,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from stages.objective.deformed import Deformed
+from stages.objective.entropy import Entropy
+from stages.objective.focal import Focal
 from stages.objective.fused import fused_linear_loss, fused_loss_and_statistics
+from stages.objective.gem import Gem
 from stages.objective.reference import objective_loss
 from stages.objective.shaped import Shaped
+from stages.objective.smoothing import Smoothing
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -52,6 +58,16 @@ def variants(head_k: int) -> dict[str, Loss]:
         "fused shaped, rank-aware, statistics": lambda h, w, t: _with_statistics(h, w, t, rank_aware, head_k),
         "fused cross-entropy, statistics": lambda h, w, t: _with_statistics(h, w, t, Shaped(), head_k),
     }
+    family = {
+        "focal": Focal(),
+        "deformed": Deformed(),
+        "GEM": Gem(),
+        "entropy": Entropy(),
+        "entropy, gated": Entropy(gate=0.9),
+        "smoothing": Smoothing(),
+        "cross-entropy, z-loss": Shaped(z_loss=1e-4),
+    }
+    found |= {f"fused {name}": functools.partial(fused_linear_loss, objective=objective) for name, objective in family.items()}
     try:
         from cut_cross_entropy import linear_cross_entropy
 
