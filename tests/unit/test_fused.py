@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -17,11 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from stages.objective.entropy import Entropy
 from stages.objective.fused import fused_linear_loss, fused_loss_and_statistics
+from stages.objective.gem import Gem
 from stages.objective.protocol import Objective
 from stages.objective.reference import distribution_statistics, objective_loss
 from stages.objective.row_step import EAGER, STATISTICS, passes_for
 from stages.objective.shaped import Shaped
+from stages.objective.smoothing import Smoothing
 from tests.unit.test_objective import CE, PRIORS, priors
 from tests.unit.test_objectives import FAMILY, NEUTRAL, objectives
 
@@ -147,8 +151,15 @@ def test_logits_are_never_whole_in_memory() -> None:
     assert plain_largest.elements == tokens * vocab
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("prior", [PRIORS[0], Shaped(beta=-0.25, lambda_tail=-0.1, k=20)], ids=repr)
+@pytest.mark.parametrize(
+    ("prior", "dtype"),
+    [
+        *itertools.product([PRIORS[0], Shaped(beta=-0.25, lambda_tail=-0.1, k=20)], [torch.float32, torch.bfloat16]),
+        # One dtype, as a function is compiled for eight different calls at most, and eager from then on.
+        *itertools.product([Gem(z_loss=1e-3), Entropy(gate=0.6), Smoothing()], [torch.float32]),
+    ],
+    ids=str,
+)
 def test_compiled_passes_equal_the_eager_ones(prior: Objective, dtype: torch.dtype) -> None:
     vocab = 2048
     assert passes_for(vocab) is not EAGER
@@ -167,7 +178,6 @@ def test_without_a_compiler_the_passes_run_eagerly_and_say_so() -> None:
 import torch, warnings
 from stages.objective.shaped import Shaped
 from stages.objective.fused import fused_linear_loss
-from stages.objective.protocol import Objective
 from stages.objective.reference import objective_loss
 hidden, weight = torch.randn(4, 8), torch.randn(8192, 8)
 targets = torch.arange(4)
