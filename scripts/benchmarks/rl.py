@@ -64,7 +64,7 @@ def _measure(arguments: argparse.Namespace, home: Home) -> dict[str, Any]:
     arms: dict[str, list[str]] = {STAGE: [], STAGE_HF: ["rl.rollouts=transformers"], TRL_HF: []}
     if torch.cuda.is_available():
         arms[TRL_VLLM] = []
-    only_once = "rl.sampling_rounds=1"  # TRL does not resample
+    only_once = "rl.sampling_budget=1"  # TRL does not resample
     overrides = [only_once, *arguments.set, f"rl.steps={arguments.steps}", f"pretrain.steps={arguments.pretrain_steps}"]
     run_stages(arguments.recipe, overrides, home, "corpus", "pretrain")
     times: dict[str, dict[str, list[float]]] = {arm: defaultdict(list) for arm in arms}

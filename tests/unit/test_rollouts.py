@@ -10,8 +10,10 @@ import pytest
 import torch
 from trl.trainer.utils import selective_log_softmax_and_entropy
 
+from pipeline.config.algorithm import Advantage, GroupAdvantage
 from pipeline.config.exploration import NoExploration
 from pipeline.config.training import AdamWConfig, Launch, RLConfig
+from stages.rl.advantage import build_advantage
 from stages.rl.exploration import Context, build_exploration
 from stages.rl.rollouts import Rollouts, correct
 from stages.tasks import Problem
@@ -52,20 +54,25 @@ class Engine:
         return numbers
 
 
-def roll_out(solvable: set[int], rounds: int, asked: list[int]) -> tuple[dict[str, Any], Rollouts, Engine]:
+def roll_out(
+    solvable: set[int],
+    budget: float,
+    asked: list[int],
+    advantage: Advantage = GroupAdvantage(),  # noqa: B008
+) -> tuple[dict[str, Any], Rollouts, Engine]:
     engine = Engine(solvable)
     settings = RLConfig(
-        steps=4, problems=9, prompts_per_step=len(asked), samples_per_prompt=SAMPLES, sampling_rounds=rounds, max_response_tokens=4,
+        steps=4, problems=9, prompts_per_step=len(asked), samples_per_prompt=SAMPLES, sampling_budget=budget, max_response_tokens=4,
         optimizer=AdamWConfig(learning_rate=1e-3), launch=Launch(micro_batch=1),
     )  # fmt: skip
     problems = [Problem(id=str(i), prompt=str(i), data={}) for i in range(9)]
     exploration = build_exploration(NoExploration(), Context(Path(), SAMPLES, 0, engine.report))
-    rollouts = Rollouts(settings, problems, engine.reward, exploration)
+    rollouts = Rollouts(settings, problems, engine.reward, build_advantage(advantage, seed=0), exploration)
     return rollouts([n for n in asked for _ in range(SAMPLES)], cast("RLTrainer", engine)), rollouts, engine
 
 
 def test_every_field_is_of_the_problem_that_was_sampled_in_another_ones_place() -> None:
-    fields, rollouts, _ = roll_out({2, 5, 6}, rounds=8, asked=[1, 2, 3])
+    fields, rollouts, _ = roll_out({2, 5, 6}, budget=8, asked=[1, 2, 3])
     sampled = [ids[0] - 100 for ids in fields["prompt_ids"]]
     assert sampled[:SAMPLES] == [2, 2]
     assert set(sampled) == {2, 5, 6}  # 1 and 3, which nothing solves, are replaced
@@ -77,7 +84,7 @@ def test_every_field_is_of_the_problem_that_was_sampled_in_another_ones_place() 
 
 
 def test_tokens_of_fillers_are_masked_and_their_lengths_are_reported_all_the_same() -> None:
-    fields, rollouts, engine = roll_out({2}, rounds=2, asked=[1, 2, 3])
+    fields, rollouts, engine = roll_out({2}, budget=2, asked=[1, 2, 3])
     assert fields["env_mask"] == [[1, 1]] * SAMPLES + [[0, 0]] * 2 * SAMPLES
     assert correct(**fields) == [0, 1, 0, 0, 0, 0]
     assert rollouts.draw.counted == [True, False, False]
@@ -89,7 +96,7 @@ def test_tokens_of_fillers_are_masked_and_their_lengths_are_reported_all_the_sam
 def test_an_engine_without_log_probs_says_so_to_trl(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Engine.sample
     monkeypatch.setattr(Engine, "sample", lambda self, prompts: (*plain(self, prompts)[:2], [None] * len(prompts)))
-    fields, rollouts, _ = roll_out({2}, rounds=1, asked=[1, 2])
+    fields, rollouts, _ = roll_out({2}, budget=1, asked=[1, 2])
     assert fields["logprobs"] is None
     assert torch.equal(torch.cat([group.rewards for group in rollouts.draw.groups]), torch.tensor([0.0, 0.0, 0.0, 1.0]))
 
