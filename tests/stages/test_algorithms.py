@@ -119,7 +119,7 @@ def test_gradient_norms_are_logged_at_every_zero_stage_with_the_share_of_clipped
     assert clipped[0]["clipped_steps"] == 1
     assert all(row["clipped_steps"] == (row["grad_norm"] > 0.01) for row in clipped)
     for row in plain[0]:
-        assert row["grad_norm"] == row["grad_norm_max"] > 0
+        assert row["grad_norm"] == row["grad_norm_max"] >= 0
         assert row["clipped_steps"] == (row["grad_norm"] > 1)
     pretraining = [json.loads(line) for line in smoke.folder("pretrain").metrics.read_text().splitlines()]
     assert all(row["grad_norm_max"] >= row["grad_norm"] > 0 for row in pretraining)
