@@ -58,6 +58,7 @@ def train(stage: Stage) -> dict[str, Any]:
         "exported_step": best if settings.export == "best" else settings.steps,
         "rollouts": last["rollouts_generated"],
         "rollouts_used": last["rollouts_used"],
+        "batch_fill": float(np.mean([row["batch_fill"] for row in rows if "batch_fill" in row])),
         **{f"preflight/{name}": share for name, share in (read_json(stage.folder.path / PREFLIGHT_FILE) or {}).items()},
         "reward": last["reward_raw"],
         "entropy": last["entropy"],

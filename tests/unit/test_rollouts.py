@@ -10,7 +10,7 @@ import pytest
 import torch
 from trl.trainer.utils import selective_log_softmax_and_entropy
 
-from pipeline.config.algorithm import Advantage, GroupAdvantage
+from pipeline.config.algorithm import Advantage, GroupAdvantage, MaxRLAdvantage, RandomAdvantage
 from pipeline.config.exploration import NoExploration
 from pipeline.config.training import AdamWConfig, Launch, RLConfig
 from stages.rl.advantage import build_advantage
@@ -88,6 +88,7 @@ def test_tokens_of_fillers_are_masked_and_their_lengths_are_reported_all_the_sam
     assert fields["env_mask"] == [[1, 1]] * SAMPLES + [[0, 0]] * 2 * SAMPLES
     assert correct(**fields) == [0, 1, 0, 0, 0, 0]
     assert rollouts.draw.counted == [True, False, False]
+    assert engine.reported["batch_fill"] == [pytest.approx(1 / 3)]
     assert engine.reported["completions/mean_length"] == [2, 2]  # a round each
     assert engine.reported["completions/clipped_ratio"] == [0, 0]
     assert engine.reported["reward_raw"] == [pytest.approx(1 / 6)]
@@ -99,6 +100,25 @@ def test_an_engine_without_log_probs_says_so_to_trl(monkeypatch: pytest.MonkeyPa
     fields, rollouts, _ = roll_out({2}, budget=1, asked=[1, 2])
     assert fields["logprobs"] is None
     assert torch.equal(torch.cat([group.rewards for group in rollouts.draw.groups]), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+
+
+def test_advantages_are_those_of_the_groups_in_the_batch_and_none_where_trl_computes_them() -> None:
+    _, rollouts, _ = roll_out({2}, budget=1, asked=[1, 2], advantage=MaxRLAdvantage())
+    assert rollouts.advantages is not None
+    assert rollouts.advantages.tolist() == [0, 0, -1, 1]
+    _, rollouts, _ = roll_out({2}, budget=1, asked=[1, 2])
+    assert rollouts.advantages is None
+
+
+def test_coin_flips_are_paid_and_decide_what_is_replaced_but_verdicts_are_logged() -> None:
+    advantage = RandomAdvantage(share=0.5)
+    fields, rollouts, engine = roll_out(set(), budget=8, asked=[1, 2, 3], advantage=advantage)
+    groups = rollouts.draw.groups
+    flips = [build_advantage(advantage, seed=0).paid(group, step=1).tolist() for group in groups]
+    assert correct(**fields) == [paid for group in flips for paid in group]
+    assert [sorted(group) for group in flips] == [[0, 1]] * 3
+    assert not any(group.mixed for group in groups)  # nothing is right
+    assert engine.reported["reward_raw"] == [0]
 
 
 def test_the_entropy_that_trl_logs_is_that_of_the_tempered_distribution() -> None:
