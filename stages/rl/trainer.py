@@ -240,7 +240,7 @@ class RLTrainer(OpenGRPOTrainer):
         self.stage.log(step, **row)
         self.stage.progress(
             step, self.state.max_steps, "steps",
-            reward=row["reward"], entropy=row["entropy"], length=row["completions/mean_length"],
+            reward=row["reward_raw"], entropy=row["entropy"], length=row["completions/mean_length"],
         )  # fmt: skip
 
     def _counts(self) -> dict[str, int]:
