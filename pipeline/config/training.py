@@ -283,6 +283,15 @@ class RLConfig(Verification):
         return self
 
     @model_validator(mode="after")
+    def _correction_fits_the_loss(self) -> RLConfig:
+        if self.loss == "vespo" and self.correction.startswith("sequence"):
+            raise ValueError(
+                f"importance.mode is {self.correction}, but loss vespo multiplies the weights of tokens by itself; "
+                "choose token_truncate or token_mask"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lengthening_is_in_order(self) -> RLConfig:
         steps = [later.after_steps for later in self.lengthen]
         if steps != sorted(set(steps)) or any(step >= self.steps or step % self.updates_per_rollout for step in steps):

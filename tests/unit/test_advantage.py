@@ -127,6 +127,7 @@ def test_a_group_teaches_if_its_rewards_differ(config: Any) -> None:
         (["rl.advantage=random", "rl.exploration=diversity"], "choose exploration none"),
         (["rl.advantage=lucky"], "there is no advantage 'lucky'"),
         (["rl.sampling_rounds=4"], "rl has no key 'sampling_rounds'"),
+        (["rl.loss=vespo", "rl.importance.mode=sequence_mask"], "choose token_truncate or token_mask"),
         (["rl.entropy={coefficient: 2, target: 1}"], "coefficient is 2, above largest"),
     ],
 )
