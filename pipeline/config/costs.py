@@ -101,18 +101,20 @@ def _last_products(model: ModelConfig) -> float:
 
 
 def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: int) -> Costs:
-    """An upper bound: prompts and responses have full length, and every round of dynamic sampling is needed.
+    """An upper bound: prompts and responses have full length, and dynamic sampling spends its whole budget.
 
-    A step samples, recomputes the log-probs of its samples, and trains on them: five forward passes' worth.
+    A step samples, and trains on its samples: four forward passes' worth. Log-probs of the samples take one more where they must be
+    known before the update, and those under the policy that RL starts from (`kl`) another.
     """
+    scored = (settings.correction != "none" or settings.updates_per_rollout > 1) + (settings.kl > 0)
     generated = trained = steps_tokens = 0.0
     for step in range(0, settings.steps, settings.updates_per_rollout):
         response = settings.response_tokens_at(step)
         rollouts = settings.prompts_per_step * settings.samples_per_prompt
         one = forward_flops(model, vocabulary, tokens=prompt + response, context=(prompt + response) / 2, predicted=response)
-        generated += settings.sampling_rounds * rollouts * one
+        generated += settings.sampling_budget * rollouts * one
         full = forward_flops(model, vocabulary, tokens=prompt + response, context=prompt + response, predicted=response)
-        trained += rollouts * full * (4 + settings.launch.gradient_checkpointing)
+        trained += rollouts * full * (3 + scored + settings.launch.gradient_checkpointing)
         steps_tokens += rollouts * (prompt + response)
     launch, longest = settings.launch, prompt + settings.longest_response
     at_once = settings.prompts_per_step * settings.samples_per_prompt // launch.processes
@@ -123,12 +125,14 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
         "engine": float(model.parameters(vocabulary).total * bytes_of(settings.dtype)),
         "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=longest),
     }
-    if settings.validation is not None:  # the base policy, whose log-probs the KL divergence needs
+    copies = (settings.validation is not None) + (settings.kl > 0)
+    if copies:  # of the base policy, whose log-probs validation and the KL penalty need
         parts = launch.processes if launch.zero_stage == 3 else 1
-        memory["base"] = float(model.parameters(vocabulary).total * bytes_of(settings.dtype)) / parts
+        memory["base"] = copies * float(model.parameters(vocabulary).total * bytes_of(settings.dtype)) / parts
     total = model.parameters(vocabulary).total
-    passes = prompts_of_update(settings) // (launch.processes * launch.micro_batch)
-    of_step = transfers(launch, total, model.layers, settings.dtype, micro_steps=passes, forwards=2)
+    responses = settings.prompts_per_step * settings.samples_per_prompt // settings.updates_per_rollout
+    passes = responses // (launch.processes * launch.micro_batch)
+    of_step = transfers(launch, total, model.layers, settings.dtype, micro_steps=passes, forwards=1 + scored)
     if launch.zero_stage == 3 and launch.processes > 1:  # the engine takes whole weights, once per batch of rollouts
         size = total * bytes_of(settings.dtype) / settings.updates_per_rollout
         of_step.append(Transfer("weights for rollouts", "all-gather", size, model.layers / settings.updates_per_rollout, 0.0))
@@ -137,11 +141,6 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
         stored=_stored(model, vocabulary, settings.dtype, step_checkpoints=2),
         checkpoint=_checkpoint(model, vocabulary, settings.dtype), transfers=tuple(of_step),
     )  # fmt: skip
-
-
-def prompts_of_update(settings: RLConfig) -> int:
-    """Responses that one optimizer step trains on."""
-    return settings.prompts_per_step * settings.samples_per_prompt // settings.updates_per_rollout
 
 
 def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConfig, prompt: int, block_size: int) -> Costs:

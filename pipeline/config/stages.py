@@ -173,7 +173,9 @@ class MidtrainStage(StageConfig):
 class RLStage(StageConfig):
     """Input of the stage `rl`; parent: checkpoint."""
 
-    kind, version, imports_gib = "rl", 2, 2.5
+    # 3: no importance correction in float32 and one per token in bfloat16, where TRL's default multiplied whole responses;
+    # dynamic sampling goes on until the batch is full.
+    kind, version, imports_gib = "rl", 3, 2.5
     charted: ClassVar = {"step": ("*",), "rollouts_generated": ("validation/*",)}
 
     task: Task

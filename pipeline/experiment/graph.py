@@ -235,5 +235,7 @@ def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
     if recipe.pretrain.adopted is not None:
         model["adopted"] = recipe.pretrain.adopted[:19]
     later = model if recipe.midtrain is None else model | {"midtrain.prior.name": recipe.midtrain_prior.name}
-    policy = later if recipe.rl is None else later | {"exploration": recipe.rl.exploration.name}
+    policy = later if recipe.rl is None else later | {
+        "exploration": recipe.rl.exploration.name, "advantage": recipe.rl.advantage.name,
+    }  # fmt: skip
     return {"corpus": text, "pretrain": model, "midtrain": later, "rl": policy, "evaluate": model}

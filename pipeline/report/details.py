@@ -46,7 +46,8 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
     if rl is not None:
         found["rl"] = (
             f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "
-            f"{rl.optimizer.learning_rate:g}, exploration {rl.exploration.name}"
+            f"{rl.optimizer.learning_rate:g}, advantage {rl.advantage.name}, "
+            f"exploration {rl.exploration.name}"
         )
     varied = {key.partition(".")[0] for setting in compared for axis in setting.coordinates for key in axis_keys(axis)}
     return [(name, text + (" (varied, see the table)" if name in varied else "")) for name, text in found.items()]

@@ -33,6 +33,7 @@ from stages.pretrain.milestones import KeepMilestones, export_milestones
 from stages.pretrain.normalization import Normalization
 from stages.training.balancing import ExpertBalance, routers_of
 from stages.training.deepspeed_internals import whole_size
+from stages.training.gradient_norms import GradientNorms
 from stages.training.process import trainer_arguments
 from stages.training.resharding import AsItWas, load_universal, reshard
 from stages.training.step_checkpoints import StepCheckpoints, is_split_otherwise, last_complete, step_of
@@ -100,6 +101,8 @@ class NextTokenTrainer(Trainer):
             self.add_callback(experts)  # before the one below whose mark covers its file
         if normalization is not None:
             self.add_callback(normalization)  # likewise
+        self.gradient_norms = GradientNorms(self)
+        self.add_callback(self.gradient_norms)
         self.add_callback(StepCheckpoints(stage, launch))
         self._scheduled = bool(prior.schedule)
         if self._scheduled:
@@ -126,7 +129,7 @@ class NextTokenTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._statistics()
+            logs |= self._statistics() | self.gradient_norms.take()
             if self._scheduled:  # of the last step; the averages beside them are over all steps since the last row
                 logs |= {f"prior/{knob}": value for knob, value in asdict(self.head.objective).items() if isinstance(value, float)}
             step = self.state.global_step

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipeline.cli.app import app
 from pipeline.compare.results import COLUMNS
 from pipeline.compare.settings import planned_settings
+from pipeline.config.algorithm import Advantage, Loss
 from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.corpus import AnySource, CorpusConfig
 from pipeline.config.exploration import Exploration
@@ -23,6 +24,7 @@ from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import available, read_config
 from pipeline.experiment.graph import build_graph
 from pipeline.home.status import STATES, StageReport
+from scripts.figures import importance as importance_figures
 from scripts.figures import objective as objective_figures
 from stages.objective.family import OBJECTIVES
 from tests.unit.test_shown import PAGES, ROOT
@@ -150,6 +152,18 @@ def test_the_page_on_rl_shows_valid_settings_and_names_keys_that_exist() -> None
     keys = re.findall(r"`(?:rl\.)?([a-z_]+)(?:\.\w+)?: [^`]+`", page)
     assert len(keys) > 8
     assert {"optimizer", "validation", "lengthen"} | set(keys) <= {*RLConfig.model_fields, *AdamWConfig.model_fields}
+
+
+def test_the_page_on_rl_shows_every_advantage_and_loss_and_what_noise_does() -> None:
+    page = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
+    assert f"\n{importance_figures.table()}\n" in page
+    table = page.partition("| `rl.advantage` |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*)\|$", table, re.MULTILINE)
+    kinds = {member.model_fields["kind"].default: member.model_fields for member in get_args(get_args(Advantage)[0])}
+    assert {name: set(re.findall(r"`(\w+)` \(", keys)) for name, keys in rows} == {
+        name: known.keys() - {"kind", "name"} for name, known in kinds.items()
+    }
+    assert all(f"`{loss}`" in page for loss in get_args(Loss))
 
 
 def test_help_shows_every_command() -> None:
