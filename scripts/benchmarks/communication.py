@@ -3,8 +3,8 @@
     .venv/bin/python scripts/benchmarks/communication.py --json communication.json
 
 Each row is the real stage, run twice with different numbers of steps: the difference leaves out start and end. DeepSpeed's own logger
-counts the messages of each collective. Under ZeRO-3 a small model would stay whole all the time, so no parameter may here, as none does
-in a large one. The gathers of metrics that transformers makes are not DeepSpeed's, and a few bytes.
+counts the messages of each collective. Under ZeRO-3 a small model would stay whole all the time, so here parameters may
+stay for two layers, as they do in a large one. The gathers of metrics that transformers makes are not DeepSpeed's, and a few bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from stages.contract import Stage
 
 RECIPE = ("model.layers=4", "model.width=128", "model.ffn_width=384", "pretrain.global_batch=16", "tracking.mode=disabled")
 FEW, MANY = 2, 4
-_LIKE_A_LARGE_MODEL = "stage3_max_live_parameters: 0, stage3_max_reuse_distance: 0, stage3_param_persistence_threshold: 0"
+_LIKE_A_LARGE_MODEL = "stage3_max_reuse_distance: 350000, stage3_prefetch_bucket_size: 0, stage3_param_persistence_threshold: 0"
 _NAMES: dict[str, Collective] = {
     "all_reduce": "all-reduce", "all_gather_into_tensor": "all-gather", "reduce_scatter_tensor": "reduce-scatter",
 }  # fmt: skip
