@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -274,9 +275,12 @@ def passes_for(vocab: int) -> Passes:
 @functools.cache
 def _compiled() -> Passes:
     state = {"broken": False}
+    # A pass is compiled anew for each dtype and each set of numbers that an objective wants; torch gives up after 8, silently. Older
+    # versions than 2.13 have no such argument, and a process seldom needs more.
+    limit: dict[str, Any] = {"recompile_limit": 64} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
 
     def with_fall_back(eager: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = torch.compile(eager, dynamic=True)
+        compiled = torch.compile(eager, dynamic=True, **limit)
 
         def run(*arguments: Any) -> Any:
             if not state["broken"]:
