@@ -120,9 +120,9 @@ def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
 
 
 def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = False, filtered: bool = False) -> None:
-    from pipeline.report.tables import pass_keys, terminal_table
+    from pipeline.report.tables import mean_over, pass_keys, sets_table, terminal_table
 
-    rows = summary["rows"]
+    rows, sets = summary["rows"], summary["sets"]
     whole = terminal_table(rows, f"sweep {name}", bayes=bayes)
     apart = [] if fits(whole) else pass_keys(rows)  # too narrow for one line per setting: one table per k
     for table in [terminal_table(rows, f"sweep {name}, {key}", [key], bayes=bayes) for key in apart] or [whole]:
@@ -130,6 +130,12 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
         print_wide(table)
     if summary["levels"]:
         _show_contrasts(summary["levels"], "after RL, compared [95%, jointly]")
+    if sets:
+        console.print()
+        console.print(Text(mean_over(sets["rows"])), soft_wrap=not console.is_terminal)
+        for key in dict.fromkeys(pass_keys(sets["rows"])[i] for i in (0, -1)):  # the report has those in between
+            console.print()
+            print_wide(sets_table(sets["rows"], f"sweep {name}, {key} on each evaluation set", [key]))
     console.print()
     if filtered:
         console.print("over all settings:")
@@ -170,7 +176,11 @@ def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dic
     elif sort is not None:
         rows.sort(key=lambda row: _sort_value(row, sort), reverse=True)
     contrasts = {kind: [one for one in summary[kind] if names & {one["arm"], one["reference"]}] for kind in CONTRASTS}
-    of_settings = {key: [one for one in summary[key] if one["arm"] in names] for key in ("temperatures", "problems")}
+    of_settings: dict[str, Any] = {key: [one for one in summary[key] if one["arm"] in names] for key in ("temperatures", "problems")}
+    sets = summary["sets"]
+    if sets:
+        kept = {key: [one for one in sets[key] if names & {one["arm"], one.get("reference")}] for key in sets}
+        of_settings["sets"] = kept | {"rows": [row for row in sets["rows"] if row["arm"] in names]}
     return summary | {"rows": rows} | contrasts | of_settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.digests import digest_of_digests, file_digest
+from pipeline.config.tasks import Task
 
 
 class Verification(Config):
@@ -57,11 +59,23 @@ def task_folder_digest(folder: Path) -> str:
     return digest_of_digests([(path.relative_to(folder).as_posix(), file_digest(path)) for path in files])
 
 
+AVERAGE = "average"
+"""What tables call the mean over evaluation sets."""
+
+
+class EvaluationSet(Config):
+    """Problems to evaluate on, besides or instead of the recipe's own."""
+
+    task: Task | None = Field(None, description="whose problems; default: the recipe's own task")
+    problems: int | None = Field(None, ge=1, description="how many; default: evaluate.problems")
+
+
 class EvaluateConfig(Verification):
-    """The frozen protocol, the same before and after RL."""
+    """The frozen protocol, the same before and after RL, and on all evaluation sets."""
 
     name: str = execution("evaluate")
     problems: int = Field(ge=1)
+    sets: tuple[EvaluationSet, ...] = identity_since((), description="what to evaluate on, a stage each; default: the recipe's task")
     samples: int = Field(ge=1, description="responses per problem; pass@k is estimated up to this k")
     temperature: float = Field(1.0, gt=0)
     temperatures: tuple[Annotated[float, Field(ge=0.01)], ...] = identity_since((), description="further ones, for the same problems")
@@ -88,3 +102,21 @@ class EvaluateConfig(Verification):
                 "leave one out"
             )
         return self
+
+
+OWN_TASK = "task"
+"""In a list of evaluation sets, the recipe's own task."""
+
+
+def with_sets(protocol: dict[str, Any], named: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """A protocol as written, with each name in `sets`, and each `task` of an entry, resolved by `named`; `OWN_TASK` stays open."""
+    if not isinstance(protocol.get("sets"), list):
+        return protocol
+
+    def entry(node: Any) -> Any:
+        node = {"task": node} if isinstance(node, str) else node
+        if not isinstance(node, dict) or node.get("task") in (None, OWN_TASK):
+            return {key: value for key, value in node.items() if key != "task"} if isinstance(node, dict) else node
+        return node | {"task": named(node["task"])}
+
+    return protocol | {"sets": [entry(node) for node in protocol["sets"]]}

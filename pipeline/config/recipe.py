@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Config, execution
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.evaluation import AVERAGE, EvaluateConfig
 from pipeline.config.midtraining import MidtrainConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
@@ -33,6 +33,22 @@ class RecipeConfig(Config):
     seed: int = Field(0, ge=0, lt=2**32)
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = Field(default_factory=lambda: _THIS_MACHINE, json_schema_extra={"execution": True})
+
+    @property
+    def evaluation_sets(self) -> dict[str, tuple[Task, EvaluateConfig]]:
+        """By name, what is evaluated on: whose problems, and the protocol with their number; the recipe's own task if none is listed.
+
+        Benchmarks of the harness are no problems of a set: they run once, with the first.
+        """
+        if not self.evaluate.sets:
+            return {self.task.name: (self.task, self.evaluate)}
+        found = {}
+        for number, one in enumerate(self.evaluate.sets):
+            task = self.task if one.task is None else one.task
+            changes = {"sets": (), "problems": one.problems or self.evaluate.problems}
+            changes |= {} if number == 0 else {"harness": None}
+            found[task.name] = (task, self.evaluate.model_copy(update=changes))
+        return found
 
     @property
     def midtrain_prior(self) -> Prior:
@@ -69,6 +85,18 @@ class RecipeConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _sets_have_names_of_their_own(self) -> RecipeConfig:
+        names = [(self.task if one.task is None else one.task).name for one in self.evaluate.sets]
+        taken = next((name for name in names if name == AVERAGE or names.count(name) > 1), None)
+        if taken is not None:
+            why = "stands for the mean over sets" if taken == AVERAGE else "names two of them"
+            raise ValueError(
+                f"evaluate.sets has {', '.join(names)}, but {taken!r} {why}; give a set another name: "
+                f"{{task: {{use: {taken}, name: OTHER}}}}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _processes_fit_the_nodes(self) -> RecipeConfig:
         launches = {kind: settings.launch for kind, settings in self if isinstance(settings, NextTokenTraining | RLConfig)}
         for kind in ("corpus", "evaluate", *launches):
@@ -83,14 +111,17 @@ class RecipeConfig(Config):
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
-        limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.midtrain_positions)]
+        limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.task, "task", self.midtrain_positions)]
         # The same protocol evaluates the model before mid-training adds positions.
-        for name, limit, positions in [*limits, ("evaluate", self.evaluate.max_response_tokens, self.model.max_positions)]:
-            prompt = self.task.max_prompt_tokens
+        for name, (task, protocol) in self.evaluation_sets.items():
+            key = "task" if task is self.task else f"evaluate.sets.{list(self.evaluation_sets).index(name)}.task"
+            limits.append(("evaluate", protocol.max_response_tokens, task, key, self.model.max_positions))
+        for stage, limit, task, key, positions in limits:
+            prompt = task.max_prompt_tokens
             if prompt + limit > positions:
                 raise ValueError(
-                    f"{name}.max_response_tokens ({limit}) plus {prompt} prompt tokens exceed "
-                    f"model.max_positions ({positions}); lower task.max_prompt_tokens or max_response_tokens, "
+                    f"{stage}.max_response_tokens ({limit}) plus {prompt} prompt tokens exceed "
+                    f"model.max_positions ({positions}); lower {key}.max_prompt_tokens or max_response_tokens, "
                     "or raise model.max_positions"
                 )
         return self

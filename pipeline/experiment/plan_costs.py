@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config.costs import GIB, Costs, Device, Utilisation
 from pipeline.config.recipe import RecipeConfig
+from pipeline.config.stages import EvaluateStage
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import Graph, StageNode
 from pipeline.store.folders import Home
@@ -29,13 +30,14 @@ def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[s
     seen: set[str] = set()
     for plan in graph.cells:
         recipe = plan.cell.recipe
-        evaluations = [*plan.evaluations.items(), *((role, node) for (role, _), node in plan.milestones.items())]
-        for role, node in [*plan.chain.items(), *((f"evaluate@{after}", node) for after, node in evaluations)]:
+        evaluations = [(f"evaluate@{after}", node) for after, _, on_sets in plan.measurements() for node in on_sets.values()]
+        for role, node in [*plan.chain.items(), *evaluations]:
             if node.fingerprint in seen or node.config.adopted is not None or not node.config.needs_devices:
                 continue
             seen.add(node.fingerprint)
             vocabulary = assumed.vocabulary or _vocabulary(plan.chain["corpus"], home)
-            costs = node.config.costs(recipe.model, vocabulary, recipe.task.max_prompt_tokens, node.block_size)
+            prompt = node.config.task.max_prompt_tokens if isinstance(node.config, EvaluateStage) else recipe.task.max_prompt_tokens
+            costs = node.config.costs(recipe.model, vocabulary, prompt, node.block_size)
             devices, engine = assumed.devices or node.config.processes, node.config.gpu_memory_share * assumed.device.memory
             entry = _entry(role, recipe, costs, vocabulary, devices, assumed, engine)
             known = entries.setdefault((role, repr(entry)), entry | {"stages": []})
