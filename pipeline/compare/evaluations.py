@@ -52,7 +52,7 @@ class Evaluation:
         block = recipe.corpus.block_size
         if self.after == "pretrain":
             return self.step * first.global_batch * block
-        before = first.steps * first.global_batch * block
+        before = (recipe.start_step or first.steps) * first.global_batch * block
         if later is None:
             return before
         steps = self.step if self.after == "midtrain" else later.steps
@@ -164,7 +164,7 @@ def evaluated_step(plan: CellPlan, after: str, home: Home) -> int:
     if after == "midtrain" and recipe.midtrain is not None:
         return recipe.midtrain.steps
     if after != "rl" or recipe.rl is None:
-        return recipe.pretrain.steps
+        return recipe.start_step or recipe.pretrain.steps
     record = plan.chain["rl"].folder(home).record() if recipe.rl.export == "best" else None
     return recipe.rl.steps if record is None else int(record["metrics"]["exported_step"])
 

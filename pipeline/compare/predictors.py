@@ -104,7 +104,8 @@ def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
     level: list[float] = []
     measured: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
     for setting in compared:
-        trained = setting.planned.cells[0].recipe.model_dump_json(exclude={"rl", "seed"})
+        recipe = setting.planned.cells[0].recipe
+        trained = f"{recipe.start_step} {recipe.model_dump_json(exclude={'rl', 'seed'})}"
         for base, after in zip(setting.before, setting.after, strict=False):  # before RL alone, there is no after
             if base.problems != compared[0].before[0].problems:
                 continue

@@ -18,6 +18,7 @@ from pipeline.compare.power import measured_spreads
 from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
 from pipeline.compare.problems import changed_problems
 from pipeline.compare.settings import Setting, pairs, planned_settings
+from pipeline.compare.starts import Matched, at_equal_bases, curves, start_of, tokens
 from pipeline.compare.verdict import verdict
 from pipeline.experiment.compose import Cell
 from pipeline.store.folders import Home
@@ -110,6 +111,7 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
         "best_rates": _best_rates(found, home),
         "problems": [changed for setting in found.settings if (changed := changed_problems(setting)) is not None],
         "sets": _sets(found),
+        "starts": _starts(found),
         "equal_budgets": equal_budgets(found.settings, home),
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
         "spreads": None if spreads is None else {"task": found.planned[0].cells[0].recipe.task.name} | asdict(spreads),
@@ -136,6 +138,22 @@ def _measured(setting: MeasuredSetting, quantity: Quantity, gained: Mapping[tupl
         "after": _as_dict(setting.after_at(*at)),
         "gain": _as_dict(gained.get((setting.name, quantity))),
     }
+
+
+def _starts(found: Findings) -> dict[str, Any] | None:
+    """`rows` (one per setting and start of RL) and comparisons at `matched` bases; None without several starts."""
+    known = curves(found.settings)
+    if not known:
+        return None
+    shown = [quantity for quantity in found.shown if quantity.metric == "pass@k"]
+    rows = [
+        {"arm": curve.name, "start": start_of(one), "tokens": tokens(one), "entropy": one.before_at("entropy").as_dict()}
+        | {quantity.name: _measured(one, quantity, found.gains) for quantity in shown}
+        for curve in known
+        for one in curve.starts
+    ]
+    by: tuple[Matched, ...] = ("pass@1", "entropy")
+    return {"rows": rows, "matched": [one.as_dict() for matched in by for one in at_equal_bases(known, matched, shown)]}
 
 
 def _sets(found: Findings) -> dict[str, Any] | None:

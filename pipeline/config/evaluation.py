@@ -31,11 +31,16 @@ class SelectionConfig(Config):
     ridge: float = Field(0.01, gt=0, description="lambda of the paper: what the covariance's diagonal starts at")
 
 
+Examples = Annotated[int, Field(ge=0)]
+
+
 class HarnessConfig(Config):
     """Benchmarks of lm-evaluation-harness, besides the task's problems; needs lm-eval 0.4.13, installed manually."""
 
     tasks: tuple[str, ...] = Field(min_length=1, description="by their names in the harness, or in task files in `folder`")
-    fewshot: int | None = Field(None, ge=0, description="examples before each problem; default: each task's own number")
+    fewshot: Examples | dict[str, Examples] | None = Field(
+        None, description="examples before each problem, for all tasks or by task; default: each task's own number"
+    )
     limit: int | None = Field(None, ge=1, description="first problems of each task")
     folder: str | None = execution(None, description="a folder with task files (.yaml) and their data")
     sha256: str | None = Field(None, description="filled in for a folder")
@@ -51,6 +56,15 @@ class HarnessConfig(Config):
         if not any(folder.rglob("*.yaml")):
             raise ValueError(f"folder is {given['folder']!r}, which holds no task files (.yaml)")
         return given | {"folder": str(folder), "sha256": task_folder_digest(folder)}
+
+    @model_validator(mode="after")
+    def _examples_are_of_these_tasks(self) -> HarnessConfig:
+        other = sorted(self.fewshot.keys() - set(self.tasks)) if isinstance(self.fewshot, dict) else []
+        if other:
+            raise ValueError(
+                f"fewshot has {', '.join(other)}, not among tasks ({', '.join(self.tasks)}); name a task as it stands there"
+            )
+        return self
 
 
 def task_folder_digest(folder: Path) -> str:

@@ -13,7 +13,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
 from pipeline.config.tasks import Task
 from pipeline.config.tracking import TrackingConfig
-from pipeline.config.training import NextTokenTraining, PretrainConfig, RLConfig
+from pipeline.config.training import Milestones, NextTokenTraining, PretrainConfig, RLConfig
 
 _THIS_MACHINE = ClusterConfig(kind="local")
 
@@ -51,6 +51,12 @@ class RecipeConfig(Config):
         return found
 
     @property
+    def start_step(self) -> int | None:
+        """The step of pre-training whose checkpoint RL starts from; None for the last, or if there is none to start from."""
+        step = None if self.rl is None else Milestones.step_at(self.rl.start, self.pretrain.steps)
+        return None if step == self.pretrain.steps else step
+
+    @property
     def midtrain_prior(self) -> Prior:
         """Mid-training's own prior, or pre-training's at its end."""
         own = None if self.midtrain is None else self.midtrain.prior
@@ -74,6 +80,26 @@ class RecipeConfig(Config):
             raise ValueError(
                 f"prior.temperature is {self.prior.temperature:g}, but an adopted checkpoint (pretrain.adopted) is used as it is; "
                 "leave the temperature out, or sample at it with evaluate.temperatures and rl.temperature"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rl_starts_from_a_kept_checkpoint(self) -> RecipeConfig:
+        step = self.start_step
+        if self.rl is None or step is None:
+            return self
+        start = f"rl.start is {self.rl.start:g}"
+        if self.midtrain is not None:
+            raise ValueError(
+                f"{start}, but mid-training goes on from the end of pre-training; leave out one of the two (midtrain=null)"
+            )
+        if self.pretrain.adopted is not None:
+            raise ValueError(f"{start}, but an adopted checkpoint (pretrain.adopted) has no earlier ones; leave rl.start out")
+        if step not in self.pretrain.milestones:
+            kept = ", ".join(map(str, self.pretrain.milestones)) or "none but the last"
+            raise ValueError(
+                f"{start}, step {step} of pre-training, which is not among the checkpoints it keeps ({kept}); list all starts in "
+                f"pretrain.evaluate_at, e.g. pretrain.evaluate_at=[{self.rl.start:g}], so that they share one pre-training"
             )
         return self
 

@@ -173,6 +173,7 @@ class RLStage(StageConfig):
     task: Task
     rl: RLConfig
     seed: int
+    step: int | None = identity_since(None, description="training step whose checkpoint RL starts from instead of the last")
 
     @property
     def launch(self) -> Launch:

@@ -92,7 +92,8 @@ class StageNode:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did.
+    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did; where RL
+    starts before pre-training ends (`rl.start`), pre-training is evaluated there, and what comes later is no part of the cell.
 
     `milestones` are the evaluations of checkpoints along the way, by role and step. Both are on the recipe's first evaluation set;
     `further` has those on its other sets, by role and step (None for the last) and then by set.
@@ -111,11 +112,12 @@ class CellPlan:
 
     def measurements(self) -> Iterator[tuple[str, int | None, dict[str, StageNode]]]:
         """What is evaluated, in training order: role, step (None for the last), and the evaluating stages by evaluation set."""
-        first = next(iter(self.cell.recipe.evaluation_sets))
+        first, start = next(iter(self.cell.recipe.evaluation_sets)), self.cell.recipe.start_step
         for role, last in self.evaluations.items():
-            early = [(step, node) for (of, step), node in self.milestones.items() if of == role]
-            for step, node in [*early, (None, last)]:
-                yield role, step, {first: node} | self.further.get((role, step), {})
+            for (of, step), node in self.milestones.items():
+                if of == role:
+                    yield role, step, {first: node} | self.further.get((role, step), {})
+            yield role, None, {first: last} | self.further.get((role, start if role == "pretrain" else None), {})
 
     def stages(self) -> list[StageNode]:
         """All, parents first."""
@@ -187,10 +189,11 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
         return on_sets[first]
 
     slug = f"{recipe.prior.name}-s{seed}"
+    start = recipe.start_step
     corpus = add(CorpusStage(task=recipe.task, corpus=recipe.corpus), recipe.task.name)
     base = add(PretrainStage(model=recipe.model, prior=recipe.prior, pretrain=recipe.pretrain, seed=seed), slug, corpus=corpus)
-    chain, evaluations = {"corpus": corpus, "pretrain": base}, {"pretrain": evaluated(base, slug)}
-    along = [("pretrain", base, slug, recipe.pretrain.milestones)]
+    chain, evaluations = {"corpus": corpus, "pretrain": base}, {"pretrain": evaluated(base, slug, start)}
+    along = [("pretrain", base, slug, [step for step in recipe.pretrain.milestones if start is None or step < start])]
     if recipe.midtrain is not None:
         text, own = corpus, recipe.midtrain.prior
         if recipe.midtrain_corpus is not None:
@@ -204,7 +207,8 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
         evaluations["midtrain"] = evaluated(base, slug)
         along.append(("midtrain", base, slug, recipe.midtrain.milestones))
     if recipe.rl is not None:
-        chain["rl"] = add(RLStage(task=recipe.task, rl=recipe.rl, seed=seed), slug, checkpoint=base)
+        slug += "" if start is None else f"-from-{start}"
+        chain["rl"] = add(RLStage(task=recipe.task, rl=recipe.rl, seed=seed, step=start), slug, checkpoint=base)
         evaluations["rl"] = evaluated(chain["rl"], slug)
     milestones = {(role, step): evaluated(trained, name, step) for role, trained, name, steps in along for step in steps}
     return CellPlan(cell, chain, evaluations, milestones, further)
@@ -259,4 +263,6 @@ def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
         model["adopted"] = recipe.pretrain.adopted[:19]
     later = model if recipe.midtrain is None else model | {"midtrain.prior.name": recipe.midtrain_prior.name}
     policy = later if recipe.rl is None else later | {"exploration": recipe.rl.exploration.name}
+    if recipe.start_step is not None and recipe.rl is not None:
+        policy = policy | {"rl.start": recipe.rl.start}
     return {"corpus": text, "pretrain": model, "midtrain": later, "rl": policy, "evaluate": model}

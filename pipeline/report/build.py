@@ -51,6 +51,15 @@ _WHOLE_RESPONSES = {
     "response_entropy": "Response entropy: of whole responses, in nats.",
 }
 """More notes, where these were measured."""
+_STARTS = (
+    "Start: the share of pre-training after which RL starts, and the tokens until there. Entropy (nats) is that checkpoint's, on "
+    "held-out text. The intervals of all gains hold jointly, with those of the first table."
+)
+_MATCHED = (
+    "After RL: setting minus reference, where the reference is interpolated linearly between two of its starts to the pass@1, or to "
+    "the entropy, of the setting's base. Where the reference has no such starts around it, there is no comparison. Along one axis, all "
+    "intervals matched alike hold jointly with 95%; one that includes 0 shows no difference."
+)
 _SETS = (
     "All other tables and figures are of the mean over these evaluation sets, each of which counts alike whatever its size. The "
     "intervals of all gains on all sets hold jointly, apart from those of the mean."
@@ -134,6 +143,11 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, str, str, tables.Rows]]:
             if summary["sets"].get(kind):
                 compared = tables.contrasts(summary["sets"][kind])
                 found.append((f"sets-{kind}", f"{title}, on each evaluation set, compared", f"{note} {_JOINTLY_ON_SETS}", compared))
+    if summary["starts"]:
+        rows, equal = summary["starts"]["rows"], summary["starts"]["matched"]
+        found.append(("starts", "By where RL starts", _STARTS, tables.starts(rows, tables.pass_keys(rows))))
+        if equal:
+            found.append(("matched", "Where RL ends, from bases that are alike, compared", _MATCHED, tables.matched(equal)))
     if summary["temperatures"]:
         note = "Entropy of held-out text and pass@k before and after RL, by sampling temperature."
         found.append(("temperatures", "By sampling temperature", note, tables.temperatures(summary["temperatures"])))

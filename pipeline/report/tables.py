@@ -73,6 +73,46 @@ def on_sets(rows: list[dict[str, Any]], keys: list[str]) -> Rows:
     return ["set", "setting", *(heading for pair in pairs for heading in pair)], shown
 
 
+def starts_table(rows: list[dict[str, Any]], title: str, keys: list[str]) -> Table:
+    """What RL gains from each of its starts, in the columns for `keys`."""
+    return _table(title, *starts(rows, keys))
+
+
+def starts(rows: list[dict[str, Any]], keys: list[str]) -> Rows:
+    """Headings and rows, one per setting and start of RL."""
+    pairs = [[f"{key} before", "after", "gain [95%, jointly]"] for key in keys]
+    shown = [
+        [row["arm"], f"{row['start']:g}", _count(row["tokens"]), f"{row['entropy']['value']:.4f}"]
+        + [text for key in keys for text in _before_after_gain(row[key])]
+        for row in rows
+    ]
+    return ["setting", "start", "tokens", "entropy", *(heading for pair in pairs for heading in pair)], shown
+
+
+def matched_table(found: list[dict[str, Any]], title: str, metrics: list[str]) -> Table:
+    return _table(title, *matched([one for one in found if one["metric"] in metrics]))
+
+
+def matched(found: list[dict[str, Any]]) -> Rows:
+    """Headings and rows of comparisons at equal bases: one row per setting, start and reference, one column per metric."""
+    metrics = contrast_metrics(found)
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for one in found:
+        base = numbers.share(one["at"]) if one["matched"] == "pass@1" else f"{one['at']:.4f}"
+        names = (one["arm"], f"{one['start']:g}", one["reference"], _count(one["reference_tokens"]), f"{one['matched']} {base}")
+        rows.setdefault(names, {})[one["metric"]] = gain(one)
+    headings = ["setting", "start", "compared with", "at tokens", "equal base", *metrics]
+    return headings, [[*names, *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
+
+
+def _count(tokens: float) -> str:
+    """`154k`, `125B`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{unit}"
+    return f"{tokens:.0f}"
+
+
 def mean_over(rows: list[dict[str, Any]]) -> str:
     """What the other tables are the mean over."""
     counts = [f"{name} ({count:,})" for name, count in {row["set"]: row["problems"] for row in rows}.items()]

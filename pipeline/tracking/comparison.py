@@ -60,6 +60,8 @@ def log_comparison(
         for kind in CONTRASTS
         if summary[kind]
     }
+    if summary["starts"]:
+        contrasts |= _starts(summary["starts"])
     if sets["rows"]:
         contrasts["sets"] = on_sets
         told = [[one[column] for column in ["set", *columns]] for one in sets["levels"]]
@@ -97,6 +99,37 @@ def _measured(row: dict[str, Any]) -> Iterator[tuple[str, list[float | None]]]:
         if isinstance(values, dict) and "gain" in values:
             gain, after = values["gain"] or {}, values["after"] or {}
             yield metric, [values["before"]["value"], after.get("value"), *(gain.get(key) for key in ("value", "low", "high"))]
+
+
+def _starts(found: dict[str, Any]) -> dict[str, Any]:
+    """What RL gains from each of its starts, as a table and a chart against tokens, and comparisons at equal bases."""
+    import wandb
+
+    table = wandb.Table(columns=["arm", "start", "tokens", *_MEASURED])
+    for row in found["rows"]:
+        for metric, numbers in _measured(row):
+            table.add_data(row["arm"], row["start"], row["tokens"], metric, *numbers)
+    gained = [[row["arm"], row["tokens"], row["pass@1"]["gain"]["value"]] for row in found["rows"] if row.get("pass@1", {}).get("gain")]
+    against = wandb.Table(columns=["arm", "tokens", "gain in pass@1"], data=gained)
+    title = "gain in pass@1 against tokens of pre-training"
+    chart = wandb.plot.line(against, x="tokens", y="gain in pass@1", stroke="arm", title=title)
+    columns = [
+        "axis",
+        "arm",
+        "start",
+        "reference",
+        "matched",
+        "at",
+        "reference_tokens",
+        "metric",
+        "k",
+        "family",
+        "value",
+        "low",
+        "high",
+    ]
+    equal = wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in found["matched"]])
+    return {"starts": table, "gain_against_tokens": chart, "equal_bases": equal}
 
 
 def _summarise(run: Any, name: str, numbers: Sequence[float | None]) -> None:

@@ -196,7 +196,7 @@ def test_values_are_linear_so_that_differences_can_be_taken_first_or_last() -> N
 def test_an_interval_covers_the_mean_over_sets_of_any_sizes(seeds: int) -> None:
     """Few hard problems and many easy ones: as one set, the few would hardly count."""
     sizes, rates, spread = (6, 30, 400), (0.1, 0.4, 0.8), (0.3, 0.2, 0.05)
-    rng, covered, draws = np.random.default_rng(2), 0, 400
+    rng, draws, covered = np.random.default_rng(2), 400, 0.0
     for _ in range(draws):
         parts = []
         luck = rng.normal(0, 0.05, (seeds, 1))
@@ -302,9 +302,9 @@ def test_what_counts_problems_is_counted_set_by_set(shelf: Shelf) -> None:
     at = found.points.settings.index("tail")
     assert found.points.measured["pass@n"][at] == pytest.approx(over(lambda had, has: (had > 0).mean()))
     credible = setting.bayesian_gain()
-    counts = [[np.round(one.values("avg@n", 8) * 8)[None] for one in side.values()] for side in (before, after)]
-    assert credible == bayesian_gain(*counts, 8)
-    alone = [bayesian_gain([one], [other], 8).value for one, other in zip(*counts, strict=True)]
+    first, second = ([np.round(one.values("avg@n", 8) * 8)[None] for one in side.values()] for side in (before, after))
+    assert credible == bayesian_gain(first, second, 8)
+    alone = [bayesian_gain([one], [other], 8).value for one, other in zip(first, second, strict=True)]
     assert credible is not None
     assert credible.value == pytest.approx(np.mean(alone))
 
