@@ -67,7 +67,7 @@ class MeasuredSetting:
     @property
     def chance(self) -> float:
         """Pass@1 of guessing."""
-        return self.planned.cells[0].recipe.task.chance
+        return self.planned.cells[0].recipe.chance
 
     @property
     def seeds(self) -> list[int]:

@@ -96,8 +96,13 @@ def _sampling_noise(measured: Sequence[Evaluation]) -> float:
     return float(np.average([of_set(name) for name in sets], weights=[1 / size for size in measured[0].sizes]))
 
 
+def evaluated_on(cells: Sequence[Cell]) -> str:
+    """What spreads are kept and looked up by: the task, or the evaluation sets that a mean is over."""
+    return ", ".join(cells[0].recipe.evaluation_sets)
+
+
 def known_spreads(task: str, home: Home) -> Spreads:
-    """Those of the finished sweep of this task with the most seeds; Countdown's if there is none."""
+    """Those of the finished sweep with the most seeds that was evaluated on the same; Countdown's if there is none."""
     found = []
     for file in sorted(home.path.glob("sweeps/*/comparison.json")):
         try:
@@ -163,7 +168,7 @@ def power_of(cells: Sequence[Cell], home: Home) -> Power | None:
         seeds=len({cell.recipe.seed for cell in cells}),
         arms=1 + max(sum(reference is other for _, other in most) for _, reference in most),
         comparisons=len(most) * (len(shown) + _VOTES),
-        spreads=known_spreads(cells[0].recipe.task.name, home),
+        spreads=known_spreads(evaluated_on(cells), home),
         sets=sizes if len(sizes) > 1 else (),
     )
 

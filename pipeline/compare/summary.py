@@ -14,7 +14,7 @@ from pipeline.compare.contrasts import Difference, Kind, compare_pairs, differen
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval, JointInterval, mean_interval
 from pipeline.compare.measured import MeasuredSetting, Quantity, measured_settings, on_each_set, quantities, shown_ks
-from pipeline.compare.power import measured_spreads
+from pipeline.compare.power import evaluated_on, measured_spreads
 from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
 from pipeline.compare.problems import changed_problems
 from pipeline.compare.settings import Setting, pairs, planned_settings
@@ -114,7 +114,7 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
         "starts": _starts(found),
         "equal_budgets": equal_budgets(found.settings, home),
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
-        "spreads": None if spreads is None else {"task": found.planned[0].cells[0].recipe.task.name} | asdict(spreads),
+        "spreads": None if spreads is None else {"task": evaluated_on(found.planned[0].cells)} | asdict(spreads),
         "not_finite": {evaluation.name: evaluation.not_finite for evaluation in found.not_finite},
         "verdict": verdict(found.planned, found.settings, found.gains, found.differences, found.predictors, found.ks, found.not_finite),
     }

@@ -51,6 +51,12 @@ class RecipeConfig(Config):
         return found
 
     @property
+    def chance(self) -> float:
+        """Share of responses that guessing gets right, as the mean over evaluation sets."""
+        chances = [task.chance for task, _ in self.evaluation_sets.values()]
+        return sum(chances) / len(chances)
+
+    @property
     def start_step(self) -> int | None:
         """The step of pre-training whose checkpoint RL starts from; None for the last, or if there is none to start from."""
         step = None if self.rl is None else Milestones.step_at(self.rl.start, self.pretrain.steps)

@@ -4,9 +4,9 @@
        |         |           |         |
        +---> evaluate    evaluate   evaluate
 
-`midtrain` may be left out, and so may `rl`. Each evaluation is one stage per evaluation set, so that a further set runs nothing else
-again. Mid-training can have a corpus of its own, which takes the tokenizer of the first. All
-evaluations look at the first corpus's held-out text, so that perplexities compare.
+`midtrain` may be left out, and so may `rl`. Mid-training can have a corpus of its own, which takes the tokenizer of the first. Each
+evaluation is one stage per evaluation set, so that a further set runs nothing else again. All look at the first corpus's held-out
+text, so that perplexities compare. RL may start from a checkpoint along the way of pre-training.
 
 Equal means equal fingerprint: a corpus is shared by all priors, a pre-training by all RL settings on top of it.
 """
@@ -180,7 +180,7 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
         on_sets = {}
         for of_set, (task, protocol) in recipe.evaluation_sets.items():
             slug = f"{name}-{checkpoint.kind}" + ("" if step is None else f"-{step}") + (f"-{of_set}" if recipe.evaluate.sets else "")
-            apart = checkpoint.kind != "rl" or task is recipe.task or recipe.task.keeps_apart(task)
+            apart = checkpoint.kind != "rl" or recipe.task.keeps_apart(task)
             config = EvaluateStage(task=task, evaluate=protocol, step=step, trained_on=None if apart else recipe.task)
             on_sets[of_set] = add(config, slug, {"task": of_set}, checkpoint=checkpoint, corpus=corpus)
         first, *others = on_sets

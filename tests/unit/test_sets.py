@@ -15,20 +15,23 @@ import pytest
 import yaml
 
 from pipeline.analysis import load_sweep_results
-from pipeline.compare.evaluations import Evaluation, load_evaluations
+from pipeline.compare.evaluations import Evaluation, _joined, load_evaluations
 from pipeline.compare.intervals import Sample, bayesian_gain, components, joint_intervals, mean_interval
 from pipeline.compare.measured import Quantity
-from pipeline.compare.power import power_of
+from pipeline.compare.power import measured_spreads, power_of
 from pipeline.compare.problems import changed_problems, cover
 from pipeline.compare.sets import as_telling_as, averaged
 from pipeline.compare.summary import summary
 from pipeline.config.stages import EvaluateStage
+from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.graph import CellPlan, build_graph
+from pipeline.tracking.comparison import log_comparison
 from tests.unit.stores import Shelf, shelf_at
 from tests.unit.test_compare import NOWHERE, evaluation, found_in
 from tests.unit.test_compare_commands import AXES, stored
+from tests.wandb_files import read_runs
 
 HARDER = "{task: {use: countdown, numbers: [4], name: harder}, problems: 10}"
 SETS = f"evaluate.sets=[task, {HARDER}]"
@@ -171,6 +174,13 @@ def test_only_a_set_that_the_configs_keep_apart_is_not_looked_at(sums: dict[str,
     assert (after.trained_on is None) is apart
     assert before.trained_on is None  # nothing has been trained on the task's problems yet
     assert "trained_on" not in after.identity()
+
+
+@pytest.mark.parametrize(("held_out", "apart"), [({}, True), ({"held_out": "known"}, True), ({"held_out": "other"}, False)])
+def test_neither_is_what_the_task_itself_evaluates_on(sums: dict[str, str], held_out: dict[str, str], apart: bool) -> None:
+    config = plan_of(math(sums, evaluate="known", **held_out), "rl.rewordings=false").evaluations["rl"].config
+    assert isinstance(config, EvaluateStage)
+    assert (config.trained_on is None) is apart
 
 
 # The mean over sets
@@ -367,6 +377,22 @@ def test_the_report_the_terminal_and_json_show_each_set(shelf: Shelf) -> None:
     assert "the mean over 2 sets (countdown 40, harder 10 problems)" in page
 
 
+def test_wandb_has_a_table_of_sets_and_their_summary_values(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    found = found_in(loaded(shelf))
+    told = summary(found, NOWHERE)
+    log_comparison("mine", TrackingConfig(), tmp_path, found.evaluations, told, "mine-1")
+    (run,) = read_runs(tmp_path)
+    (file,) = tmp_path.glob("wandb/**/sets_0_*.table.json")
+    table = json.loads(file.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    (row,) = (one for one in rows if (one["set"], one["arm"], one["metric"]) == ("harder", "tail", "pass@1"))
+    (expected,) = (one for one in told["sets"]["rows"] if (one["set"], one["arm"]) == ("harder", "tail"))
+    assert (row["problems"], row["gain"]) == (10, pytest.approx(expected["pass@1"]["gain"]["value"]))
+    assert run.summary["level/tail/harder/pass@1"] == pytest.approx(expected["pass@1"]["after"]["value"])
+    assert run.summary["level/tail/pass@1"] == pytest.approx(told["rows"][1]["pass@1"]["after"]["value"])
+
+
 def test_data_frames_have_the_mean_and_each_set(shelf: Shelf) -> None:
     sweep = load_sweep_results("mine", shelf.home.path)
     levels = sweep.levels.query("metric == 'pass@k' and k == 1")
@@ -383,3 +409,30 @@ def test_a_plan_counts_problems_as_their_mean_does() -> None:
     expected = power_of(cells, NOWHERE)
     assert expected is not None
     assert (expected.problems, sum(expected.sets)) == (364, 1546)
+
+
+def test_spreads_of_a_mean_over_equal_sets_are_those_of_their_problems_together() -> None:
+    """So that a plan from a sweep of several sets and one from a sweep of a single set say the same."""
+    plans = build_graph(load_sweep("quickstart", ["axes.prior=[ce,tail]", "axes.seed=[0,1,2]", "evaluate.samples=8"]).cells()).cells
+    together, apart = [], []
+    for number, plan in enumerate(plans):
+        for after in ("pretrain", "rl"):
+            one = evaluation(plan, after, 0.8, seed=number, problems=80)
+            halves = {
+                name: replace(
+                    one,
+                    problems=one.problems[part],
+                    metrics={metric: {k: values[part] for k, values in by_k.items()} for metric, by_k in one.metrics.items()},
+                )
+                for name, part in (("first", slice(0, 40)), ("second", slice(40, 80)))
+            }
+            together.append(one)
+            apart.append(_joined(halves))
+    spreads = []
+    for evaluations in (together, apart):
+        found = found_in(evaluations)
+        spread = measured_spreads(found.differences["level"], found.settings)
+        assert spread is not None
+        spreads.append(spread)
+    for name in ("problems", "both", "sampling", "runs"):
+        assert getattr(spreads[1], name) == pytest.approx(getattr(spreads[0], name), rel=0.1, abs=0.002), name

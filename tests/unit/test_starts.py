@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from pipeline.compare.results import result_rows
 from pipeline.compare.starts import at_equal_bases, curves
 from pipeline.compare.summary import summary
 from pipeline.config.stages import EvaluateStage, RLStage
+from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.graph import CellPlan, Graph, build_graph
+from pipeline.tracking.comparison import log_comparison
 from tests.unit.stores import Shelf, shelf_at
 from tests.unit.test_compare import NOWHERE, evaluation, found_in
 from tests.unit.test_compare_commands import AXES, stored
@@ -187,6 +190,22 @@ def test_the_report_the_terminal_and_json_show_every_start(shelf: Shelf) -> None
     ):
         assert title in page
         assert title in text
+
+
+def test_wandb_has_gains_against_tokens_and_comparisons_at_equal_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    found = found_in(along(graph().cells, FAST))
+    told = summary(found, NOWHERE)
+    log_comparison("mine", TrackingConfig(), tmp_path, found.evaluations, told, "mine-1")
+    tables = {}
+    for name in ("starts", "gain_against_tokens", "equal_bases"):
+        (file,) = tmp_path.glob(f"wandb/**/{name}*.table.json")
+        table = json.loads(file.read_text())
+        tables[name] = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    drawn = [(row["arm"], row["tokens"]) for row in tables["gain_against_tokens"]]
+    assert drawn == [(arm, at * 256_000) for arm in ("ce", "tail") for at in (1, 2, 4)]
+    assert {row["metric"] for row in tables["starts"]} == {"pass@1", "pass@8"}
+    assert [row["value"] for row in tables["equal_bases"]] == pytest.approx([one["value"] for one in told["starts"]["matched"]])
 
 
 def test_without_several_starts_there_is_no_such_table() -> None:
