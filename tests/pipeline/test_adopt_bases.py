@@ -11,11 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTNeoXConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from pipeline.errors import PriorlabError
 from pipeline.store.files import manifest_of
-from stages.corpus.tokenizer import END, PAD
+from stages.checkpoint import verify_export
+from stages.corpus.tokenizer import END, PAD, character_tokenizer
 from tests.conftest import FinishedSweep, Lab
 
 
@@ -65,6 +76,8 @@ def like_llama(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     theirs.save_pretrained(folder)
 
 
+END_ONLY = character_tokenizer("0123456789")
+
 Layout = Callable[[PreTrainedModel, PreTrainedTokenizerFast, Path], None]
 
 
@@ -100,6 +113,39 @@ def test_a_recipe_runs_on_a_public_base_with_its_own_tokenizer(
         if after == "pretrain":
             for name in ("greedy/1", "greedy_length/1"):
                 assert record["metrics"][name] == expected["metrics"][name]
+
+
+@pytest.mark.parametrize(
+    ("config", "mask"),
+    [
+        (GPT2Config(vocab_size=32, n_positions=64, n_embd=32, n_layer=2, n_head=1), "h.{}.attn.bias"),
+        (
+            GPTNeoXConfig(
+                vocab_size=32,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=1,
+                intermediate_size=64,
+                max_position_embeddings=64,
+            ),
+            "gpt_neox.layers.{}.attention.bias",
+        ),
+    ],
+    ids=["gpt2", "pythia"],
+)
+def test_old_layouts_hold_masks_and_may_lack_the_prefix_of_names(config: PreTrainedConfig, mask: str, tmp_path: Path) -> None:
+    """As GPT-2 and Pythia are stored on the hub."""
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    END_ONLY.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    plain = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    save_file(plain | {mask.format(layer): torch.ones(1, 1, 64, 64) for layer in (0, 1)}, file, metadata={"format": "pt"})
+    verify_export(tmp_path)
+    save_file({name: tensor for name, tensor in plain.items() if not name.endswith("0.attn.c_attn.weight")}, file, {"format": "pt"})
+    if isinstance(config, GPT2Config):
+        with pytest.raises(PriorlabError, match=r"do not match its config\.json in transformer\.h\.0\.attn\.c_attn\.weight"):
+            verify_export(tmp_path)
 
 
 def test_a_base_named_on_the_hub_comes_from_its_cache(
