@@ -29,7 +29,7 @@ from pipeline.store.folders import Home
 
 __all__ = ["Interval", "JointInterval", "Sample", "SweepResults", "joint_intervals", "load_sweep_results", "mean_interval"]
 
-_TEXT = ("sweep", "cell", "prior", "form", "task", "exploration", "after", "metric")
+_TEXT = ("sweep", "cell", "prior", "objective", "knobs", "task", "exploration", "after", "metric")
 """Columns of results.csv to read as text, even if every value looks like a number."""
 _CELL = ("cell", "setting", "prior", "seed")
 _CONTRAST = (
@@ -67,7 +67,7 @@ class SweepResults:
         """The rows of results.csv: one mean per cell, checkpoint, metric and k, with its 95% interval."""
         text = io.StringIO(results_text(result_rows(self.name, self.findings.evaluations)))
         found = pandas.read_csv(text, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
-        return found.astype({"k": "Int64", "top_k": "Int64"})
+        return found.astype({"k": "Int64"})
 
     @cached_property
     def samples(self) -> pandas.DataFrame:

@@ -12,12 +12,14 @@ from pipeline.cli.options import AsJson, Overrides
 from pipeline.cli.terminal import console, plain_table, print_json, print_wide, some_of
 from pipeline.compare.intervals import POWER
 from pipeline.compare.power import Power, in_words, power_of
-from pipeline.config.costs import DEVICES, Utilisation, known_device
+from pipeline.config.costs import GIB, Utilisation
+from pipeline.config.devices import DEVICES, known_device
+from pipeline.config.interruptions import Interruptions
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import available
 from pipeline.experiment.graph import build_graph, check_cells_differ
-from pipeline.experiment.plan_costs import Assumptions, planned_costs
+from pipeline.experiment.plan_costs import Assumptions, best_launches, planned_costs
 from pipeline.experiment.plan_hours import Hours, assumed_hours, timed_hours
 from pipeline.home.plan import explained_plan
 from pipeline.store.folders import Home
@@ -30,15 +32,31 @@ def plan(
     name: Annotated[str, typer.Argument(metavar="SWEEP|RECIPE", help="a file in configs/sweep or configs/recipe")],
     overrides: Overrides = None,
     costs: Annotated[bool, typer.Option("--costs", help="estimate what each stage takes: FLOPs, hours, memory, disk")] = False,
+    launches: Annotated[
+        bool,
+        typer.Option("--launches", help="find the fastest ZeRO stage, micro-batch and checkpointing for several numbers of devices"),
+    ] = False,
     device: Annotated[str, typer.Option(help=f"for --costs: {', '.join(DEVICES)}")] = "h100",
     devices: Annotated[
         int | None, typer.Option(min=1, help="for --costs: devices per stage (default: its processes)", show_default=False)
     ] = None,
-    utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: share of peak FLOPs in training")] = 0.4,
+    utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: share of peak FLOPs while training computes")] = 0.4,
     sampling_utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: the same in sampling")] = 0.1,
     vocabulary: Annotated[
         int | None, typer.Option(min=1, help="for --costs: vocabulary size, until the corpus is built", show_default=False)
     ] = None,
+    node: Annotated[
+        int | None, typer.Option(min=1, help="for --costs: devices per node (default: the recipe's)", show_default=False)
+    ] = None,
+    link: Annotated[
+        float | None, typer.Option(min=0.1, help="for --costs: GB/s from a device to others of its node", show_default=False)
+    ] = None,
+    network: Annotated[
+        float | None, typer.Option(min=0.01, help="for --costs: GB/s from a device to other nodes", show_default=False)
+    ] = None,
+    storage: Annotated[float, typer.Option(min=0.001, help="for --costs: GB/s of the store that step checkpoints go to")] = 2.0,
+    mtbf: Annotated[float, typer.Option(min=1, help="for --costs: hours between failures of one device")] = 50_000.0,
+    price: Annotated[float | None, typer.Option(min=0, help="for --costs: of a device per hour", show_default=False)] = None,
     effect: Annotated[
         float | None,
         typer.Option(min=1e-6, max=1, help="how many seeds and problems show such a difference in pass@1 after RL", show_default=False),
@@ -57,13 +75,19 @@ def plan(
     home, cells = Home.from_environment(), list(planned.cells())
     graph = build_graph(cells)
     check_cells_differ(graph)
-    assumed = Assumptions(device, known_device(device), devices, Utilisation(utilisation, sampling_utilisation), vocabulary)
+    links = {name: value * 1e9 for name, value in (("link", link), ("network", network)) if value is not None}
+    assumed = Assumptions(
+        device, replace(known_device(device), **links), devices, Utilisation(utilisation, sampling_utilisation), vocabulary, node,
+        Interruptions(mtbf_hours=mtbf, storage=storage * 1e9), price,
+    )  # fmt: skip
     if effect is None and power is not None:
         raise PriorlabError("--power does nothing without --effect; give both, e.g. --power 0.8 --effect 0.015")
-    if costs and effect is not None:
-        raise PriorlabError("--costs and --effect answer different questions; leave one of the two out")
-    if costs:
-        _show_costs(planned_costs(graph, home, assumed), as_json=as_json)
+    if costs + launches + (effect is not None) > 1:
+        raise PriorlabError("--costs, --launches and --effect answer different questions; give one of them")
+    if costs or launches:
+        show, find = (_show_costs, planned_costs) if costs else (_show_launches, best_launches)
+        found = find(graph, home, assumed)
+        print_json(found) if as_json else show(found)
         return
     expected = power_of(cells, home)
     if effect is not None:
@@ -121,11 +145,8 @@ def _show_power(expected: Power, effect: float, power: float, hours: Hours | Non
     console.print(f"{said} Spreads from {expected.spreads.source}.", soft_wrap=not console.is_terminal)
 
 
-def _show_costs(entries: list[dict[str, Any]], *, as_json: bool) -> None:
+def _show_costs(entries: list[dict[str, Any]]) -> None:
     """What each stage is, and what it takes in total and per device."""
-    if as_json:
-        print_json(entries)
-        return
     memory = "memory per device (GiB)"
     table = plain_table("stage", "parameters", "tokens", "steps", "FLOPs", "hours", memory, "disk", wrapped=(memory,))
     for entry in entries:
@@ -137,11 +158,51 @@ def _show_costs(entries: list[dict[str, Any]], *, as_json: bool) -> None:
             _short(entry["tokens"]),
             f"{entry['steps']:,}",
             f"{entry['flops']:.2e}",
-            f"{entry['hours']:,.1f} on {entry['devices']} {entry['device']}",
+            f"{entry['expected_hours']:,.1f} on {entry['devices']} {entry['device']}",
             Text(f"{held:,.1f}{'' if entry['fits'] else ', does not fit'}: {parts}"),
             f"{entry['stored_gib']:,.1f} GiB",
         )
     print_wide(table)
+    table = plain_table(
+        "stage", "hours", "computing", "sending", "waiting", "saving", "failures", "sent per step and device", "save_steps", wrapped=()
+    )
+    for entry in entries:
+        if "saving_hours" in entry:
+            spent = (entry[f"{name}_hours"] for name in ("computing", "sending", "waiting", "saving", "failure"))
+            sent = ", ".join(f"{size:,.3g} GiB {what}" for what, size in entry["sent_gib"].items()) or "nothing"
+            best = f"{entry['save_steps']:,} (best: {entry['best_save_steps']:,})"
+            table.add_row(entry["stage"], f"{entry['expected_hours']:,.1f}", *(f"{hours:,.1f}" for hours in spent), sent, best)
+    if table.row_count:
+        console.print()
+        print_wide(table)
+    if all(entry["price"] is not None for entry in entries):
+        total = sum(entry["price"] * len(entry["stages"]) for entry in entries)
+        console.print(f"All of it: {total:,.0f}, at the price given.")
+
+
+def _show_launches(entries: list[dict[str, Any]]) -> None:
+    """The recipe's launch of each training stage, and the fastest for several numbers of devices."""
+    headings = ["stage", "devices", "zero_stage", "micro_batch", "checkpointing", "memory (GiB)", "hours", "device-hours"]
+    priced = any(entry["price"] is not None for entry in entries)
+    table = plain_table(*headings, *["price"] * priced, wrapped=())
+    for entry in entries:
+        table.add_row(
+            entry["stage"] + " as it is" * entry["own"],
+            f"{entry['devices']} {entry['device']}",
+            str(entry["zero_stage"]),
+            str(entry["micro_batch"]),
+            "yes" if entry["gradient_checkpointing"] else "no",
+            f"{entry['memory'] / GIB:,.1f}" + ("" if entry["fits"] else ", does not fit"),
+            f"{entry['expected_hours']:,.1f}",
+            f"{entry['expected_hours'] * entry['devices']:,.0f}",
+            *([f"{entry['price']:,.0f}"] if priced else []),
+        )
+    print_wide(table)
+    console.print(
+        "Each line below a stage has the fastest launch that leaves a tenth of the memory free. Set it as e.g. "
+        "pretrain.launch.zero_stage; no launch changes results.",
+        soft_wrap=not console.is_terminal,
+    )
 
 
 def _short(number: float) -> str:

@@ -13,15 +13,12 @@ from pipeline.compare.evaluations import Evaluation, evaluated_step
 from pipeline.compare.intervals import Interval, mean_interval, perplexity
 from pipeline.compare.samples import with_current_columns
 from pipeline.config.evaluation import AVERAGE
-from pipeline.config.prior import KNOBS
 from pipeline.experiment.graph import Graph
 from pipeline.store.files import write_text_atomically
 from pipeline.store.folders import Home
 
-_KNOBS = {name: "top_k" if name == "k" else name for name in KNOBS}
-"""The columns of a prior's knobs; `k` is taken by pass@k."""
 COLUMNS = (
-    "sweep", "cell", "prior", *_KNOBS.values(), "seed", "task", "exploration",
+    "sweep", "cell", "prior", "objective", "knobs", "seed", "task", "exploration",
     "after", "step", "temperature", "metric", "k", "n", "value", "ci_low", "ci_high",
 )  # fmt: skip
 HELDOUT_METRICS = ("perplexity", "cross_entropy", "entropy", "head_mass", "tail_mass")
@@ -33,8 +30,7 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
         recipe = evaluation.plan.cell.recipe
         prior = recipe.prior
         common = {
-            "sweep": sweep, "cell": evaluation.plan.cell.id, "prior": prior.name,
-            **{_KNOBS[name]: value for name, value in prior.knobs().items()}, **({} if prior.rank_aware else {"top_k": ""}),
+            "sweep": sweep, "cell": evaluation.plan.cell.id, "prior": prior.name, "objective": prior.kind, "knobs": prior.knobs_text,
             "seed": recipe.seed, "task": AVERAGE if evaluation.sets else next(iter(recipe.evaluation_sets)),
             "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
             "step": evaluation.step, "temperature": "",

@@ -8,37 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config.base import Dtype
+from pipeline.config.communication import Fabric, Transfer, transfers
+from pipeline.config.devices import bytes_of
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.model import ModelConfig, MoEConfig
 from pipeline.config.training import Launch, NextTokenTraining, RLConfig
-from pipeline.errors import PriorlabError
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Device:
-    """Peak dense bf16 FLOP/s and memory in bytes, both from the vendor's data sheet."""
-
-    flops: float
-    memory: float
-
-
-DEVICES = {
-    "a100-40": Device(312e12, 40e9),
-    "a100": Device(312e12, 80e9),
-    "h100": Device(989e12, 80e9),
-    "h200": Device(989e12, 141e9),
-    "b200": Device(2250e12, 180e9),
-    "mi300x": Device(1307e12, 192e9),
-    "rtx4090": Device(165e12, 24e9),
-    "l40s": Device(362e12, 48e9),
-}
-
-
-@dataclass(frozen=True)
 class Utilisation:
-    """Share of a device's peak that a stage reaches: assumed, not measured."""
+    """Share of a device's peak that a stage reaches while it computes: assumed, not measured. Waiting for others comes on top."""
 
     training: float = 0.4
     sampling: float = 0.1
@@ -55,14 +36,28 @@ class Costs:
     memory: dict[str, float]
     stored: float
     """Peak bytes on disk: step checkpoints while it runs, and the export."""
+    checkpoint: float = 0.0
+    """Bytes of one step checkpoint."""
+    transfers: tuple[Transfer, ...] = ()
+    """What processes send one another, per step."""
 
     @property
     def flops(self) -> float:
         return self.training_flops + self.sampling_flops
 
-    def hours(self, device: Device, count: int, utilisation: Utilisation) -> float:
+    def computing(self, fabric: Fabric, count: int, utilisation: Utilisation) -> float:
+        """Hours of arithmetic on `count` devices."""
         seconds = self.training_flops / utilisation.training + self.sampling_flops / utilisation.sampling
-        return seconds / (count * device.flops) / 3600
+        return seconds / (count * fabric.device.flops) / 3600
+
+    def sending(self, fabric: Fabric, count: int) -> float:
+        """Hours in which messages are under way."""
+        return self.steps * sum(fabric.seconds(one, count) for one in self.transfers) / 3600
+
+    def waiting(self, fabric: Fabric, count: int, utilisation: Utilisation) -> float:
+        """Hours of sending behind which nothing is computed. Only training's arithmetic can go on meanwhile."""
+        training = self.training_flops / utilisation.training / (count * fabric.device.flops) / self.steps
+        return self.steps * fabric.exposed(self.transfers, count, training) / 3600
 
 
 def forward_flops(model: ModelConfig, vocabulary: int, *, tokens: float, context: float, predicted: float) -> float:
@@ -91,6 +86,9 @@ def training_costs(model: ModelConfig, vocabulary: int, settings: NextTokenTrain
     return Costs(
         tokens, settings.steps, 3 * (layers + output) + recomputed, 0.0, memory,
         stored=_stored(model, vocabulary, settings.dtype, step_checkpoints=2),
+        checkpoint=_checkpoint(model, vocabulary, settings.dtype),
+        transfers=tuple(transfers(settings.launch, model.parameters(vocabulary).total, model.layers, settings.dtype,
+                                  micro_steps=settings.global_batch // (settings.launch.processes * settings.launch.micro_batch))),
     )  # fmt: skip
 
 
@@ -103,33 +101,46 @@ def _last_products(model: ModelConfig) -> float:
 
 
 def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: int) -> Costs:
-    """An upper bound: prompts and responses have full length, and every round of dynamic sampling is needed.
+    """An upper bound: prompts and responses have full length, and dynamic sampling spends its whole budget.
 
-    A step samples, recomputes the log-probs of its samples, and trains on them: five forward passes' worth.
+    A step samples, and trains on its samples: four forward passes' worth. Log-probs of the samples take one more where they must be
+    known before the update, and those under the policy that RL starts from (`kl`) another.
     """
+    scored = (settings.correction != "none" or settings.updates_per_rollout > 1) + (settings.kl > 0)
     generated = trained = steps_tokens = 0.0
     for step in range(0, settings.steps, settings.updates_per_rollout):
         response = settings.response_tokens_at(step)
         rollouts = settings.prompts_per_step * settings.samples_per_prompt
         one = forward_flops(model, vocabulary, tokens=prompt + response, context=(prompt + response) / 2, predicted=response)
-        generated += settings.sampling_rounds * rollouts * one
+        generated += settings.sampling_budget * rollouts * one
         full = forward_flops(model, vocabulary, tokens=prompt + response, context=prompt + response, predicted=response)
-        trained += rollouts * full * (4 + settings.launch.gradient_checkpointing)
+        trained += rollouts * full * (3 + scored + settings.launch.gradient_checkpointing)
         steps_tokens += rollouts * (prompt + response)
     launch, longest = settings.launch, prompt + settings.longest_response
     at_once = settings.prompts_per_step * settings.samples_per_prompt // launch.processes
     memory = state_memory(model, vocabulary, launch, settings.dtype) | {
         "activations": activation_memory(model, launch, settings.dtype, tokens=launch.micro_batch * longest),
         # TRL keeps all logits of a micro-batch's responses, in forward and in backward.
-        "logits": 2.0 * launch.micro_batch * settings.longest_response * vocabulary * _bytes(settings.dtype),
-        "engine": float(model.parameters(vocabulary).total * _bytes(settings.dtype)),
+        "logits": 2.0 * launch.micro_batch * settings.longest_response * vocabulary * bytes_of(settings.dtype),
+        "engine": float(model.parameters(vocabulary).total * bytes_of(settings.dtype)),
         "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=longest),
     }
-    if settings.validation is not None:  # the base policy, whose log-probs the KL divergence needs
+    copies = (settings.validation is not None) + (settings.kl > 0)
+    if copies:  # of the base policy, whose log-probs validation and the KL penalty need
         parts = launch.processes if launch.zero_stage == 3 else 1
-        memory["base"] = float(model.parameters(vocabulary).total * _bytes(settings.dtype)) / parts
-    stored = _stored(model, vocabulary, settings.dtype, step_checkpoints=2)
-    return Costs(int(steps_tokens), settings.steps, trained, generated, memory, stored)
+        memory["base"] = copies * float(model.parameters(vocabulary).total * bytes_of(settings.dtype)) / parts
+    total = model.parameters(vocabulary).total
+    responses = settings.prompts_per_step * settings.samples_per_prompt // settings.updates_per_rollout
+    passes = responses // (launch.processes * launch.micro_batch)
+    of_step = transfers(launch, total, model.layers, settings.dtype, micro_steps=passes, forwards=1 + scored)
+    if launch.zero_stage == 3 and launch.processes > 1:  # the engine takes whole weights, once per batch of rollouts
+        size = total * bytes_of(settings.dtype) / settings.updates_per_rollout
+        of_step.append(Transfer("weights for rollouts", "all-gather", size, model.layers / settings.updates_per_rollout, 0.0))
+    return Costs(
+        int(steps_tokens), settings.steps, trained, generated, memory,
+        stored=_stored(model, vocabulary, settings.dtype, step_checkpoints=2),
+        checkpoint=_checkpoint(model, vocabulary, settings.dtype), transfers=tuple(of_step),
+    )  # fmt: skip
 
 
 def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConfig, prompt: int, block_size: int) -> Costs:
@@ -143,7 +154,7 @@ def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConf
     read = settings.heldout_blocks * block_size
     scored = forward_flops(model, vocabulary, tokens=read, context=block_size, predicted=read)
     memory = {
-        "parameters": float(model.parameters(vocabulary).total * _bytes(settings.dtype)),
+        "parameters": float(model.parameters(vocabulary).total * bytes_of(settings.dtype)),
         "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=length),
     }
     return Costs(responses * length + read, 1, 0.0, sampled + scored, memory, stored=0.0)
@@ -156,7 +167,7 @@ _GATHERED = 1e9
 
 def state_memory(model: ModelConfig, vocabulary: int, launch: Launch, dtype: Dtype) -> dict[str, float]:
     """Bytes per device of training state: DeepSpeed's ZeRO with AdamW, moments and master weights in float32."""
-    total, width = model.parameters(vocabulary).total, _bytes(dtype)
+    total, width = model.parameters(vocabulary).total, bytes_of(dtype)
     parts = launch.processes
     if launch.zero_stage == 0:
         return {"parameters": 4.0 * total, "gradients": 4.0 * total, "optimizer": 8.0 * total}
@@ -174,7 +185,7 @@ def activation_memory(model: ModelConfig, launch: Launch, dtype: Dtype, *, token
 
     With activation checkpointing: each layer's input, plus all of one layer.
     """
-    width = _bytes(dtype)
+    width = bytes_of(dtype)
     layers = [_layer_activations(model, width, None if at < model.dense_layers else model.moe) for at in range(model.layers)]
     ends = (8 + 2 * width) * model.width  # the last norm, float32 inside, and the head's gradient
     if launch.gradient_checkpointing:
@@ -202,7 +213,7 @@ _MIN_CHUNK_ROWS = 256
 
 def fused_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, tokens: int) -> float:
     """Bytes of the fused loss: one chunk's logits, and the output layer's gradient, summed in float32 across chunks."""
-    width = _bytes(dtype)
+    width = bytes_of(dtype)
     rows = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocabulary * width))
     gradient = vocabulary * model.width * (4 if tokens > rows else width)
     return float(min(rows, tokens) * vocabulary * width + gradient)
@@ -214,21 +225,15 @@ _AT_ONCE = 256
 
 def kv_cache_memory(model: ModelConfig, dtype: Dtype, *, sequences: int, length: int) -> float:
     """Bytes of keys and values of the sequences sampled at once, at full length; with less, an engine runs fewer."""
-    return 2.0 * model.layers * model.kv_heads * model.head_dim * _bytes(dtype) * min(sequences, _AT_ONCE) * length
+    return 2.0 * model.layers * model.kv_heads * model.head_dim * bytes_of(dtype) * min(sequences, _AT_ONCE) * length
 
 
 def _stored(model: ModelConfig, vocabulary: int, dtype: Dtype, *, step_checkpoints: int) -> float:
-    """A step checkpoint holds the weights twice (transformers and DeepSpeed), master weights and moments; an export, the weights."""
-    total, width = model.parameters(vocabulary).total, _bytes(dtype)
-    return total * (step_checkpoints * (2 * width + (12 if width < 4 else 8)) + width)
+    """Step checkpoints, and the weights in the export."""
+    return step_checkpoints * _checkpoint(model, vocabulary, dtype) + model.parameters(vocabulary).total * bytes_of(dtype)
 
 
-def _bytes(dtype: Dtype) -> int:
-    return 4 if dtype == "float32" else 2
-
-
-def known_device(name: str) -> Device:
-    """Raises `PriorlabError` if the table lacks it."""
-    if name not in DEVICES:
-        raise PriorlabError(f"unknown device {name!r}; the table has {', '.join(DEVICES)}")
-    return DEVICES[name]
+def _checkpoint(model: ModelConfig, vocabulary: int, dtype: Dtype) -> float:
+    """The weights twice (transformers and DeepSpeed), master weights and moments."""
+    width = bytes_of(dtype)
+    return float(model.parameters(vocabulary).total * (2 * width + (12 if width < 4 else 8)))

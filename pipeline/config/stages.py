@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.corpus import CorpusConfig
@@ -41,6 +41,12 @@ class StageConfig(Config):
     @property
     def processes(self) -> int:
         return 1 if self.launch is None else self.launch.processes
+
+    def launched(self, **launch: Any) -> Self:
+        """The same with some settings of its launch replaced; the kind must have one."""
+        settings = getattr(self, self.kind)
+        settings = settings.model_copy(update={"launch": settings.launch.model_copy(update=launch)})
+        return self.model_copy(update={self.kind: settings})
 
     @property
     def threads(self) -> int:
@@ -167,7 +173,9 @@ class MidtrainStage(StageConfig):
 class RLStage(StageConfig):
     """Input of the stage `rl`; parent: checkpoint."""
 
-    kind, version, imports_gib = "rl", 2, 2.5
+    # 3: no importance correction in float32 and one per token in bfloat16, where TRL's default multiplied whole responses;
+    # dynamic sampling goes on until the batch is full.
+    kind, version, imports_gib = "rl", 3, 2.5
     charted: ClassVar = {"step": ("*",), "rollouts_generated": ("validation/*",)}
 
     task: Task

@@ -6,9 +6,29 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.algorithm import Advantage, Correction, Entropy, GroupAdvantage, Importance, Loss
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.evaluation import Verification
 from pipeline.config.exploration import Exploration, NoExploration
+
+
+class ZeroOptions(Config):
+    """DeepSpeed's options of ZeRO that change when and in what portions data moves, by its names; null: its default."""
+
+    overlap_comm: bool | None = execution(None, description="reduce gradients during backward (null: at stage 3)")
+    reduce_bucket_size: int | None = execution(None, ge=1, description="elements reduced in a message")
+    allgather_bucket_size: int | None = execution(None, ge=1, description="elements gathered in a message, at stages 1 and 2")
+    use_multi_rank_bucket_allreduce: bool | None = execution(
+        None, description="false: at stages 1 and 2, reduce each part to its owner, in more and smaller messages"
+    )
+    stage3_prefetch_bucket_size: int | None = execution(None, ge=0, description="elements gathered ahead")
+    stage3_max_live_parameters: int | None = execution(None, ge=0, description="elements held whole at a time")
+    stage3_max_reuse_distance: int | None = execution(None, ge=0, description="elements until the next use up to which one stays whole")
+    stage3_param_persistence_threshold: int | None = execution(None, ge=0, description="elements up to which a parameter stays whole")
+
+    def given(self) -> dict[str, bool | int]:
+        """Those that are set."""
+        return {name: value for name, value in self if value is not None}
 
 
 class Launch(Config):
@@ -17,6 +37,7 @@ class Launch(Config):
     processes: int = execution(1, ge=1)
     micro_batch: int = execution(16, ge=1, description="sequences per process and forward pass")
     zero_stage: Literal[0, 1, 2, 3] = execution(0)
+    zero: ZeroOptions = execution(ZeroOptions())
     gradient_checkpointing: bool = execution(False)
     threads: int = execution(1, ge=1, description="CPU threads per process")
     save_steps: int = execution(100, ge=1)
@@ -179,7 +200,7 @@ class Lengthening(Config):
 
 
 class RLConfig(Verification):
-    """Stage two: on-policy GRPO without a KL term, rewards from the task's verifier."""
+    """Stage two: policy gradients on groups of responses, with rewards from the task's verifier. By default on-policy GRPO."""
 
     name: str = execution("rl")
     start: float = execution(1.0, gt=0, le=1, description="share of pre-training after which RL starts; the stage has its step")
@@ -195,9 +216,22 @@ class RLConfig(Verification):
     lengthen: tuple[Lengthening, ...] = identity_since((), description="later response limits, by step, replacing the first")
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    sampling_rounds: int = Field(
-        1, ge=1, description="dynamic sampling: rounds in which groups of equal rewards are replaced; 1 keeps every group"
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="what advantages of kind group and random are divided by: a standard deviation of rewards, or nothing"
+    )
+    loss: Loss = identity_since("dapo", description="form of the policy's loss, by TRL's name, or gspo")
+    advantage: Advantage = identity_since(GroupAdvantage())
+    entropy: Entropy = identity_since(Entropy())
+    top_entropy_share: float = identity_since(
+        1.0, gt=0, le=1, description="share of tokens, those of highest entropy, that the loss is taken over (arXiv 2506.01939)"
+    )
+    kl: float = identity_since(0.0, ge=0, description="weight of a KL penalty against the policy that RL starts from")
+    importance: Importance = Importance()
+    sampling_budget: float = Field(
+        1.0,
+        ge=1,
+        description="dynamic sampling: groups that teach nothing are replaced until the batch is full, or until this many batches "
+        "have been sampled for it; 1 keeps every group",
     )
     updates_per_rollout: int = Field(1, ge=1, description="optimizer steps on each batch of rollouts; clipping acts from the second on")
     mask_truncated: bool = Field(False, description="drop responses truncated at max_response_tokens from the loss")
@@ -220,7 +254,23 @@ class RLConfig(Verification):
 
     def identity(self) -> dict[str, Any]:
         """Each process seeds its own sampling, so their number decides which responses are drawn."""
-        return super().identity() | {"processes": self.launch.processes}
+        kept = super().identity() | {"processes": self.launch.processes, "importance": {"mode": self.correction}}
+        if self.correction != "none":
+            kept["importance"]["cap"] = self.importance.cap
+        inert = [] if self.advantage.kind in ("group", "random") else ["scale_rewards"]
+        inert += {"cispo": ["clip_low"], "sapo": ["clip_low", "clip_high"], "vespo": ["clip_low", "clip_high"]}.get(self.loss, [])
+        kept = {key: value for key, value in kept.items() if key not in inert}
+        # TRL takes these means and this quantile over the tokens of one forward pass.
+        if self.loss == "bnpo" or self.entropy.acts or self.top_entropy_share < 1:
+            kept["micro_batch"] = self.launch.micro_batch
+        return kept
+
+    @property
+    def correction(self) -> Correction:
+        """The importance correction that acts: `importance.mode`, or its default for the dtype; none where there is no engine."""
+        if self.rollouts != "vllm":
+            return "none"
+        return self.importance.mode or ("none" if self.dtype == "float32" else "token_truncate")
 
     def allowed_mismatch(self, *, on_gpu: bool) -> float:
         """`max_logprob_mismatch`, or a default above rounding: in float32 that was 1e-6 on a CPU and .005 on the GPU we tried."""
@@ -237,6 +287,35 @@ class RLConfig(Verification):
     @property
     def longest_response(self) -> int:
         return max([self.max_response_tokens, *(later.max_response_tokens for later in self.lengthen)])
+
+    @model_validator(mode="after")
+    def _advantages_exist(self) -> RLConfig:
+        advantage, exploration = self.advantage, self.exploration
+        if advantage.kind == "pass_at_k" and advantage.k > self.samples_per_prompt:
+            raise ValueError(
+                f"advantage.k is {advantage.k}, but a group has {self.samples_per_prompt} responses (samples_per_prompt); lower k"
+            )
+        adds_to_rewards = exploration.kind in ("representation", "distinct")
+        if advantage.kind in ("negative", "pass_at_k") and adds_to_rewards:
+            raise ValueError(
+                f"exploration is {exploration.kind}, which adds to rewards, but advantage {advantage.kind} knows right and wrong only; "
+                "choose advantage group or maxrl, or exploration none or diversity"
+            )
+        if advantage.kind == "random" and exploration.kind != "none":
+            raise ValueError(
+                f"exploration is {exploration.kind}, which looks at which responses are right; beside advantage random, a control that "
+                "must not, choose exploration none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _correction_fits_the_loss(self) -> RLConfig:
+        if self.loss == "vespo" and self.correction.startswith("sequence"):
+            raise ValueError(
+                f"importance.mode is {self.correction}, but loss vespo multiplies the weights of tokens by itself; "
+                "choose token_truncate or token_mask"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengthening_is_in_order(self) -> RLConfig:

@@ -3,7 +3,7 @@
 A name in a config means a file: `model: nano` is `configs/model/nano.yaml`. `{use: NAME, key: value}` takes that file and changes keys.
 Choosing another name, on the command line or by an axis, replaces the name and keeps the keys written beside it: with
 `prior: {use: ce, k: 5}`, the override `prior=tail` means `{use: tail, k: 5}`. Groups lie at the top of a recipe, or inside one of those
-(`rl.exploration`).
+(`rl.exploration`, `rl.advantage`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.experiment.explain import explain, unknown_key
 from pipeline.store.folders import NAME
 
 GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain", "rl", "evaluate", "cluster")} | {
-    "midtrain.corpus": "corpus", "midtrain.prior": "prior", "rl.exploration": "exploration",
+    "midtrain.corpus": "corpus", "midtrain.prior": "prior", "rl.exploration": "exploration", "rl.advantage": "advantage",
 }  # fmt: skip
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
 _RENAMING = {"prior": renaming}

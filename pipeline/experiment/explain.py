@@ -47,7 +47,8 @@ def _place(location: list[str]) -> tuple[list[str], type[BaseModel]]:
         written.append(part)
         annotation = config.model_fields[part].annotation if part in config.model_fields else None
         below_a_name = get_origin(annotation) is dict
-        kinds = _kinds(annotation)
+        if not part.isdigit():  # the items of a list share its kinds
+            kinds = _kinds(annotation)
         if not kinds:
             config = next(iter(_configs(annotation)), config)
     return written, config

@@ -253,7 +253,8 @@ def _slug(text: str) -> str:
 def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
     """By kind of stage, flat coordinates for W&B: what a user groups and filters by."""
     text: dict[str, Any] = {"task": recipe.task.name, "recipe": recipe.name}
-    model = text | {"prior.name": recipe.prior.name} | {f"prior.{name}": value for name, value in recipe.prior.knobs().items()}
+    prior = {"name": recipe.prior.name, "kind": recipe.prior.kind} | recipe.prior.knobs()
+    model = text | {f"prior.{name}": value for name, value in prior.items()}
     if recipe.prior.schedule:
         model["prior.schedule"] = [waypoint.at for waypoint in recipe.prior.schedule]
     if recipe.prior.temperature != 1:
@@ -262,7 +263,9 @@ def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
     if recipe.pretrain.adopted is not None:
         model["adopted"] = recipe.pretrain.adopted[:19]
     later = model if recipe.midtrain is None else model | {"midtrain.prior.name": recipe.midtrain_prior.name}
-    policy = later if recipe.rl is None else later | {"exploration": recipe.rl.exploration.name}
+    policy = later if recipe.rl is None else later | {
+        "exploration": recipe.rl.exploration.name, "advantage": recipe.rl.advantage.name,
+    }  # fmt: skip
     if recipe.start_step is not None and recipe.rl is not None:
         policy = policy | {"rl.start": recipe.rl.start}
     return {"corpus": text, "pretrain": model, "midtrain": later, "rl": policy, "evaluate": model}

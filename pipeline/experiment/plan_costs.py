@@ -1,48 +1,112 @@
-"""`priorlab plan --costs`: what the stages of a sweep will cost on given devices, by the formulas of `pipeline.config.costs`."""
+"""`priorlab plan --costs` and `--launches`: what the stages of a sweep will cost on given devices, and the fastest launches."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.costs import GIB, Costs, Device, Utilisation
+from pipeline.config.communication import Fabric
+from pipeline.config.costs import GIB, Utilisation
+from pipeline.config.devices import Device
+from pipeline.config.interruptions import Interruptions
 from pipeline.config.recipe import RecipeConfig
-from pipeline.config.stages import EvaluateStage
+from pipeline.config.stages import EvaluateStage, StageConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import Graph, StageNode
 from pipeline.store.folders import Home
 
+_ROOM = 0.9
+"""Share of a device's memory that `--launches` plans with: allocators hold more than is in use."""
+
 
 @dataclass(frozen=True)
 class Assumptions:
-    """`devices` per stage default to one per process; `vocabulary` defaults to the corpus's, once it is built."""
+    """`devices` per training stage default to one per process; `vocabulary` to the corpus's, once it is built; `per_node`, devices of a
+    node, to the recipe's cluster, or 8 with other numbers of devices than its.
+    """
 
     device_name: str
     device: Device
     devices: int | None
     utilisation: Utilisation
     vocabulary: int | None
+    per_node: int | None = None
+    interruptions: Interruptions = field(default_factory=Interruptions)
+    price: float | None = None
+    """Per device and hour."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A stage with what its costs depend on besides its config."""
+
+    role: str
+    recipe: RecipeConfig
+    config: StageConfig
+    vocabulary: int
+    block_size: int
 
 
 def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[str, Any]]:
     """One entry for each kind of stage and distinct cost in the graph, with the names of the stages that share it."""
     entries: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for node, planned in _stages(graph, home, assumed):
+        entry = _entry(planned, assumed)
+        known = entries.setdefault((planned.role, repr(entry)), entry | {"stages": []})
+        known["stages"].append(node.name)
+    return list(entries.values())
+
+
+def best_launches(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[str, Any]]:
+    """For each distinct training stage, entries as of `planned_costs`: its own launch (`own`), and for a quarter to four times its
+    devices the fastest launch that fits.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _, planned in _stages(graph, home, assumed):
+        own = planned.config.launch
+        if own is None:
+            continue
+        rows = [_entry(planned, assumed) | {"own": True}]
+        if repr(rows) in found:
+            continue
+        ways = [_entry(way, assumed) | {"own": False} for way in _ways(planned)]
+        for devices in sorted({way["devices"] for way in ways}):
+            fitting = [way for way in ways if way["devices"] == devices and way["memory"] <= _ROOM * assumed.device.memory]
+            rows += sorted(fitting, key=lambda way: (way["expected_hours"], way["zero_stage"], -way["micro_batch"]))[:1]
+        found[repr(rows[:1])] = rows
+    return [row for rows in found.values() for row in rows]
+
+
+def _ways(planned: _Planned) -> Iterator[_Planned]:
+    """The stage with every launch that its batch can be split by."""
+    own = planned.config.launch
+    assert own is not None
+    counts = sorted({max(1, own.processes * factor // 4) for factor in (1, 2, 4, 8, 16)})
+    for devices, zero, checkpointing, power in itertools.product(counts, (0, 1, 2, 3), (False, True), range(9)):
+        way = planned.config.launched(processes=devices, zero_stage=zero, gradient_checkpointing=checkpointing, micro_batch=2**power)
+        try:
+            type(way).model_validate(way.model_dump())
+        except ValueError:  # the batch cannot be split so, or the dtype needs a higher stage
+            continue
+        yield _Planned(planned.role, planned.recipe, way, planned.vocabulary, planned.block_size)
+
+
+def _stages(graph: Graph, home: Home, assumed: Assumptions) -> Iterator[tuple[StageNode, _Planned]]:
+    """Each stage of the graph that needs devices, once; with the number of devices that is assumed."""
     seen: set[str] = set()
     for plan in graph.cells:
-        recipe = plan.cell.recipe
         evaluations = [(f"evaluate@{after}", node) for after, _, on_sets in plan.measurements() for node in on_sets.values()]
         for role, node in [*plan.chain.items(), *evaluations]:
             if node.fingerprint in seen or node.config.adopted is not None or not node.config.needs_devices:
                 continue
             seen.add(node.fingerprint)
             vocabulary = assumed.vocabulary or _vocabulary(plan.chain["corpus"], home)
-            prompt = node.config.task.max_prompt_tokens if isinstance(node.config, EvaluateStage) else recipe.task.max_prompt_tokens
-            costs = node.config.costs(recipe.model, vocabulary, prompt, node.block_size)
-            devices, engine = assumed.devices or node.config.processes, node.config.gpu_memory_share * assumed.device.memory
-            entry = _entry(role, recipe, costs, vocabulary, devices, assumed, engine)
-            known = entries.setdefault((role, repr(entry)), entry | {"stages": []})
-            known["stages"].append(node.name)
-    return list(entries.values())
+            config = node.config
+            if assumed.devices is not None and config.launch is not None:
+                config = config.launched(processes=assumed.devices)
+            yield node, _Planned(role, plan.cell.recipe, config, vocabulary, node.block_size)
 
 
 def _vocabulary(corpus: StageNode, home: Home) -> int:
@@ -54,26 +118,61 @@ def _vocabulary(corpus: StageNode, home: Home) -> int:
     return int(record["metrics"]["vocabulary"])
 
 
-def _entry(
-    role: str, recipe: RecipeConfig, costs: Costs, vocabulary: int, devices: int, assumed: Assumptions, engine: float
-) -> dict[str, Any]:
-    """`engine`: bytes per device that vLLM gets for weights and cache; sequences that do not fit the cache wait."""
-    counts, memory = recipe.model.parameters(vocabulary), dict(costs.memory)
-    if "kv cache" in memory:
-        room = engine - memory.get("engine", memory["parameters"])
+def _entry(planned: _Planned, assumed: Assumptions) -> dict[str, Any]:
+    config, recipe = planned.config, planned.recipe
+    prompt = (config if isinstance(config, EvaluateStage) else recipe).task.max_prompt_tokens
+    costs = config.costs(recipe.model, planned.vocabulary, prompt, planned.block_size)
+    devices, launch = config.processes, config.launch
+    fabric = Fabric(assumed.device, assumed.per_node or _devices_of_a_node(planned))
+    counts, memory = recipe.model.parameters(planned.vocabulary), dict(costs.memory)
+    if "kv cache" in memory:  # sequences that do not fit the cache wait
+        room = config.gpu_memory_share * assumed.device.memory - memory.get("engine", memory["parameters"])
         memory["kv cache"] = min(memory["kv cache"], room) if room > 0 else memory["kv cache"]
-    return {
-        "stage": role,
+    computing, waiting = (measure(fabric, devices, assumed.utilisation) for measure in (costs.computing, costs.waiting))
+    hours = computing + waiting
+    entry: dict[str, Any] = {
+        "stage": planned.role,
         "parameters": counts.total,
         "active_parameters": counts.active,
-        "vocabulary": vocabulary,
+        "vocabulary": planned.vocabulary,
         "tokens": costs.tokens,
         "steps": costs.steps,
         "flops": costs.flops,
         "device": assumed.device_name,
         "devices": devices,
-        "hours": costs.hours(assumed.device, devices, assumed.utilisation),
+        "computing_hours": computing,
+        "sending_hours": costs.sending(fabric, devices),
+        "waiting_hours": waiting,
+        "hours": hours,
+        "expected_hours": hours,
+        "sent_gib": {f"{one.what}, {one.collective}": one.sent(devices) / GIB for one in costs.transfers},
         "memory_gib": {name: size / GIB for name, size in memory.items()},
+        "memory": sum(memory.values()),
         "fits": sum(memory.values()) <= assumed.device.memory,
         "stored_gib": costs.stored / GIB,
     }
+    if launch is not None:
+        per_step, rates = hours / costs.steps, assumed.interruptions
+        saving, failures = rates.lost(hours, launch.save_steps * per_step, costs.checkpoint, devices)
+        entry |= {
+            "zero_stage": launch.zero_stage,
+            "micro_batch": launch.micro_batch,
+            "gradient_checkpointing": launch.gradient_checkpointing,
+            "save_steps": launch.save_steps,
+            "best_save_steps": max(1, round(rates.best_interval(costs.checkpoint, devices) / per_step)),
+            "saving_hours": saving,
+            "failure_hours": failures,
+            "expected_hours": hours + saving + failures,
+        }
+    price = None if assumed.price is None else entry["expected_hours"] * devices * assumed.price
+    return entry | {"price": price}
+
+
+def _devices_of_a_node(planned: _Planned) -> int:
+    """As the recipe spreads the stage, if its number of processes is the recipe's; 8 if not."""
+    cluster, kind = planned.recipe.cluster, planned.config.kind
+    settings = getattr(planned.recipe, kind, None)
+    launch = getattr(settings, "launch", None)
+    if launch is None or launch.processes != planned.config.processes:
+        return 8
+    return launch.processes // cluster.resources(kind).nodes if cluster.kind == "slurm" else launch.processes

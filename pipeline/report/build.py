@@ -12,7 +12,6 @@ import jinja2
 
 from pipeline.compare.results import result_rows, write_results, write_samples
 from pipeline.compare.summary import Findings
-from pipeline.config.prior import KNOBS
 from pipeline.experiment.graph import Graph
 from pipeline.report import details, tables
 from pipeline.report.figures import Figure, figures
@@ -119,7 +118,6 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         csv=_embedded(home.sweep(name) / "results.csv"),
         figures=drawn,
         settings=details.settings(compared),
-        knobs=list(KNOBS),
         priors=details.prior_rows(compared),
         examples=details.examples(compared, home),
         sources=details.sources(graph, home),

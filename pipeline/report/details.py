@@ -47,7 +47,8 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
     if rl is not None:
         found["rl"] = (
             f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "
-            f"{rl.optimizer.learning_rate:g}, exploration {rl.exploration.name}"
+            f"{rl.optimizer.learning_rate:g}, advantage {rl.advantage.name}, "
+            f"exploration {rl.exploration.name}"
         )
     varied = {key.partition(".")[0] for setting in compared for axis in setting.coordinates for key in axis_keys(axis)}
     return [(name, text + (" (varied, see the table)" if name in varied else "")) for name, text in found.items()]
@@ -61,12 +62,10 @@ def _problems(recipe: RecipeConfig) -> str:
 
 
 def prior_rows(compared: Sequence[MeasuredSetting]) -> list[list[str]]:
-    """Each prior's name and knobs; a dash where a knob has no effect."""
+    """Each prior's name, its objective, and the knobs that matter."""
     rows = []
     for prior in (setting.before[0].plan.cell.recipe.prior for setting in compared):
-        matter = prior.identity()
-        knobs = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in prior.knobs().items()}
-        row = [prior.name, *(value if name in matter else "-" for name, value in knobs.items())]
+        row = [prior.name, prior.kind, prior.knobs_text]
         if row not in rows:  # priors of one name may differ in k
             rows.append(row)
     return rows

@@ -12,6 +12,7 @@ is left out and named.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import re
@@ -28,30 +29,45 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.config.prior import Prior
-from stages.objective.fused import fused_linear_shaped_loss, fused_loss_and_statistics
-from stages.objective.reference import shaped_loss
+from stages.objective.deformed import Deformed
+from stages.objective.entropy import Entropy
+from stages.objective.focal import Focal
+from stages.objective.fused import fused_linear_loss, fused_loss_and_statistics
+from stages.objective.gem import Gem
+from stages.objective.reference import objective_loss
+from stages.objective.shaped import Shaped
+from stages.objective.smoothing import Smoothing
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 ON_GPU = torch.cuda.is_available()
 PLAIN, FUSED = "plain cross-entropy", "fused cross-entropy"
-BETA_ONLY = Prior(beta=-0.25)
+BETA_ONLY = Shaped(beta=-0.25)
 
 
 def variants(head_k: int) -> dict[str, Loss]:
     """Name -> loss(hidden, weight, targets), for what this machine can run."""
-    rank_aware = Prior(lambda_tail=-0.1, k=head_k)
+    rank_aware = Shaped(lambda_tail=-0.1, k=head_k)
     found: dict[str, Loss] = {
         PLAIN: lambda h, w, t: F.cross_entropy(h @ w.T, t),
         "plain cross-entropy, float32 logits": lambda h, w, t: F.cross_entropy((h @ w.T).float(), t),
-        "plain shaped, rank-aware": lambda h, w, t: shaped_loss(h @ w.T, t, rank_aware),
-        FUSED: lambda h, w, t: fused_linear_shaped_loss(h, w, t, Prior()),
-        "fused shaped, beta only": lambda h, w, t: fused_linear_shaped_loss(h, w, t, BETA_ONLY),
-        "fused shaped, rank-aware": lambda h, w, t: fused_linear_shaped_loss(h, w, t, rank_aware),
+        "plain shaped, rank-aware": lambda h, w, t: objective_loss(h @ w.T, t, rank_aware),
+        FUSED: lambda h, w, t: fused_linear_loss(h, w, t, Shaped()),
+        "fused shaped, beta only": lambda h, w, t: fused_linear_loss(h, w, t, BETA_ONLY),
+        "fused shaped, rank-aware": lambda h, w, t: fused_linear_loss(h, w, t, rank_aware),
         "fused shaped, rank-aware, statistics": lambda h, w, t: _with_statistics(h, w, t, rank_aware, head_k),
-        "fused cross-entropy, statistics": lambda h, w, t: _with_statistics(h, w, t, Prior(), head_k),
+        "fused cross-entropy, statistics": lambda h, w, t: _with_statistics(h, w, t, Shaped(), head_k),
     }
+    family = {
+        "focal": Focal(),
+        "deformed": Deformed(),
+        "GEM": Gem(),
+        "entropy": Entropy(),
+        "entropy, gated": Entropy(gate=0.9),
+        "smoothing": Smoothing(),
+        "cross-entropy, z-loss": Shaped(z_loss=1e-4),
+    }
+    found |= {f"fused {name}": functools.partial(fused_linear_loss, objective=objective) for name, objective in family.items()}
     try:
         from cut_cross_entropy import linear_cross_entropy
 
@@ -77,7 +93,7 @@ def variants(head_k: int) -> dict[str, Loss]:
     return found
 
 
-def _with_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior, head_k: int) -> Tensor:
+def _with_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Shaped, head_k: int) -> Tensor:
     return fused_loss_and_statistics(hidden, weight, targets, prior, head_k=head_k, divisor=len(targets))[0]
 
 

@@ -119,6 +119,7 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
     from transformers import AutoTokenizer
 
     from stages.corpus.pack import Blocks
+    from stages.objective.family import objective_of
     from stages.objective.head import attach
     from stages.pretrain.model import build_model
     from stages.pretrain.train import OrderedBlocks
@@ -133,7 +134,7 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
     model = build_model(stage.model, AutoTokenizer.from_pretrained(Path(corpus) / "tokenizer"), stage.seed)
     model.to(device, getattr(torch, settings.dtype)).train()
     if our_loss:
-        attach(model, stage.prior, settings.head_k)
+        attach(model, objective_of(stage.prior), settings.head_k)
     if processes > 1:
         distributed.init_process_group()
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if processes > 1 else model

@@ -3,11 +3,12 @@
     .venv/bin/python scripts/benchmarks/rl.py --json rl.json
     .venv/bin/python scripts/benchmarks/rl.py --set rl.max_response_tokens=48 rl.updates_per_rollout=2
 
-Compared: the stage with vLLM and with HF generate; TRL's GRPOTrainer with HF generate and, on a GPU, with its own vLLM path (its
-weight sync does not run on CPU). All train the same pre-trained model on the same problems with the same settings and verifier, each
-in its own process, in turns. Parts: `sample`, responses; `sync`, pushing weights into the engine; `score`, verifying; `log-probs`, of
-the sampled tokens under the policy; `update`, forward, backward and optimizer. `whole` is from the end of one optimizer step to the
-end of the next, so it includes logging, W&B and checkpoints. Medians over all steps but the first two.
+Compared: the stage with vLLM, the same with an importance correction (in float32 there is none by default), and with HF generate;
+TRL's GRPOTrainer with HF generate and, on a GPU, with its own vLLM path (its weight sync does not run on CPU). All train the same
+pre-trained model on the same problems with the same settings and verifier, each in its own process, in turns. Parts: `sample`,
+responses; `sync`, pushing weights into the engine; `score`, verifying; `log-probs`, of the sampled tokens under the policy; `update`,
+forward, backward and optimizer. `whole` is from the end of one optimizer step to the end of the next, so it includes logging, W&B and
+checkpoints. Medians over all steps but the first two.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import Home, StageFolder
 from scripts.benchmarks.stages import planned, run_stages
 
-STAGE, STAGE_HF, TRL_HF, TRL_VLLM = "stage", "stage, rollouts=transformers", "TRL, HF generate", "TRL, its vLLM path"
+STAGE, TRL_HF, TRL_VLLM = "stage", "TRL, HF generate", "TRL, its vLLM path"
+VARIANTS = {
+    "stage, importance correction": "rl.importance.mode=token_truncate",
+    "stage, rollouts=transformers": "rl.rollouts=transformers",
+}
 PARTS = ("sample", "sync", "score", "log-probs", "update")
 _WARM_UP = 2
 
@@ -61,10 +66,10 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace, home: Home) -> dict[str, Any]:
     import torch
 
-    arms: dict[str, list[str]] = {STAGE: [], STAGE_HF: ["rl.rollouts=transformers"], TRL_HF: []}
+    arms: dict[str, list[str]] = {STAGE: [], **{name: [override] for name, override in VARIANTS.items()}, TRL_HF: []}
     if torch.cuda.is_available():
         arms[TRL_VLLM] = []
-    only_once = "rl.sampling_rounds=1"  # TRL does not resample
+    only_once = "rl.sampling_budget=1"  # TRL does not resample
     overrides = [only_once, *arguments.set, f"rl.steps={arguments.steps}", f"pretrain.steps={arguments.pretrain_steps}"]
     run_stages(arguments.recipe, overrides, home, "corpus", "pretrain")
     times: dict[str, dict[str, list[float]]] = {arm: defaultdict(list) for arm in arms}
@@ -106,7 +111,7 @@ def _arm(name: str, spec: Path) -> None:
     engine.prepare(config.rl.launch.threads)
     processes.prepare(config.rl.launch.threads)
     seconds = _timed()
-    if name in (STAGE, STAGE_HF):
+    if name in (STAGE, *VARIANTS):
         from stages.rl.train import train
 
         train(stage)

@@ -1,1 +1,1 @@
-"""The reward-shaped next-token objective: reference, fused loss and output layer. Needs torch and numpy only."""
+"""The objectives of next-token prediction: each in a file, the loss fused with the output layer for all. Needs torch and numpy only."""

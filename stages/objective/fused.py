@@ -1,8 +1,8 @@
-"""The shaped objective fused with the output layer: matmul, loss and gradient in one pass over chunks of tokens.
+"""Any objective fused with the output layer: matmul, loss and gradient in one pass over chunks of tokens.
 
 Logits are never whole in memory: `row_step` turns a chunk's logits, in place, into their gradient, which the two matmuls of backward
 consume while it is at hand. Backward only scales what forward has computed. Statistics fall out of the same pass. Equal to
-`objective.shaped_loss(hidden @ weight.T, ...)` up to rounding; the weight's gradient is summed in float32.
+`reference.objective_loss(hidden @ weight.T, ...)` up to rounding; the weight's gradient is summed in float32.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from stages.objective.protocol import Objective
 from stages.objective.row_step import STATISTICS, Passes, passes_for, row_step_
-from stages.objective.setting import Setting
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -27,17 +27,17 @@ _MIN_CHUNK_ROWS = 256
 _WEIGHT_BLOCK = 4096
 
 
-def fused_linear_shaped_loss(
+def fused_linear_loss(
     hidden: Float[Tensor, "tokens width"],
     weight: Float[Tensor, "vocab width"],
     targets: Int[Tensor, " tokens"],
-    prior: Setting,
+    objective: Objective,
     *,
     ignore_index: int = -100,
     chunk_tokens: int | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Shaped loss in nats of `hidden @ weight.T`; same conventions as `objective.shaped_loss`.
+    """The objective's loss in nats of `hidden @ weight.T`; same conventions as `reference.objective_loss`.
 
     Gradients are computed along with the loss and handed out once: a second backward through the same loss raises RuntimeError.
 
@@ -48,7 +48,7 @@ def fused_linear_shaped_loss(
         raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'sum'")
     divisor = (targets != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1
     return fused_loss_and_statistics(
-        hidden, weight, targets, prior, head_k=0, divisor=divisor, ignore_index=ignore_index, chunk_tokens=chunk_tokens
+        hidden, weight, targets, objective, head_k=0, divisor=divisor, ignore_index=ignore_index, chunk_tokens=chunk_tokens
     )[0]
 
 
@@ -56,10 +56,10 @@ def fused_loss_and_statistics(
     hidden: Float[Tensor, "tokens width"],
     weight: Float[Tensor, "vocab width"],
     targets: Int[Tensor, " tokens"],
-    prior: Setting,
+    objective: Objective,
     *,
     head_k: int,
-    divisor: Tensor | int = 1,
+    divisor: Tensor | float = 1,
     ignore_index: int = -100,
     chunk_tokens: int | None = None,
     passes: Passes | None = None,
@@ -68,8 +68,8 @@ def fused_loss_and_statistics(
 
     Dividing here, before gradients are rounded to the weight's dtype, saves bf16 the second rounding of a division afterwards.
 
-    `head_k` is the size of the head whose masses are reported; 0 leaves them out (zeros). With a rank-aware prior of the same k the
-    head is looked up once for both. `passes` replaces what does the passes over the vocabulary (`row_step.Passes`).
+    `head_k` is the size of the head whose masses are reported; 0 leaves them out (zeros). With a rank-aware objective of the same k
+    the head is looked up once for both. `passes` replaces what does the passes over the vocabulary (`row_step.Passes`).
     """
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; expected at least 1, or None to choose by the vocabulary")
@@ -92,7 +92,7 @@ def fused_loss_and_statistics(
     rows = (targets != ignore_index).nonzero().squeeze(-1)
     if len(rows) < len(targets):  # rows that do not count cost nothing
         hidden, targets = hidden.index_select(0, rows), targets[rows]
-    total, statistics = _FusedLoss.apply(hidden, weight, targets, prior, head_k, divisor, chunk, passes or passes_for(vocab))
+    total, statistics = _FusedLoss.apply(hidden, weight, targets, objective, head_k, divisor, chunk, passes or passes_for(vocab))
     return total, statistics
 
 
@@ -103,9 +103,9 @@ class _FusedLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        prior: Setting,
+        objective: Objective,
         head_k: int,
-        divisor: Tensor | int,
+        divisor: Tensor | float,
         chunk: int,
         passes: Passes,
     ) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ class _FusedLoss(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = hidden[start : start + chunk]
             logits = torch.mm(part, weight.T, out=buffer[: len(part)])
-            sums += row_step_(logits, targets[start : start + chunk], prior, head_k=head_k, scale=scale, passes=passes)
+            sums += row_step_(logits, targets[start : start + chunk], objective, head_k=head_k, scale=scale, passes=passes)
             d_logits = logits
             if d_hidden is not None:
                 torch.mm(d_logits, weight, out=d_hidden[start : start + chunk])

@@ -1,4 +1,4 @@
-"""`ShapedHead`: an output layer that, given labels, returns the loss instead of logits.
+"""`LossHead`: an output layer that, given labels, returns the loss instead of logits.
 
 The loss sits inside the head so that logits never leave it, and so that DeepSpeed, checkpointing and weight tying see an ordinary
 linear layer. `attach` puts one on any causal language model of transformers.
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from stages.objective.fused import fused_loss_and_statistics
-from stages.objective.setting import Setting
+from stages.objective.protocol import Objective
+from stages.objective.row_step import STATISTICS
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -20,18 +21,21 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-class ShapedHead(nn.Linear):
-    """A bias-free output layer with the shaped objective.
+class LossHead(nn.Linear):
+    """A bias-free output layer with an objective.
 
-    In training it also sums the statistics of `fused` over the tokens it saw, until `take_statistics` reads them.
+    In training it also sums the statistics of `fused` over the tokens it saw, until `take_statistics` reads them, and these tokens'
+    count and weight until `take_weight` does. Loss and gradient are divided by `mean_weight` too.
     """
 
-    def __init__(self, width: int, vocab: int, prior: Setting, head_k: int, ignore_index: int = -100) -> None:
+    def __init__(self, width: int, vocab: int, objective: Objective, head_k: int, ignore_index: int = -100) -> None:
         super().__init__(width, vocab, bias=False)
-        self.prior = prior
+        self.objective = objective
         self.head_k = head_k
         self.ignore_index = ignore_index
+        self.mean_weight = 1.0
         self._sums: Tensor | None = None
+        self._weight: Tensor | None = None
 
     def forward(
         self, hidden: Float[Tensor, "batch time width"], labels: Int[Tensor, "batch time"] | None = None, divisor: Tensor | int = 1
@@ -43,13 +47,15 @@ class ShapedHead(nn.Linear):
             hidden.flatten(0, 1),
             self.weight,
             labels.flatten(),
-            self.prior,
+            self.objective,
             head_k=self.head_k,
-            divisor=divisor,
+            divisor=divisor * self.mean_weight if self.mean_weight != 1 else divisor,
             ignore_index=self.ignore_index,
         )
         if self.training:
             self._sums = sums if self._sums is None else self._sums + sums
+            weight = sums[[0, 1 + STATISTICS.index("weight")]]
+            self._weight = weight if self._weight is None else self._weight + weight
         return total
 
     def take_statistics(self) -> Float[Tensor, " statistics"] | None:
@@ -57,14 +63,20 @@ class ShapedHead(nn.Linear):
         sums, self._sums = self._sums, None
         return sums
 
+    def take_weight(self) -> Float[Tensor, " 2"]:
+        """Tokens since the last call, and the sum of their weights; training must have seen one."""
+        assert self._weight is not None
+        weight, self._weight = self._weight, None
+        return weight
 
-def attach(model: PreTrainedModel, prior: Setting, head_k: int) -> ShapedHead:
-    """Replace the model's output layer; its forward then computes the shaped loss from `labels`.
+
+def attach(model: PreTrainedModel, objective: Objective, head_k: int) -> LossHead:
+    """Replace the model's output layer; its forward then computes the objective's loss from `labels`.
 
     The weight stays the same parameter (tied or not), and the model saves under its own class name.
     """
     old = model.get_output_embeddings()
-    head = ShapedHead(old.in_features, old.out_features, prior, head_k)
+    head = LossHead(old.in_features, old.out_features, objective, head_k)
     head.weight = old.weight
     head.train(model.training)
     model.set_output_embeddings(head)

@@ -1,15 +1,14 @@
 """From a chunk of logits to its loss, statistics and gradient, in place: what `fused` does between its matmuls.
 
-Two passes over the vocabulary do all the heavy work, `row_sums` and `write_gradient_`; between them lie a handful of numbers per row.
-The passes are compiled for large vocabularies, and `row_step_triton` has them as hand-written kernels. The numbers per row stay eager:
-there is nothing to gain, and a compiler may replace `expm1` by `exp - 1`, which is 0 where the weight of beta < 0 is largest.
-
-With pi the probabilities, r the rewards of `objective` and b = sum_a pi_a r_a = w + lambda_head P_head + lambda_tail P_tail, the
-gradient with respect to logit j is pi_j (b - r_j).
+Two passes over the vocabulary do all the heavy work, `row_sums` and `write_gradient_`; between them an objective turns a handful of
+numbers per row into another handful (`protocol`). The passes are compiled for large vocabularies, once for each set of numbers that an
+objective wants, and `row_step_triton` has them as hand-written kernels. The numbers per row stay eager: there is nothing to gain, and a
+compiler may replace `expm1` by `exp - 1`, which is 0 where the weight of beta < 0 is largest.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -19,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.objective.reference import positive_weight
-from stages.objective.setting import Setting, rank_aware
+from stages.objective.protocol import Objective, Row, Terms
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-STATISTICS = ("cross_entropy", "entropy", "head_mass", "tail_mass")
+STATISTICS = ("cross_entropy", "entropy", "head_mass", "tail_mass", "weight")
+"""`weight` is the objective's pull on the true token, 1 for cross-entropy."""
 
 # Below this vocabulary compiling (some seconds, once per process) hardly ever pays: a thousand steps save less.
 _COMPILE_FROM_VOCAB = 2048
@@ -37,25 +36,49 @@ _FOLD = 16
 
 
 class RowSums(NamedTuple):
-    """Per row (rows, 1), with e = exp(logits - top): sum of e, of e * (logits - top), and of e over the head."""
+    """Per row (rows, 1), with e = exp(logits - top): sum of e, of e * (logits - top), of e over the head, of logits - top; and with
+    f = e^(1/tau) the sums of f and of f * (logits - top). Those not asked for are zero.
+    """
 
     top: Tensor
     total: Tensor
     weighted: Tensor
     head: Tensor
+    plain: Tensor
+    sharper: Tensor
+    sharper_weighted: Tensor
+
+
+class Gradient(NamedTuple):
+    """What the second pass writes: `Terms` times the scale, (rows, 1), but for the true token's own column."""
+
+    log_total: Tensor
+    in_head: Tensor
+    outside: Tensor
+    slope: Tensor | None
+    offset: Tensor | None
+    sharper: Tensor | None
+    log_sharper: Tensor | None
+    """Log of q's normalizer."""
+    sharpness: Tensor | None
+    """1 / tau, the same in every row."""
+
+    def of_rows(self, rows: slice) -> Gradient:
+        """The part that belongs to some of the rows."""
+        return Gradient(*(part if part is None else part[rows] for part in self))  # type: ignore[arg-type]  # as it was
 
 
 class Passes(NamedTuple):
     """The two passes over the vocabulary; any implementation equals `row_sums` and `write_gradient_`."""
 
-    row_sums: Callable[[Tensor, Tensor | None], RowSums]
-    write_gradient_: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor], None]
+    row_sums: Callable[[Tensor, Tensor | None, Tensor | None, bool], RowSums]
+    write_gradient_: Callable[[Tensor, Tensor | None, Gradient], None]
 
 
 def row_step_(
     logits: Float[Tensor, "rows vocab"],
     targets: Int[Tensor, " rows"],
-    prior: Setting,
+    objective: Objective,
     *,
     head_k: int,
     scale: Tensor,
@@ -63,62 +86,112 @@ def row_step_(
 ) -> Float[Tensor, " sums"]:
     """Sums over the rows of the loss, of 1, and of `STATISTICS`; the logits become the gradient of the loss times `scale`.
 
-    `head_k` is the size of the head whose masses are reported; 0 leaves them out (zeros) unless the prior has a head itself.
+    `head_k` is the size of the head whose masses are reported; 0 leaves them out (zeros) unless the objective has a head itself.
     """
     column = targets.unsqueeze(-1)
-    k = prior.k if rank_aware(prior) else head_k
+    k = objective.head_size or head_k
     threshold = kth_largest(logits, k) if k else None
     target_logit = _raised(logits.gather(-1, column))
+    sharpness = None
+    if objective.second_temperature is not None:
+        sharpness = torch.full_like(target_logit, 1 / objective.second_temperature)
 
-    top, total, weighted, head_total = passes.row_sums(logits, threshold)
+    sums = passes.row_sums(logits, threshold, sharpness, objective.wants_mean)
+    top, total = sums.top, sums.total
     log_total = top + total.log()
     log_target = target_logit - log_total
     target = log_target.exp()
-    entropy = total.log() - weighted / total
-    weight = positive_weight(log_target, prior)
+    entropy = total.log() - sums.weighted / total
 
-    head = tail = torch.zeros_like(target)
+    head = tail = zero = torch.zeros_like(target)
     if threshold is not None:
-        head, tail = _masses(head_total / total, target, target_logit >= threshold)
-    losses, baseline = -weight * log_target, weight
-    outside = in_head = baseline * scale
-    if rank_aware(prior):
-        losses = losses - prior.lambda_head * head - prior.lambda_tail * tail
-        baseline = weight + prior.lambda_head * head + prior.lambda_tail * tail
-        in_head, outside = (baseline - prior.lambda_head) * scale, (baseline - prior.lambda_tail) * scale
+        head, tail = _masses(sums.head / total, target, target_logit >= threshold)
+    vocab = logits.shape[-1]
+    terms = objective.terms(
+        Row(
+            log_target, entropy, head, tail,
+            log_first=top - log_total,
+            log_last=zero if threshold is None else threshold - log_total,
+            log_mean=sums.plain / vocab - total.log() if objective.wants_mean else zero,
+            sharper=zero if sharpness is None else sums.sharper_weighted / sums.sharper - total.log(),
+            vocab=vocab,
+        )
+    )  # fmt: skip
+    if objective.z_loss:
+        terms = _with_z_loss(terms, log_total, objective.z_loss)
     if head_k not in (0, k):
         threshold_reported = kth_largest(logits, head_k)
-        reported = passes.row_sums(logits, threshold_reported).head / total
+        reported = passes.row_sums(logits, threshold_reported, None, False).head / total
         head, tail = _masses(reported, target, target_logit >= threshold_reported)
 
-    passes.write_gradient_(logits, log_total, threshold if rank_aware(prior) else None, in_head, outside)
+    own = target * terms.target - terms.pull
+    if terms.slope is not None:
+        own = own + target * terms.slope * log_target
+    log_sharper = None
+    if terms.sharper is not None and sharpness is not None:
+        log_sharper = sums.sharper.log() + top * sharpness
+        own = own + terms.sharper * (target_logit * sharpness - log_sharper).exp()
+    if terms.offset is not None:
+        own = own + terms.offset
+    everywhere = terms.target * scale
+    gradient = Gradient(
+        log_total,
+        in_head=everywhere if terms.in_head is None else terms.in_head * scale,
+        outside=everywhere if terms.outside is None else terms.outside * scale,
+        slope=None if terms.slope is None else terms.slope * scale,
+        offset=None if terms.offset is None else terms.offset * scale,
+        sharper=None if terms.sharper is None else terms.sharper * scale,
+        log_sharper=log_sharper,
+        sharpness=sharpness,
+    )
+    passes.write_gradient_(logits, threshold if terms.in_head is not None else None, gradient)
     # Not scatter_, which on CPU raises a whole bfloat16 chunk to float32 and back.
-    own = ((target * baseline - weight) * scale).to(logits.dtype).squeeze(-1)
-    logits[torch.arange(len(targets), device=targets.device), targets] = own
-    return torch.cat([losses, torch.ones_like(losses), -log_target, entropy, head, tail], -1).sum(0)
+    logits[torch.arange(len(targets), device=targets.device), targets] = (own * scale).to(logits.dtype).squeeze(-1)
+    return torch.cat([terms.loss, torch.ones_like(target), -log_target, entropy, head, tail, terms.pull], -1).sum(0)
 
 
-def row_sums(logits: Float[Tensor, "rows vocab"], threshold: Float[Tensor, "rows 1"] | None) -> RowSums:
-    """First pass; without a threshold the head is empty."""
+def _with_z_loss(terms: Terms, log_total: Tensor, weight: float) -> Terms:
+    """weight (log Z)^2 on top, whose gradient with respect to logit j is 2 weight log Z pi_j."""
+    more = 2 * weight * log_total
+    raised = {name: value + more for name in ("target", "in_head", "outside") if (value := getattr(terms, name)) is not None}
+    return dataclasses.replace(terms, loss=terms.loss + weight * log_total**2, **raised)
+
+
+def row_sums(
+    logits: Float[Tensor, "rows vocab"],
+    threshold: Float[Tensor, "rows 1"] | None,
+    sharpness: Float[Tensor, "rows 1"] | None,
+    wants_mean: bool,
+) -> RowSums:
+    """First pass. Without a threshold the head is empty; `sharpness` is 1 / tau."""
     x = _raised(logits)
     top = x.amax(-1, keepdim=True)
     centred = x - top
     e = centred.exp()
-    head = torch.zeros_like(top) if threshold is None else (e * (x >= threshold)).sum(-1, keepdim=True)
-    return RowSums(top, e.sum(-1, keepdim=True), (e * centred).sum(-1, keepdim=True), head)
+    head = plain = sharper = sharper_weighted = torch.zeros_like(top)
+    if threshold is not None:
+        head = (e * (x >= threshold)).sum(-1, keepdim=True)
+    if wants_mean:
+        plain = centred.sum(-1, keepdim=True)
+    if sharpness is not None:
+        f = (centred * sharpness).exp()
+        sharper, sharper_weighted = f.sum(-1, keepdim=True), (f * centred).sum(-1, keepdim=True)
+    return RowSums(top, e.sum(-1, keepdim=True), (e * centred).sum(-1, keepdim=True), head, plain, sharper, sharper_weighted)
 
 
-def write_gradient_(
-    logits: Float[Tensor, "rows vocab"],
-    log_total: Float[Tensor, "rows 1"],
-    threshold: Float[Tensor, "rows 1"] | None,
-    in_head: Float[Tensor, "rows 1"],
-    outside: Float[Tensor, "rows 1"],
-) -> None:
-    """Second pass: each logit becomes its probability times `in_head` from the threshold up, times `outside` below."""
+def write_gradient_(logits: Float[Tensor, "rows vocab"], threshold: Float[Tensor, "rows 1"] | None, gradient: Gradient) -> None:
+    """Second pass: each logit becomes its gradient, with `in_head` from the threshold up and `outside` below."""
     x = _raised(logits)
-    coefficient = outside if threshold is None else torch.where(x >= threshold, in_head, outside)
-    logits.copy_((x - log_total).exp() * coefficient)
+    coefficient = gradient.outside if threshold is None else torch.where(x >= threshold, gradient.in_head, gradient.outside)
+    log_probs = x - gradient.log_total
+    if gradient.slope is not None:
+        coefficient = coefficient + gradient.slope * log_probs
+    found = log_probs.exp() * coefficient
+    if gradient.sharper is not None and gradient.sharpness is not None and gradient.log_sharper is not None:
+        found = found + gradient.sharper * (x * gradient.sharpness - gradient.log_sharper).exp()
+    if gradient.offset is not None:
+        found = found + gradient.offset
+    logits.copy_(found)
 
 
 def kth_largest(logits: Float[Tensor, "rows vocab"], k: int) -> Float[Tensor, "rows 1"]:
@@ -162,17 +235,22 @@ def _raised(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _row_sums_in_blocks(logits: Tensor, threshold: Tensor | None) -> RowSums:
+def _row_sums_in_blocks(logits: Tensor, threshold: Tensor | None, sharpness: Tensor | None, wants_mean: bool) -> RowSums:
     blocks = _blocks(logits)
     if len(blocks) == 1:
-        return row_sums(logits, threshold)
-    parts = [row_sums(logits[rows], None if threshold is None else threshold[rows]) for rows in blocks]
+        return row_sums(logits, threshold, sharpness, wants_mean)
+    parts = [
+        row_sums(
+            logits[rows], None if threshold is None else threshold[rows], None if sharpness is None else sharpness[rows], wants_mean
+        )
+        for rows in blocks
+    ]
     return RowSums(*(torch.cat(of_parts) for of_parts in zip(*parts, strict=True)))
 
 
-def _write_gradient_in_blocks_(logits: Tensor, log_total: Tensor, threshold: Tensor | None, in_head: Tensor, outside: Tensor) -> None:
+def _write_gradient_in_blocks_(logits: Tensor, threshold: Tensor | None, gradient: Gradient) -> None:
     for rows in _blocks(logits):
-        write_gradient_(logits[rows], log_total[rows], None if threshold is None else threshold[rows], in_head[rows], outside[rows])
+        write_gradient_(logits[rows], None if threshold is None else threshold[rows], gradient.of_rows(rows))
 
 
 def _blocks(logits: Float[Tensor, "rows vocab"]) -> list[slice]:

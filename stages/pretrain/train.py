@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
-from pipeline.config.prior import SCHEDULED, Prior
+from pipeline.config.prior import Prior
 from pipeline.config.training import Launch, NextTokenTraining
 from stages.checkpoint import export_finished, last_norm, save_export, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
-from stages.objective.head import ShapedHead, attach
+from stages.objective.family import objective_of
+from stages.objective.head import LossHead, attach
 from stages.objective.row_step import STATISTICS
 from stages.pretrain.milestones import KeepMilestones, export_milestones
+from stages.pretrain.normalization import Normalization
 from stages.training.balancing import ExpertBalance, routers_of
 from stages.training.deepspeed_internals import whole_size
+from stages.training.gradient_norms import GradientNorms
 from stages.training.process import trainer_arguments
 from stages.training.resharding import AsItWas, load_universal, reshard
 from stages.training.step_checkpoints import StepCheckpoints, is_split_otherwise, last_complete, step_of
@@ -60,14 +64,14 @@ def collate(rows: Int[Tensor, "rows block"] | list[Tensor]) -> dict[str, Tensor]
 
 
 class FollowSchedule(TrainerCallback):
-    """Before each step, gives the head the prior of that moment: a function of the step alone, so nothing of it needs saving."""
+    """Before each step, gives the head the objective of that moment: a function of the step alone, so nothing of it needs saving."""
 
-    def __init__(self, head: ShapedHead, prior: Prior) -> None:
+    def __init__(self, head: LossHead, prior: Prior) -> None:
         self.head = head
         self.prior = prior
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        self.head.prior = self.prior.at(state.global_step / state.max_steps)
+        self.head.objective = objective_of(self.prior.at(state.global_step / state.max_steps))
 
 
 class NextTokenTrainer(Trainer):
@@ -77,8 +81,9 @@ class NextTokenTrainer(Trainer):
         self,
         *,
         stage: Stage,
-        head: ShapedHead,
+        head: LossHead,
         experts: ExpertBalance | None,
+        normalization: Normalization | None,
         prior: Prior,
         global_batch: int,
         block_size: int,
@@ -93,7 +98,11 @@ class NextTokenTrainer(Trainer):
         self.predicted_per_step = global_batch * (block_size - 1)
         self.remove_callback(PrinterCallback)
         if experts is not None:
-            self.add_callback(experts)  # before the next one, whose mark covers its file
+            self.add_callback(experts)  # before the one below whose mark covers its file
+        if normalization is not None:
+            self.add_callback(normalization)  # likewise
+        self.gradient_norms = GradientNorms(self)
+        self.add_callback(self.gradient_norms)
         self.add_callback(StepCheckpoints(stage, launch))
         self._scheduled = bool(prior.schedule)
         if self._scheduled:
@@ -120,9 +129,9 @@ class NextTokenTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._statistics()
+            logs |= self._statistics() | self.gradient_norms.take()
             if self._scheduled:  # of the last step; the averages beside them are over all steps since the last row
-                logs |= {f"prior/{reward}": getattr(self.head.prior, reward) for reward in SCHEDULED}
+                logs |= {f"prior/{knob}": value for knob, value in asdict(self.head.objective).items() if isinstance(value, float)}
             step = self.state.global_step
             self.stage.log(step, **{name: value for name, value in logs.items() if name != "epoch"})
             self.stage.progress(step, self.state.max_steps, "steps", loss=logs["loss"], entropy=logs["entropy"])
@@ -165,7 +174,7 @@ def train(
     model = build(tokenizer, blocks)
     if prior.temperature != 1:
         last_norm(model)  # refuse before training what the export would
-    head = attach(model, prior.at(0.0), settings.head_k)
+    head = attach(model, objective_of(prior.at(0.0)), settings.head_k)
 
     def export(write_last: Callable[[Path], None]) -> None:
         def write(folder: Path) -> None:
@@ -191,6 +200,7 @@ def train(
             stage=stage,
             head=head,
             experts=ExpertBalance(model, settings.expert_bias_rate, checkpoint) if routers_of(model) else None,
+            normalization=Normalization(head, checkpoint) if prior.normalize else None,
             prior=prior,
             global_batch=settings.global_batch,
             block_size=blocks.block_size,

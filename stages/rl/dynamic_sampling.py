@@ -1,12 +1,14 @@
-"""Dynamic sampling: train on groups whose rewards differ (DAPO, arXiv 2503.14476, section 3.2).
+"""Dynamic sampling: train on groups that have something to teach (DAPO, arXiv 2503.14476, section 3.2).
 
 A group whose responses are all right or all wrong has no advantage to learn from. Such groups are dropped whole and other problems
-are sampled in their place, round by round, until the batch is full or the rounds are used up. Places that stay empty are filled with
-dropped groups whose tokens do not count, so that they do not dilute the mean over tokens.
+are sampled in their place until the batch is full; how many follows from the share of groups that have taught so far in the step. The
+cap is on rollouts, the same for a policy that needs many as for any other. Places still empty at the cap are filled with dropped
+groups whose tokens do not count, so that they do not dilute the mean over tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,27 +65,38 @@ def draw_groups(
     sample: Callable[[list[int]], list[Group]],
     more_problems: Callable[[int, int], list[int]],
     *,
-    rounds: int,
+    teaches: Callable[[Group], bool],
+    budget: float,
+    sum_over_ranks: Callable[[list[float]], list[float]],
     largest_of_ranks: Callable[[int], int],
 ) -> Draw:
-    """Sample `problems`, then `more_problems(round, groups)` in further rounds, until there are as many mixed groups as problems.
+    """Sample `problems`, then `more_problems(round, groups)` in further rounds, until as many groups teach as there are problems.
 
-    With one round every group is kept, mixed or not: plain GRPO.
+    At most `budget` times as many groups are sampled as there are problems. With a budget of 1 every group is kept: plain GRPO.
 
     Every rank samples as often and as much as the one that lacks most (`largest_of_ranks`): sampling is a collective operation.
     """
     first = sample(problems)
     wanted = len(first)
-    if rounds == 1:
+    if budget == 1:
         return Draw(first, [], False, 1, wanted, first)
-    kept, dropped = [group for group in first if group.mixed], [group for group in first if not group.mixed]
-    made, generated = 1, wanted
-    while made < rounds and (missing := largest_of_ranks(max(0, wanted - len(kept)))):
-        groups = sample(more_problems(made, missing))
-        kept += [group for group in groups if group.mixed]
-        dropped += [group for group in groups if not group.mixed]
+    kept: list[Group] = []
+    dropped: list[Group] = []
+    rounds = generated = 0
+    groups = first
+    while True:
+        for group in groups:
+            (kept if teaches(group) else dropped).append(group)
         generated += len(groups)
-        made += 1
+        rounds += 1
+        missing = largest_of_ranks(max(0, wanted - len(kept)))
+        left = round(budget * wanted) - generated
+        if not missing or left <= 0:
+            break
+        taught, sampled = sum_over_ranks([len(kept), generated])
+        # At most as much again as so far: the share is a guess, and a poor one from few groups.
+        likely = math.ceil(missing * sampled / taught) if taught else generated
+        groups = sample(more_problems(rounds, min(left, generated, likely)))
     kept = kept[:wanted]
     nothing_kept = largest_of_ranks(len(kept)) == 0
-    return Draw(kept, dropped[: wanted - len(kept)], nothing_kept, made, generated, first)
+    return Draw(kept, dropped[: wanted - len(kept)], nothing_kept, rounds, generated, first)

@@ -15,11 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from jaxtyping import Float
+from torch import Tensor
 
 from pipeline.config.training import RLConfig
 from pipeline.errors import PriorlabError
 from pipeline.store.files import write_json_atomically
 from stages.contract import Stage
+from stages.rl.advantage import Advantage
 from stages.rl.dynamic_sampling import Draw, Group, draw_groups
 from stages.rl.exploration import Exploration
 from stages.rl.preflight import preflight
@@ -60,15 +63,23 @@ class Rollouts:
     """Samples problems with the trainer's engine, `settings.samples_per_prompt` responses each, and counts what it took."""
 
     def __init__(
-        self, settings: RLConfig, problems: list[Problem], reward: Callable[..., list[float]], exploration: Exploration
+        self,
+        settings: RLConfig,
+        problems: list[Problem],
+        reward: Callable[..., list[float]],
+        advantage: Advantage,
+        exploration: Exploration,
     ) -> None:
         self.settings = settings
         self.problems = problems
         self.reward = reward
+        self.advantage = advantage
         self.exploration = exploration
         self.generated = self.used = 0
         self.draw: Draw
         """What the batch that is trained on is made of; this rank's part of it."""
+        self.advantages: Float[Tensor, " responses"] | None
+        """Of that part; None where TRL computes them."""
 
     def __call__(self, prompts: list[int], trainer: Trainer) -> dict[str, Any]:
         """This rank's part of a batch, an entry per response in each field. `prompts` has each problem `samples_per_prompt` times.
@@ -85,15 +96,19 @@ class Rollouts:
             prompts[:: self.settings.samples_per_prompt],
             lambda problems: self._sample(problems, trainer),
             lambda round_, groups: self._others(round_, groups, tried, trainer),
-            rounds=self.settings.sampling_rounds,
+            teaches=lambda group: self.advantage.teaches(group, step),
+            budget=self.settings.sampling_budget,
+            sum_over_ranks=trainer.sum_over_ranks,
             largest_of_ranks=lambda number: max(gather_object([number])),
         )
         self._count(trainer)
         groups = self.draw.groups
-        scores = torch.cat([group.rewards for group in groups])
+        scores = [self.advantage.paid(group, step) for group in groups]
         bonuses = self.exploration.bonus(groups, step)
         if bonuses is not None:
-            scores = scores + torch.cat(bonuses).to(scores)
+            scores = [score + bonus.to(score) for score, bonus in zip(scores, bonuses, strict=True)]
+        advantages = [of for score in scores if (of := self.advantage.of(score)) is not None]
+        self.advantages = torch.cat(advantages) if advantages else None
         log_probs = [values for group in groups for values in group.log_probs]
         return {
             "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
@@ -104,7 +119,7 @@ class Rollouts:
                 for group, counted in zip(groups, self.draw.counted, strict=True)
                 for ids in group.completion_ids
             ],
-            "score": scores.tolist(),
+            "score": torch.cat(scores).tolist(),
         }
 
     def _sample(self, problems: list[int], trainer: Trainer) -> list[Group]:
@@ -150,6 +165,7 @@ class Rollouts:
         trainer.report("reward_raw", torch.cat([group.rewards for group in first]).double().mean().item())
         trainer.report("frac_groups_mixed", sum(group.mixed for group in first) / len(first))
         trainer.report("sampling_rounds", self.draw.rounds)
+        trainer.report("batch_fill", len(self.draw.kept) / len(self.draw.groups))
         trainer.report("max_response_tokens", self.settings.response_tokens_at(trainer.state.global_step))
 
 

@@ -1,4 +1,4 @@
-"""GRPO as the paper runs it: no KL term, clip-higher, dynamic sampling; TRL's trainer with our rollouts, checks and reports."""
+"""Policy gradients on groups of responses: TRL's GRPO trainer with our rollouts, advantages, checks and reports."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from pipeline.config.training import RLConfig
 from pipeline.errors import PriorlabError
 from stages.checkpoint import save_export
 from stages.contract import Stage
+from stages.rl.advantage import build_advantage
 from stages.rl.exploration import Context, Tokens, build_exploration
+from stages.rl.importance import describe
 from stages.rl.rollouts import Rollouts, correct
 from stages.rl.trl_internals import OpenGRPOTrainer
 from stages.rl.validation import Response, best_step, forget_others, keep
 from stages.tasks import Problem
+from stages.training.gradient_norms import GradientNorms
 from stages.training.step_checkpoints import StepCheckpoints
 
-_OF_THE_STEP = ("loss", "grad_norm", "learning_rate")
+_OF_THE_STEP = ("loss", "grad_norm", "grad_norm_max", "clipped_steps", "learning_rate")
+_PER_RESPONSE = {"grpo", "gspo", "dr_grpo", "luspo", "sapo"}
+"""Losses that TRL divides by the number of responses, those included that do not count."""
 
 Validate = Callable[[Callable[[list[Problem]], list[Response]], slice, Callable[[list[Any]], list[Any]]], dict[str, float]]
 """`validation.validate` with its problems, settings and verifier given."""
@@ -49,7 +54,7 @@ class RLTrainer(OpenGRPOTrainer):
         seed = trainer["args"].seed
         context = Context(base, settings.samples_per_prompt, seed, lambda name, value: self.report(f"exploration/{name}", value))
         self.exploration = build_exploration(settings.exploration, context)
-        self.rollouts = Rollouts(settings, problems, reward, self.exploration)
+        self.rollouts = Rollouts(settings, problems, reward, build_advantage(settings.advantage, seed), self.exploration)
         super().__init__(
             rollout_func=self.rollouts,
             reward_funcs=correct,
@@ -65,9 +70,13 @@ class RLTrainer(OpenGRPOTrainer):
         """Rows of metrics.jsonl, one per measured step; a resumed stage fills in those of its past."""
         self._reports: dict[str, list[float]] = defaultdict(list)
         self._averages: dict[str, float] = {}
+        self._compared: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Of each pass of the step so far: log-probs of the trainer minus the engine's, and which tokens count."""
         # The engine's start has reseeded the global generators with the process index, which would make all seeds equal.
         set_seed(seed, device_specific=True)
         self.remove_callback(PrinterCallback)
+        self.gradient_norms = GradientNorms(self)
+        self.add_callback(self.gradient_norms)
         self.add_callback(StepCheckpoints(stage, settings.launch, every=settings.updates_per_rollout))
         if validate is not None:
             self.add_callback(_Validation(self))
@@ -81,19 +90,40 @@ class RLTrainer(OpenGRPOTrainer):
             forget_others(self.stage.folder.checkpoints, best_step(rows, self.best_k))
 
     def complete(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Check a batch of rollouts. Adds which responses are correct, and the weight that turns a mean over all responses into one
-        over those that count.
+        """Check a batch of rollouts. Adds our advantages, which responses are correct, and the weight that turns a mean over all
+        responses into one over those that count.
 
         Raises `PriorlabError` if the engine's log-probs are not the trainer's.
         """
-        if "sampling_per_token_logps" in batch:
-            difference = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs().nan_to_num()
-            self._check_mismatch(max(gather_object([(difference * _counted(batch)).max().item()])))
+        if "sampling_per_token_logps" in batch and "old_per_token_logps" in batch:
+            self._compare(batch["old_per_token_logps"] - batch["sampling_per_token_logps"], _counted(batch).bool())
         draw = self.rollouts.draw
         responses, counted = self.sum_over_ranks([len(draw.groups), sum(draw.counted)])
         is_correct = torch.cat([group.correct for group in draw.groups]).to(self.accelerator.device)
         weight = torch.full(is_correct.shape, responses / counted, device=is_correct.device)
-        return batch | {"correct": is_correct, "response_weight": weight}
+        added = {"correct": is_correct, "response_weight": weight}
+        if self.rollouts.advantages is not None:
+            added["advantages"] = self.rollouts.advantages.to(batch["advantages"])
+        return batch | added
+
+    def _compare(self, log_ratios: torch.Tensor, counted: torch.Tensor) -> None:
+        """Report how far the engine is from the trainer, whose log-probs minus the engine's are given (responses x tokens).
+
+        Raises `PriorlabError` if that is further than rounding explains.
+        """
+        log_ratios = log_ratios.nan_to_num()  # vLLM has no log-prob for some token
+        difference = log_ratios.abs() * counted
+        largest = max(gather_object([difference.max().item()]))
+        self._check_mismatch(largest)
+        found = describe(
+            log_ratios, counted, self.settings.correction, self.settings.importance.cap,
+            sum_over_ranks=self.sum_over_ranks, gather=gather_object,
+        )  # fmt: skip
+        for name, value in found.items():
+            self.report(f"importance/{name}", value)
+        if self.settings.correction == "none":  # else TRL does
+            self.report("sampling/sampling_logp_difference/mean", difference.sum().item() / max(1, int(counted.sum())))
+            self.report("sampling/sampling_logp_difference/max", largest)
 
     def _check_mismatch(self, mismatch: float) -> None:
         allowed = self.settings.allowed_mismatch(on_gpu=self.accelerator.device.type == "cuda")
@@ -106,11 +136,19 @@ class RLTrainer(OpenGRPOTrainer):
             )
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *positional: Any, **named: Any) -> torch.Tensor:
-        """GRPO's loss, and what exploration adds to it; TRL leaves dividing by the number of accumulated passes to us."""
+        """TRL's loss, and what exploration adds to it; TRL leaves dividing by the number of accumulated passes to us."""
         loss = super().compute_loss(model, inputs, *positional, **named)
+        if self.settings.loss in _PER_RESPONSE:
+            loss = loss * inputs["response_weight"].mean()
         counted = _counted(inputs)
         log_probs = self.take_log_probs()[:, -counted.shape[1] :]
         old = inputs.get("old_per_token_logps")  # not there where the policy that sampled is the one that is trained
+        if old is None and "sampling_per_token_logps" in inputs:
+            self._compared.append((log_probs.detach() - inputs["sampling_per_token_logps"], counted.bool()))
+            if self.accelerator.sync_gradients:  # the last pass before the update
+                log_ratios, compared = (torch.cat(parts) for parts in zip(*self._compared, strict=True))
+                self._compared.clear()
+                self._compare(log_ratios, compared)
         tokens = Tokens(log_probs, log_probs.detach() if old is None else old, counted.to(log_probs.dtype), inputs["correct"])
         terms = self.exploration.loss(tokens)
         if terms is None:
@@ -189,6 +227,8 @@ class RLTrainer(OpenGRPOTrainer):
         return {name: total / ranks for name, total in zip(names, self.sum_over_ranks(means), strict=True)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.gradient_norms.take()
         super().log(logs, start_time)  # which adds TRL's averages to `logs`; None where no token counted
         if "loss" not in logs:
             return
@@ -196,12 +236,11 @@ class RLTrainer(OpenGRPOTrainer):
         averages = {name: value for name, value in logs.items() if name not in (*_OF_THE_STEP, "epoch") and value is not None}
         self._averages |= averages | self.take_reports()
         step = self.state.global_step
-        # At ZeRO stage 0 DeepSpeed clips without telling the norm.
         row = {name: logs[name] for name in _OF_THE_STEP if name in logs} | self._averages | self._counts()
         self.stage.log(step, **row)
         self.stage.progress(
             step, self.state.max_steps, "steps",
-            reward=row["reward"], entropy=row["entropy"], length=row["completions/mean_length"],
+            reward=row["reward_raw"], entropy=row["entropy"], length=row["completions/mean_length"],
         )  # fmt: skip
 
     def _counts(self) -> dict[str, int]:

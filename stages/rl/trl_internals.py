@@ -4,7 +4,7 @@ Written for trl 1.16.0. `tests/unit/test_internals.py` fails when what is reache
 
 | reached into | for | upstream |
 |---|---|---|
-| `GRPOTrainer._generate_and_score_completions`, extended | tensors per response that the loss needs | no issue filed |
+| `GRPOTrainer._generate_and_score_completions`, extended | our advantages, tensors per response for the loss | no issue filed |
 | `GRPOTrainer._generate_single_turn`, called | samples from either engine, with the weights of the step | no issue filed |
 | `GRPOTrainer._get_per_token_logps_and_entropies`, called | log-probs of validation's responses | no issue filed |
 | `LLM` in `trl.generation.vllm_generation`, replaced while the engine is built | arguments of the engine | huggingface/trl#6776 |

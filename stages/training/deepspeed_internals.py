@@ -7,6 +7,7 @@ Written for deepspeed 0.19.8. `tests/unit/test_internals.py` fails when what is 
 | `ops.__compatible_ops__`, an entry replaced | no compiler at the first start on CPU | deepspeedai/DeepSpeed#7625 asks for a choice |
 | `checkpoint.ds_to_universal.main`, called | a step checkpoint for any number of processes | a command only, no issue filed |
 | `param_groups` and `state` of the optimizer within its own, repaired | two slips in loading one under ZeRO-3 | no issue filed |
+| `DeepSpeedEngine.clip_fp32_gradients`, replaced, and `_global_grad_norm`, set | the gradient's norm at ZeRO stage 0 | no issue filed |
 | `ds_tensor` and `ds_numel` of parameters, read | this process's part and the whole size under ZeRO-3 | no issue filed |
 """
 
@@ -27,6 +28,16 @@ def without_shared_memory_collectives() -> None:
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def keep_norm_of_stage_0(engine: Any) -> None:
+    """Have `get_global_grad_norm` tell the norm at ZeRO stage 0 too, where DeepSpeed clips by it and forgets it."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip_fp32_gradients() -> None:
+        engine._global_grad_norm = clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping(), mpu=engine.mpu)
+
+    engine.clip_fp32_gradients = clip_fp32_gradients
 
 
 def own_part(parameter: Parameter) -> Tensor:

@@ -45,7 +45,7 @@ def _free_port() -> int:
 
 def deepspeed_config(launch: Launch, dtype: Dtype) -> dict[str, Any]:
     """DeepSpeed's settings; "auto" values are filled in by HF Trainer from its own arguments."""
-    zero: dict[str, Any] = {"stage": launch.zero_stage}
+    zero: dict[str, Any] = {"stage": launch.zero_stage, **launch.zero.given()}
     if launch.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True  # without it nothing is saved
     return {

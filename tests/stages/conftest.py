@@ -12,7 +12,7 @@ from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import Home
 from tests.conftest import FinishedSweep, Lab, finish, smoke_graph, start
 
-DYNAMIC = ("rl.sampling_rounds=3", "rl.updates_per_rollout=4", "rl.steps=8", "rl.launch.save_steps=4", "rl.launch.micro_batch=4")
+DYNAMIC = ("rl.sampling_budget=4", "rl.updates_per_rollout=4", "rl.steps=8", "rl.launch.save_steps=4", "rl.launch.micro_batch=4")
 MOE_RECIPE = (
     "axes.prior=[tail]", "model={use: nano_moe, layers: 2, width: 64, ffn_width: null, heads: 2}",
     "corpus={documents: 500, heldout_documents: 50}",

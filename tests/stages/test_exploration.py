@@ -52,7 +52,7 @@ def test_a_bonus_and_a_loss_reach_the_policy_and_leave_the_counts_of_correct_res
         ("neither", "{use: diversity, lambda_diversity: 0}"),
     ):
         own = Lab(type(lab.home)(lab.home.path / name))
-        node = stage(own, smoke, "rl", f"rl.exploration={exploration}", "rl.sampling_rounds=2", "rl.launch.micro_batch=8")
+        node = stage(own, smoke, "rl", f"rl.exploration={exploration}", "rl.sampling_budget=2", "rl.launch.micro_batch=8")
         ran[name] = rows = finish(own, node, start(own, node))
         assert rows[0]["reward_raw"] == plain[0]["reward_raw"]  # the same first sample, judged alike
         assert all(0 <= row["reward_raw"] <= 1 for row in rows)

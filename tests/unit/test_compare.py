@@ -158,7 +158,7 @@ def test_rows_of_results_have_the_documented_columns() -> None:
     assert all(tuple(row) == COLUMNS for row in rows)
     metrics = {(row["metric"], row["k"]) for row in rows}
     assert {("pass@k", 1), ("pass@k", 8), ("greedy", 1), ("perplexity", ""), ("tail_mass", 5)} <= metrics
-    assert {row["lambda_tail"] for row in rows} == {-0.1}
+    assert {(row["objective"], row["knobs"]) for row in rows} == {("shaped", "lambda_tail=-0.1 k=5")}
     assert [row["ci_low"] for row in rows if row["metric"] == "greedy"] == [""]  # 0 for all problems: their spread is not known
     for row in (row for row in rows if row["metric"] != "greedy"):
         assert float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"])

@@ -49,9 +49,12 @@ def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
 
 def test_the_priors_are_the_papers() -> None:
     found = {name: only_recipe(f"prior={name}", "prior.k=100").prior for name in available("prior")}
-    settings = {name: (p.beta, p.lambda_head, p.lambda_tail) for name, p in found.items()}
+    settings = {name: (p.beta, p.lambda_head, p.lambda_tail) for name, p in found.items() if p.kind == "shaped"}
     assert settings == {
         "ce": (0, 0, 0), "precision": (-0.25, 0, 0), "diversity": (0.5, 0, 0), "tail": (0, 0, -0.1), "head": (0, 0.1, 0)
+    }  # fmt: skip
+    assert {name: p.knobs_text for name, p in found.items() if p.kind != "shaped"} == {
+        "dft": "alpha=1", "entropy": "alpha=0.1 gate=1", "focal": "gamma=2", "gem": "tau=0.7", "smoothing": "epsilon=0.1"
     }  # fmt: skip
 
 
@@ -63,7 +66,7 @@ def test_an_override_sets_one_value_and_keeps_its_neighbours() -> None:
 
 def test_a_new_name_keeps_the_keys_beside_the_old_one() -> None:
     prior = only_recipe("prior=tail").prior
-    assert (prior.name, prior.lambda_tail, prior.k) == ("tail", -0.1, 5)
+    assert (prior.name, prior.knobs()["lambda_tail"], prior.k) == ("tail", -0.1, 5)
 
 
 def test_a_group_inside_another_is_chosen_by_name_with_changes_and_as_an_axis(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_midtraining_without_its_own_text_or_prior_keeps_those_from_the_end_of_p
     assert plan.chain["midtrain"].parents["corpus"] is plan.chain["corpus"]
     config = plan.chain["midtrain"].config
     assert isinstance(config, MidtrainStage)
-    assert (config.prior.name, config.prior.lambda_tail, config.prior.k, config.prior.schedule) == ("tail", -0.1, 5, ())
+    assert (config.prior.name, config.prior.knobs()["lambda_tail"], config.prior.k, config.prior.schedule) == ("tail", -0.1, 5, ())
 
 
 def test_midtraining_uses_the_first_corpus_tokenizer_and_refuses_a_different_one() -> None:
@@ -276,7 +279,7 @@ def test_a_custom_sweep_may_be_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"recipe": {"use": "quickstart", "rl": {"steps": 3}}, "axes": {"prior": ["ce", {"beta": -0.1}]}}))
     cells = list(load_sweep(str(path)).cells())
-    assert [cell.recipe.prior.beta for cell in cells] == [0, -0.1]
+    assert [cell.recipe.prior.knobs()["beta"] for cell in cells] == [0, -0.1]
     assert [cell.id for cell in cells] == ["ce", "beta=-0.1"]
 
 
@@ -285,7 +288,7 @@ def test_configs_of_the_current_folder_come_first(tmp_path: Path, monkeypatch: p
     (tmp_path / "configs" / "prior" / "mild.yaml").write_text("beta: -0.05\n")
     monkeypatch.chdir(tmp_path)
     assert config_folders()[0] == tmp_path / "configs"
-    assert only_recipe("prior=mild").prior.beta == -0.05
+    assert only_recipe("prior=mild").prior.knobs()["beta"] == -0.05
 
 
 def test_scientific_notation_is_a_number() -> None:

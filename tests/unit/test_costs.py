@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import costs
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.model import ModelConfig
-from pipeline.config.prior import Prior
-from pipeline.config.training import AdamWConfig, Launch, PretrainConfig
+from pipeline.config.training import AdamWConfig, Launch, PretrainConfig, RLConfig
 from pipeline.experiment.compose import load_recipe
 from stages.objective.head import attach
+from stages.objective.shaped import Shaped
 from stages.pretrain.model import transformers_config
 
 VOCABULARY, ROWS, LENGTH = 300, 3, 48
@@ -37,7 +37,7 @@ def test_a_training_step_takes_the_planned_floating_point_operations(config: Mod
     model = AutoModelForCausalLM.from_config(
         transformers_config(config, VOCABULARY), attn_implementation="eager", experts_implementation="eager"
     ).train()
-    attach(model, Prior(beta=-0.25), head_k=5)
+    attach(model, Shaped(beta=-0.25), head_k=5)
     if checkpointing:
         model.gradient_checkpointing_enable()
     ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
@@ -63,6 +63,24 @@ def test_each_further_temperature_costs_as_much_sampling_again() -> None:
     assert two.memory == none.memory  # they are sampled one temperature after the other
 
 
+def test_rl_scores_its_samples_once_more_for_each_log_prob_that_it_needs_before_the_update() -> None:
+    def settings(*overrides: str) -> RLConfig:
+        (cell,) = load_recipe("quickstart", overrides).cells()
+        assert cell.recipe.rl is not None
+        return cell.recipe.rl
+
+    def passes(*overrides: str) -> float:
+        return costs.rl_costs(DENSE, VOCABULARY, settings(*overrides), 10).training_flops / one_pass
+
+    plain = costs.rl_costs(DENSE, VOCABULARY, settings(), 10)
+    one_pass = plain.training_flops / 3
+    assert passes("rl.importance.mode=token_truncate") == pytest.approx(4)
+    assert passes("rl.updates_per_rollout=2", "rl.launch.micro_batch=128") == pytest.approx(4 / 2)  # half as many rollouts
+    assert passes("rl.importance.mode=token_mask", "rl.kl=0.01") == pytest.approx(5)
+    filled = costs.rl_costs(DENSE, VOCABULARY, settings("rl.sampling_budget=2.5"), 10)
+    assert filled.sampling_flops == pytest.approx(2.5 * plain.sampling_flops)
+
+
 def test_validation_of_rl_keeps_a_copy_of_the_base_in_partitions_under_zero3() -> None:
     (cell,) = load_recipe("paper_1b").cells()
     settings = cell.recipe.rl
@@ -83,7 +101,7 @@ def test_validation_of_rl_keeps_a_copy_of_the_base_in_partitions_under_zero3() -
 def test_backward_saves_as_much_as_planned(config: ModelConfig, dtype: torch.dtype) -> None:
     """All tensors saved for backward, each storage once, except parameters, buffers and the head's gradients."""
     model = AutoModelForCausalLM.from_config(transformers_config(config, VOCABULARY)).to(dtype).train()
-    attach(model, Prior(), head_k=0)
+    attach(model, Shaped(), head_k=0)
     kept = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, torch.Tensor] = {}
 

@@ -7,22 +7,26 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.compare.results import COLUMNS
 from pipeline.compare.settings import planned_settings
+from pipeline.config.algorithm import Advantage, Loss
 from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.corpus import AnySource, CorpusConfig
 from pipeline.config.exploration import Exploration
-from pipeline.config.prior import Prior
+from pipeline.config.prior import ShapedPrior
 from pipeline.config.training import AdamWConfig, RLConfig
 from pipeline.experiment.compose import load_recipe, load_sweep
-from pipeline.experiment.config_files import available
+from pipeline.experiment.config_files import available, read_config
 from pipeline.experiment.graph import build_graph
 from pipeline.home.status import STATES, StageReport
+from scripts.figures import importance as importance_figures
 from scripts.figures import objective as objective_figures
+from stages.objective.family import OBJECTIVES
 from tests.unit.test_shown import PAGES, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,10 +75,34 @@ def test_the_sweeps_that_are_built_as_examples_have_the_cells_of_their_axes(tmp_
 
 def test_the_table_of_priors_is_the_configs() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (\S+) \| (\S+) \| (\d*) ?\| .* \|$", README, re.MULTILINE)
-    assert sorted(name for name, *_ in rows) == available("prior")
     for name, *cells in rows:
-        prior = Prior.model_validate(yaml.safe_load((ROOT / "configs" / "prior" / f"{name}.yaml").read_text()))
+        prior = ShapedPrior.model_validate(read_config("prior", name))
         assert [prior.beta, prior.lambda_head, prior.lambda_tail, prior.k] == [float(cell or 0) for cell in cells]
+    others = re.findall(r"`(\w+)`", README.partition("Other papers' objectives")[2].partition("\n")[0])
+    assert sorted([name for name, *_ in rows] + others) == available("prior")
+
+
+def test_the_page_of_objectives_names_each_with_its_knobs() -> None:
+    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`.*?) \| `(\w+)`: (.*?) \|", page.partition("Each has a value")[0], re.MULTILINE)
+    assert [kind for _, kind, _ in rows] == list(OBJECTIVES)
+    for names, kind, knobs in rows:
+        assert set(re.findall(r"`(\w+)`", knobs)) == {field.name for field in fields(OBJECTIVES[kind])} - {"z_loss"}
+        for name in re.findall(r"`(\w+)`", names):
+            assert read_config("prior", name).get("kind", "shaped") == kind
+
+
+@pytest.mark.parametrize("name", objective_figures.FAMILY)
+@pytest.mark.parametrize("context", objective_figures.CONTEXTS)
+def test_training_settles_where_the_formulas_say(name: str, context: str) -> None:
+    truth, objective = objective_figures.CONTEXTS[context], objective_figures.FAMILY[name]
+    by_formula = objective_figures.settled(truth, objective)
+    by_training = objective_figures.stationary(truth, objective, steps=3000)
+    torch.testing.assert_close(by_training, by_formula, rtol=1e-4, atol=1e-8)
+
+
+def test_the_table_of_entropies_at_rest_is_what_the_objectives_give() -> None:
+    assert f"\n{objective_figures.family_table()}\n" in (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_sweeps_names_each() -> None:
@@ -126,6 +154,18 @@ def test_the_page_on_rl_shows_valid_settings_and_names_keys_that_exist() -> None
     assert {"optimizer", "validation", "lengthen"} | set(keys) <= {*RLConfig.model_fields, *AdamWConfig.model_fields}
 
 
+def test_the_page_on_rl_shows_every_advantage_and_loss_and_what_noise_does() -> None:
+    page = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
+    assert f"\n{importance_figures.table()}\n" in page
+    table = page.partition("| `rl.advantage` |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*)\|$", table, re.MULTILINE)
+    kinds = {member.model_fields["kind"].default: member.model_fields for member in get_args(get_args(Advantage)[0])}
+    assert {name: set(re.findall(r"`(\w+)` \(", keys)) for name, keys in rows} == {
+        name: known.keys() - {"kind", "name"} for name, known in kinds.items()
+    }
+    assert all(f"`{loss}`" in page for loss in get_args(Loss))
+
+
 def test_help_shows_every_command() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     for command in ("sweep", "run", "plan", "status", "report", "resume", "stage", "doctor", *TOOLS):
@@ -159,7 +199,7 @@ def test_both_forms_settle_at_the_same_entropy_with_the_betas_of_the_docs_and_of
         settled[name] = (float(product), float(power))
     assert settled.keys() == {"precision", "diversity"}
     priors = [cell.recipe.prior for cell in load_sweep("equal_entropy").cells()]
-    assert {(prior.beta, prior.form) for prior in priors if prior.beta} == {
+    assert {(prior.beta, prior.form) for prior in priors if isinstance(prior, ShapedPrior) and prior.beta} == {
         (beta, form) for betas in settled.values() for beta, form in zip(betas, ("product", "power"), strict=True)
     }
     assert "precision,beta=-0.171[power]" in {prior.name for prior in priors}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.prior import Prior
+from pipeline.config.prior import ShapedPrior
 from pipeline.config.stages import KINDS
 from pipeline.experiment.compose import load_recipe
 from pipeline.experiment.fingerprint import canonical_json, drift, fingerprint
@@ -36,9 +36,9 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
     assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
         "corpus": "c9975b39ea40",
         "pretrain": "063e7ba2f112",
-        "rl": "229be52b69f6",
+        "rl": "444f7d0adf06",
         "evaluate@pretrain": "2e66dcf1efd4",
-        "evaluate@rl": "d6b2e25fcb4e",
+        "evaluate@rl": "95c1ee319481",
     }
 
 
@@ -53,6 +53,7 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "pretrain.optimizer.decay=linear", "midtrain=null", "pretrain.evaluate_at=null",
         "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power", "prior.temperature=1",
         "evaluate.temperatures=[]", "rl.exploration=none", "rl.exploration={kind: none, name: plain}",
+        "rl.loss=dapo", "rl.advantage=group", "rl.entropy.coefficient=0", "rl.kl=0", "rl.importance.mode=none", "rl.importance.cap=2",
     ],
 )  # fmt: skip
 def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override: str) -> None:
@@ -66,6 +67,10 @@ def test_execution_settings_labels_and_inert_knobs_leave_identity_alone(override
         ("rl.steps=3", {"rl", "evaluate@rl"}),
         ("rl.verify_seconds=1", {"rl", "evaluate@rl"}),
         ("rl.exploration=diversity", {"rl", "evaluate@rl"}),
+        ("rl.advantage=maxrl", {"rl", "evaluate@rl"}),
+        ("rl.loss=gspo", {"rl", "evaluate@rl"}),
+        ("rl.importance.mode=token_truncate", {"rl", "evaluate@rl"}),
+        ("rl.sampling_budget=4", {"rl", "evaluate@rl"}),
         ("evaluate.temperatures=[0.5]", {"evaluate@pretrain", "evaluate@rl"}),
         ("evaluate.selection={}", {"evaluate@pretrain", "evaluate@rl"}),
         ("evaluate.verify_memory_mib=512", {"evaluate@pretrain", "evaluate@rl"}),
@@ -108,8 +113,8 @@ def test_intermediate_checkpoints_are_results_of_pretraining_however_they_are_re
 
 
 def test_k_and_form_count_once_they_matter() -> None:
-    assert Prior(lambda_tail=-0.1, k=5).identity() != Prior(lambda_tail=-0.1, k=6).identity()
-    assert Prior(beta=0.5).identity() != Prior(beta=0.5, form="power").identity()
+    assert ShapedPrior(lambda_tail=-0.1, k=5).identity() != ShapedPrior(lambda_tail=-0.1, k=6).identity()
+    assert ShapedPrior(beta=0.5).identity() != ShapedPrior(beta=0.5, form="power").identity()
 
 
 def test_every_kind_of_stage_has_a_version_and_resources() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -17,13 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.config.prior import Prior
-from stages.objective.fused import fused_linear_shaped_loss, fused_loss_and_statistics
-from stages.objective.reference import distribution_statistics, shaped_loss
+from stages.objective.entropy import Entropy
+from stages.objective.fused import fused_linear_loss, fused_loss_and_statistics
+from stages.objective.gem import Gem
+from stages.objective.protocol import Objective
+from stages.objective.reference import distribution_statistics, objective_loss
 from stages.objective.row_step import EAGER, STATISTICS, passes_for
+from stages.objective.shaped import Shaped
+from stages.objective.smoothing import Smoothing
 from tests.unit.test_objective import CE, PRIORS, priors
+from tests.unit.test_objectives import FAMILY, NEUTRAL, objectives
 
 ROOT = Path(__file__).parents[2]
+ALL: list[Objective] = [CE, *PRIORS, *FAMILY, *NEUTRAL[1:]]
 
 
 def batch(
@@ -37,13 +44,13 @@ def batch(
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
 
-def reference(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior) -> tuple[Tensor, ...]:
-    loss = shaped_loss(hidden @ weight.T, targets, prior)
+def reference(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Objective) -> tuple[Tensor, ...]:
+    loss = objective_loss(hidden @ weight.T, targets, prior)
     return loss, *torch.autograd.grad(loss, (hidden, weight))
 
 
-def ours(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior, chunk: int | None = None) -> tuple[Tensor, ...]:
-    loss = fused_linear_shaped_loss(hidden, weight, targets, prior, chunk_tokens=chunk)
+def ours(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Objective, chunk: int | None = None) -> tuple[Tensor, ...]:
+    loss = fused_linear_loss(hidden, weight, targets, prior, chunk_tokens=chunk)
     return loss, *torch.autograd.grad(loss, (hidden, weight))
 
 
@@ -53,7 +60,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    prior=st.one_of(st.sampled_from([CE, *PRIORS]), priors),
+    prior=st.one_of(st.sampled_from(ALL), priors, objectives),
     tokens=st.integers(1, 40),
     vocab=st.integers(2, 60),
     width=st.integers(1, 12),
@@ -62,23 +69,23 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     seed=st.integers(0, 2**16),
 )
 def test_it_equals_the_reference_for_any_shape_prior_mask_and_chunk(
-    prior: Prior, tokens: int, vocab: int, width: int, chunk: int | None, masked: float, seed: int
+    prior: Objective, tokens: int, vocab: int, width: int, chunk: int | None, masked: float, seed: int
 ) -> None:
     exact = batch(tokens, vocab, width, seed=seed, masked=masked, dtype=torch.float64)
     for found, expected in zip(ours(*exact, prior, chunk), reference(*exact, prior), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("prior", [CE, *PRIORS], ids=repr)
-def test_float32_agrees_to_a_hundred_thousandth(prior: Prior) -> None:
+@pytest.mark.parametrize("prior", ALL, ids=repr)
+def test_float32_agrees_to_a_hundred_thousandth(prior: Objective) -> None:
     single = batch(64, 500, 32)
     exact = reference(*batch(64, 500, 32, dtype=torch.float64), prior)
     for found, expected in zip(ours(*single, prior, chunk=10), exact, strict=True):
         assert relative_error(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize("prior", [CE, *PRIORS], ids=repr)
-def test_bfloat16_is_no_worse_than_the_plain_loss_in_bfloat16(prior: Prior) -> None:
+@pytest.mark.parametrize("prior", ALL, ids=repr)
+def test_bfloat16_is_no_worse_than_the_plain_loss_in_bfloat16(prior: Objective) -> None:
     """With several chunks on CPU, products are rounded each before their float32 sum is rounded again: sqrt(2) at most."""
     half = batch(256, 300, 64, dtype=torch.bfloat16)
     hidden, weight = (tensor.detach().double().requires_grad_() for tensor in half[:2])
@@ -89,13 +96,15 @@ def test_bfloat16_is_no_worse_than_the_plain_loss_in_bfloat16(prior: Prior) -> N
         assert relative_error(split, expected) <= 1.42 * relative_error(theirs, expected) + 1e-6, name
 
 
-@pytest.mark.parametrize("prior", [CE, PRIORS[0], PRIORS[4]], ids=repr)
+@pytest.mark.parametrize("prior", [CE, PRIORS[0], PRIORS[4], *FAMILY], ids=repr)
 @pytest.mark.parametrize("head_k", [3, 7])
-def test_statistics_are_those_of_the_reference(prior: Prior, head_k: int) -> None:
+def test_statistics_are_those_of_the_reference(prior: Objective, head_k: int) -> None:
     hidden, weight, targets = batch(50, 40, 8)
     _, sums = fused_loss_and_statistics(hidden, weight, targets, prior, head_k=head_k, chunk_tokens=9)
     counted = targets != -100
     expected = distribution_statistics((hidden @ weight.T)[counted], targets[counted], head_k)
+    pull = getattr(prior, "weight", lambda log_target: torch.full_like(log_target, 1 - getattr(prior, "epsilon", 0.0)))
+    expected["weight"] = pull(-expected["cross_entropy"])
     assert sums[0] == counted.sum()
     for name, value in zip(STATISTICS, sums[1:], strict=True):
         torch.testing.assert_close(value, expected[name].sum(), rtol=1e-4, atol=1e-5, msg=name)
@@ -103,19 +112,19 @@ def test_statistics_are_those_of_the_reference(prior: Prior, head_k: int) -> Non
 
 def test_the_gradient_scales_with_what_comes_from_above() -> None:
     hidden, weight, targets = batch(20, 30, 8)
-    once = torch.autograd.grad(fused_linear_shaped_loss(hidden, weight, targets, PRIORS[0]), (hidden, weight))
-    thrice = torch.autograd.grad(3 * fused_linear_shaped_loss(hidden, weight, targets, PRIORS[0]), (hidden, weight))
+    once = torch.autograd.grad(fused_linear_loss(hidden, weight, targets, PRIORS[0]), (hidden, weight))
+    thrice = torch.autograd.grad(3 * fused_linear_loss(hidden, weight, targets, PRIORS[0]), (hidden, weight))
     for one, three in zip(once, thrice, strict=True):
         torch.testing.assert_close(three, 3 * one)
 
 
 def test_only_the_gradients_that_are_wanted_are_computed() -> None:
     hidden, weight, targets = batch(20, 30, 8)
-    loss = fused_linear_shaped_loss(hidden, weight.detach(), targets, PRIORS[6])
+    loss = fused_linear_loss(hidden, weight.detach(), targets, PRIORS[6])
     expected = reference(hidden, weight, targets, PRIORS[6])
     torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], expected[1])
     with torch.no_grad():
-        torch.testing.assert_close(fused_linear_shaped_loss(hidden, weight, targets, PRIORS[6]), expected[0])
+        torch.testing.assert_close(fused_linear_loss(hidden, weight, targets, PRIORS[6]), expected[0])
 
 
 class LargestTensor(TorchDispatchMode):
@@ -135,16 +144,23 @@ def test_logits_are_never_whole_in_memory() -> None:
     tokens, vocab, width = 512, 1000, 4
     hidden, weight, targets = batch(tokens, vocab, width)
     with LargestTensor() as fused_largest:
-        fused_linear_shaped_loss(hidden, weight, targets, PRIORS[6], chunk_tokens=16).backward()
+        fused_linear_loss(hidden, weight, targets, PRIORS[6], chunk_tokens=16).backward()
     with LargestTensor() as plain_largest:
-        shaped_loss(hidden @ weight.T, targets, PRIORS[6]).backward()
+        objective_loss(hidden @ weight.T, targets, PRIORS[6]).backward()
     assert fused_largest.elements == 16 * vocab
     assert plain_largest.elements == tokens * vocab
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("prior", [PRIORS[0], Prior(beta=-0.25, lambda_tail=-0.1, k=20)], ids=repr)
-def test_compiled_passes_equal_the_eager_ones(prior: Prior, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("prior", "dtype"),
+    [
+        *itertools.product([PRIORS[0], Shaped(beta=-0.25, lambda_tail=-0.1, k=20)], [torch.float32, torch.bfloat16]),
+        # One dtype, as a function is compiled for eight different calls at most, and eager from then on.
+        *itertools.product([Gem(z_loss=1e-3), Entropy(gate=0.6), Smoothing()], [torch.float32]),
+    ],
+    ids=str,
+)
+def test_compiled_passes_equal_the_eager_ones(prior: Objective, dtype: torch.dtype) -> None:
     vocab = 2048
     assert passes_for(vocab) is not EAGER
     assert passes_for(vocab - 1) is EAGER
@@ -160,15 +176,15 @@ def test_compiled_passes_equal_the_eager_ones(prior: Prior, dtype: torch.dtype) 
 def test_without_a_compiler_the_passes_run_eagerly_and_say_so() -> None:
     script = """
 import torch, warnings
-from pipeline.config.prior import Prior
-from stages.objective.fused import fused_linear_shaped_loss
-from stages.objective.reference import shaped_loss
+from stages.objective.shaped import Shaped
+from stages.objective.fused import fused_linear_loss
+from stages.objective.reference import objective_loss
 hidden, weight = torch.randn(4, 8), torch.randn(8192, 8)
 targets = torch.arange(4)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    loss = fused_linear_shaped_loss(hidden, weight, targets, Prior(beta=0.5))
-torch.testing.assert_close(loss, shaped_loss(hidden @ weight.T, targets, Prior(beta=0.5)))
+    loss = fused_linear_loss(hidden, weight, targets, Shaped(beta=0.5))
+torch.testing.assert_close(loss, objective_loss(hidden @ weight.T, targets, Shaped(beta=0.5)))
 assert sum("the fused loss runs uncompiled" in str(warning.message) for warning in caught) == 1, caught
 """
     missing = {"CXX": "/nowhere/no-compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
@@ -178,7 +194,7 @@ assert sum("the fused loss runs uncompiled" in str(warning.message) for warning 
 
 def test_activation_checkpointing_around_the_loss_changes_nothing() -> None:
     hidden, weight, targets = batch(20, 30, 8)
-    loss = checkpoint(fused_linear_shaped_loss, hidden, weight, targets, PRIORS[6], use_reentrant=False)
+    loss = checkpoint(fused_linear_loss, hidden, weight, targets, PRIORS[6], use_reentrant=False)
     for found, expected in zip(torch.autograd.grad(loss, (hidden, weight)), ours(hidden, weight, targets, PRIORS[6])[1:], strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -195,7 +211,7 @@ def test_autocast_is_followed_and_gradients_come_back_in_the_parameters_dtype() 
 
 def test_a_second_backward_is_refused_instead_of_wrong() -> None:
     hidden, weight, targets = batch(20, 30, 8)
-    loss = fused_linear_shaped_loss(hidden, weight, targets, CE)
+    loss = fused_linear_loss(hidden, weight, targets, CE)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="compute the loss again"):
         loss.backward()
@@ -216,7 +232,7 @@ def test_bad_arguments_say_what_was_expected(arguments: dict[str, Any], message:
         "hidden": torch.zeros(5, 2),
         "weight": torch.zeros(4, 2),
         "targets": torch.zeros(5, dtype=torch.long),
-        "prior": CE,
+        "objective": CE,
     }
     with pytest.raises(ValueError, match=message):
-        fused_linear_shaped_loss(**(call | arguments))
+        fused_linear_loss(**(call | arguments))

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from pipeline.config.prior import Prior
 from stages.objective.head import attach
-from stages.objective.reference import shaped_loss
+from stages.objective.reference import objective_loss
 from stages.objective.row_step import STATISTICS
+from stages.objective.shaped import Shaped
 
 VOCAB = 13
 
@@ -34,12 +34,12 @@ def batch(rows: int = 4, time: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_loss_and_gradients_equal_those_computed_from_logits(tied: bool) -> None:
-    prior = Prior(beta=-0.25, lambda_tail=-0.1, k=3)
+    prior = Shaped(beta=-0.25, lambda_tail=-0.1, k=3)
     ids, labels = batch()
     plain, shaped = tiny_model(tied=tied), tiny_model(tied=tied)
     attach(shaped, prior, head_k=3)
     logits = plain(input_ids=ids).logits
-    expected = shaped_loss(logits[:, :-1].reshape(-1, VOCAB), labels[:, 1:].reshape(-1), prior)
+    expected = objective_loss(logits[:, :-1].reshape(-1, VOCAB), labels[:, 1:].reshape(-1), prior)
     found = shaped(input_ids=ids, labels=labels).loss
     torch.testing.assert_close(found, expected)
     expected.backward()
@@ -52,7 +52,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     ids, labels = batch()
     plain, checkpointed = tiny_model(), tiny_model()
     for model in (plain, checkpointed):
-        attach(model, Prior(beta=-0.25, lambda_tail=-0.1, k=3), head_k=3)
+        attach(model, Shaped(beta=-0.25, lambda_tail=-0.1, k=3), head_k=3)
         model.train()
     checkpointed.gradient_checkpointing_enable()
     for model in (plain, checkpointed):
@@ -64,14 +64,14 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 def test_the_tied_weight_stays_one_parameter() -> None:
     model = tiny_model(tied=True)
     count = len(list(model.parameters()))
-    head = attach(model, Prior(), head_k=3)
+    head = attach(model, Shaped(), head_k=3)
     assert head.weight is model.get_input_embeddings().weight
     assert len(list(model.parameters())) == count
 
 
 def test_without_labels_the_head_gives_logits() -> None:
     model = tiny_model()
-    head = attach(model, Prior(beta=0.5), head_k=3)
+    head = attach(model, Shaped(beta=0.5), head_k=3)
     hidden = torch.randn(2, 3, 16)
     torch.testing.assert_close(head(hidden), F.linear(hidden, head.weight))
 
@@ -85,7 +85,7 @@ def test_gradients_do_not_depend_on_how_a_batch_with_uneven_masks_is_split(order
 
     def gradients(pieces: list[list[int]]) -> list[torch.Tensor]:
         model = tiny_model()
-        attach(model, Prior(beta=-0.25), head_k=3)
+        attach(model, Shaped(beta=-0.25), head_k=3)
         for piece in pieces:
             model(input_ids=ids[piece], labels=labels[piece], num_items_in_batch=count).loss.backward()
         return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -98,7 +98,7 @@ def test_gradients_do_not_depend_on_how_a_batch_with_uneven_masks_is_split(order
 
 def test_statistics_are_sums_over_counted_tokens_since_the_last_read() -> None:
     model = tiny_model()
-    head = attach(model, Prior(beta=0.5), head_k=3)
+    head = attach(model, Shaped(beta=0.5), head_k=3)
     ids, labels = batch()
     model.train()
     model(input_ids=ids[:2], labels=labels[:2])
@@ -115,6 +115,6 @@ def test_statistics_are_sums_over_counted_tokens_since_the_last_read() -> None:
 
 def test_evaluation_mode_observes_nothing() -> None:
     model = tiny_model().eval()
-    head = attach(model, Prior(), head_k=3)
+    head = attach(model, Shaped(), head_k=3)
     model(input_ids=batch()[0], labels=batch()[1])
     assert head.take_statistics() is None

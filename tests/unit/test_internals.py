@@ -43,6 +43,9 @@ READ = {
     ): "f86758304fe3",
     ("vllm/model_executor/layers/fused_moe/experts/cpu_moe.py", "CPUUnquantizedExperts.process_weights_after_loading"): "94ac6a7fade7",
     ("deepspeed/comm/torch.py", "build_shm_op"): "5ee7daeb8dd5",
+    ("deepspeed/runtime/engine.py", "DeepSpeedEngine.clip_fp32_gradients"): "7167d72d2d6d",
+    ("deepspeed/runtime/engine.py", "DeepSpeedEngine._take_model_step"): "f985d96ab0e3",
+    ("deepspeed/runtime/engine.py", "DeepSpeedEngine.get_global_grad_norm"): "abf7d5f11c7b",
     ("deepspeed/checkpoint/ds_to_universal.py", "main"): "961bdf90fc28",
     (
         "deepspeed/runtime/zero/stage3.py",

@@ -9,21 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.config.prior import Prior
-from stages.objective.reference import MIN_COMPLEMENT, distribution_statistics, head_mask, positive_weight, shaped_loss
+from stages.objective.reference import distribution_statistics, objective_loss
+from stages.objective.shaped import MIN_COMPLEMENT, Form, Shaped, head_mask
 
-CE = Prior()
+CE = Shaped()
 PRIORS = [
-    Prior(beta=-0.25),
-    Prior(beta=0.5),
-    Prior(beta=-0.25, form="power"),
-    Prior(beta=0.5, form="power"),
-    Prior(lambda_tail=-0.1, k=3),
-    Prior(lambda_head=0.1, k=3),
-    Prior(beta=-0.5, lambda_head=0.2, lambda_tail=-0.3, k=2),
+    Shaped(beta=-0.25),
+    Shaped(beta=0.5),
+    Shaped(beta=-0.25, form="power"),
+    Shaped(beta=0.5, form="power"),
+    Shaped(lambda_tail=-0.1, k=3),
+    Shaped(lambda_head=0.1, k=3),
+    Shaped(beta=-0.5, lambda_head=0.2, lambda_tail=-0.3, k=2),
 ]
 priors = st.builds(
-    Prior,
+    Shaped,
     beta=st.floats(-0.9, 2.0),
     lambda_head=st.floats(-1, 1),
     lambda_tail=st.floats(-1, 1),
@@ -44,7 +44,7 @@ def gradient(loss: Tensor, logits: Tensor) -> Tensor:
     return grad
 
 
-def closed_form_gradient(logits: Tensor, targets: Tensor, prior: Prior) -> Tensor:
+def closed_form_gradient(logits: Tensor, targets: Tensor, prior: Shaped) -> Tensor:
     """-pi_j (r_j - sum_a pi_a r_a), written with the paper's rewards and nothing of the implementation."""
     pi = logits.detach().softmax(-1)
     pi_x = pi.gather(-1, targets[:, None])
@@ -65,24 +65,24 @@ def closed_form_gradient(logits: Tensor, targets: Tensor, prior: Prior) -> Tenso
 def test_without_shaping_it_is_cross_entropy_in_value_and_gradient(reduction: str, form: str) -> None:
     logits, targets = random_batch(64, 23)
     targets[::5] = -100
-    ours = shaped_loss(logits, targets, Prior(form=form), reduction=reduction)  # type: ignore[arg-type]
+    ours = objective_loss(logits, targets, Shaped(form=form), reduction=reduction)  # type: ignore[arg-type]
     theirs = F.cross_entropy(logits, targets, reduction=reduction)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient(ours.sum(), logits), gradient(theirs.sum(), logits), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=repr)
-def test_autograd_equals_the_closed_form_gradient(prior: Prior) -> None:
+def test_autograd_equals_the_closed_form_gradient(prior: Shaped) -> None:
     logits, targets = random_batch(200, 17)
-    ours = gradient(shaped_loss(logits, targets, prior, reduction="sum"), logits)
+    ours = gradient(objective_loss(logits, targets, prior, reduction="sum"), logits)
     torch.testing.assert_close(ours, closed_form_gradient(logits, targets, prior), rtol=0, atol=1e-10)
 
 
 @settings(max_examples=60, deadline=None)
 @given(prior=priors, seed=st.integers(0, 2**16), vocab=st.integers(2, 40), scale=st.floats(0.01, 5))
-def test_closed_form_holds_for_any_prior_and_vocabulary(prior: Prior, seed: int, vocab: int, scale: float) -> None:
+def test_closed_form_holds_for_any_prior_and_vocabulary(prior: Shaped, seed: int, vocab: int, scale: float) -> None:
     logits, targets = random_batch(6, vocab, seed, scale)
-    ours = gradient(shaped_loss(logits, targets, prior, reduction="sum"), logits)
+    ours = gradient(objective_loss(logits, targets, prior, reduction="sum"), logits)
     expected = closed_form_gradient(logits, targets, prior)
     # Where pi_x > 1 - 1e-6 the documented bound on 1 - pi_x replaces the paper's value.
     pi_x = logits.detach().softmax(-1).gather(-1, targets[:, None])
@@ -91,7 +91,7 @@ def test_closed_form_holds_for_any_prior_and_vocabulary(prior: Prior, seed: int,
 
 
 @pytest.mark.parametrize("prior", [PRIORS[0], PRIORS[3], PRIORS[6]], ids=repr)
-def test_sampled_policy_gradient_agrees_within_its_error(prior: Prior) -> None:
+def test_sampled_policy_gradient_agrees_within_its_error(prior: Shaped) -> None:
     """REINFORCE, E_a[r(a) grad log pi(a)], over 400,000 sampled actions of one context."""
     logits, targets = random_batch(1, 8, seed=3, scale=1.0)
     pi = logits.detach().softmax(-1)[0]
@@ -105,70 +105,70 @@ def test_sampled_policy_gradient_agrees_within_its_error(prior: Prior) -> None:
     rewards[x] = factor / pi[x] if prior.form == "product" else (1 / pi[x]) ** factor
     scores = rewards[draws][:, None] * (F.one_hot(draws, 8).double() - pi)  # r * grad_logits log pi(a)
     estimate, error = scores.mean(0), scores.std(0) / math.sqrt(len(draws))
-    ours = -gradient(shaped_loss(logits, targets, prior, reduction="sum"), logits)[0]
+    ours = -gradient(objective_loss(logits, targets, prior, reduction="sum"), logits)[0]
     assert ((estimate - ours).abs() < 4.5 * error).all()
 
 
 def test_weights_are_those_of_the_two_forms() -> None:
     pi = torch.tensor([0.01, 0.5, 0.9, 0.99], dtype=torch.float64)
-    product = positive_weight(pi.log(), Prior(beta=-0.25))
-    power = positive_weight(pi.log(), Prior(beta=0.5, form="power"))
+    product = Shaped(beta=-0.25).weight(pi.log())
+    power = Shaped(beta=0.5, form="power").weight(pi.log())
     torch.testing.assert_close(product, (1 - pi) ** -0.25)
     torch.testing.assert_close(power, pi ** (1 - (1 - pi) ** 0.5))
 
 
 def test_precision_pays_peaked_contexts_more_and_diversity_less() -> None:
     log_pi = torch.tensor([0.5, 0.9, 0.99]).log()
-    assert (positive_weight(log_pi, Prior(beta=-0.25)).diff() > 0).all()
-    assert (positive_weight(log_pi, Prior(beta=0.5)).diff() < 0).all()
+    assert (Shaped(beta=-0.25).weight(log_pi).diff() > 0).all()
+    assert (Shaped(beta=0.5).weight(log_pi).diff() < 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("prior", PRIORS, ids=repr)
-def test_certain_targets_stay_finite(prior: Prior, dtype: torch.dtype) -> None:
+def test_certain_targets_stay_finite(prior: Shaped, dtype: torch.dtype) -> None:
     logits = torch.tensor([[60.0, 0, 0, 0], [0, 60.0, 0, 0], [-60.0, 0, 0, 0]], dtype=dtype, requires_grad=True)
-    loss = shaped_loss(logits, torch.tensor([0, 1, 0]), prior, reduction="sum")
+    loss = objective_loss(logits, torch.tensor([0, 1, 0]), prior, reduction="sum")
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient(loss, logits)).all()
 
 
 def test_the_weight_of_a_certain_target_is_capped_by_the_documented_bound() -> None:
-    weight = positive_weight(torch.tensor([0.0, -1e-9]), Prior(beta=-0.25))
+    weight = Shaped(beta=-0.25).weight(torch.tensor([0.0, -1e-9]))
     torch.testing.assert_close(weight, torch.full((2,), MIN_COMPLEMENT**-0.25))
 
 
 def test_bfloat16_logits_are_raised_to_float32() -> None:
     logits, targets = random_batch(32, 50)
     half = logits.detach().bfloat16()
-    ours = shaped_loss(half, targets, PRIORS[6])
+    ours = objective_loss(half, targets, PRIORS[6])
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, shaped_loss(half.float(), targets, PRIORS[6]))
+    torch.testing.assert_close(ours, objective_loss(half.float(), targets, PRIORS[6]))
 
 
 @pytest.mark.parametrize("prior", [CE, *PRIORS], ids=repr)
-def test_ignored_rows_add_nothing(prior: Prior) -> None:
+def test_ignored_rows_add_nothing(prior: Shaped) -> None:
     logits, targets = random_batch(12, 9)
     masked = targets.clone()
     masked[4:] = -100
-    ours = shaped_loss(logits, masked, prior)
-    torch.testing.assert_close(ours, shaped_loss(logits[:4], targets[:4], prior))
+    ours = objective_loss(logits, masked, prior)
+    torch.testing.assert_close(ours, objective_loss(logits[:4], targets[:4], prior))
     assert (gradient(ours, logits)[4:] == 0).all()
 
 
 @pytest.mark.parametrize("prior", [CE, *PRIORS], ids=repr)
-def test_a_batch_of_ignored_rows_is_zero_with_zero_gradient(prior: Prior) -> None:
+def test_a_batch_of_ignored_rows_is_zero_with_zero_gradient(prior: Shaped) -> None:
     logits, targets = random_batch(5, 9)
-    loss = shaped_loss(logits, torch.full_like(targets, -100), prior)
+    loss = objective_loss(logits, torch.full_like(targets, -100), prior)
     assert loss.item() == 0
     assert (gradient(loss, logits) == 0).all()
 
 
 def test_k_beyond_the_vocabulary_leaves_no_tail() -> None:
     logits, targets = random_batch(8, 6)
-    with_tail = shaped_loss(logits, targets, Prior(lambda_tail=-5.0, k=6))
-    torch.testing.assert_close(with_tail, shaped_loss(logits, targets, CE))
+    with_tail = objective_loss(logits, targets, Shaped(lambda_tail=-5.0, k=6))
+    torch.testing.assert_close(with_tail, objective_loss(logits, targets, CE))
     torch.testing.assert_close(
-        shaped_loss(logits, targets, Prior(lambda_head=0.3, k=6)), shaped_loss(logits, targets, Prior(lambda_head=0.3, k=1000))
+        objective_loss(logits, targets, Shaped(lambda_head=0.3, k=6)), objective_loss(logits, targets, Shaped(lambda_head=0.3, k=1000))
     )
 
 
@@ -196,19 +196,19 @@ def test_statistics_are_entropy_and_cross_entropy() -> None:
 def test_an_unknown_reduction_is_refused() -> None:
     logits, targets = random_batch(2, 3)
     with pytest.raises(ValueError, match="expected 'mean', 'sum' or 'none'"):
-        shaped_loss(logits, targets, CE, reduction="average")  # type: ignore[arg-type]
+        objective_loss(logits, targets, CE, reduction="average")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("form", "beta", "expected"),
     [("product", 0.0, 0.611), ("product", -0.25, 0.556), ("product", 0.5, 0.655), ("power", -0.25, 0.609), ("power", 0.5, 0.604)],
 )
-def test_training_one_context_ends_at_the_stationary_entropy(form: str, beta: float, expected: float) -> None:
+def test_training_one_context_ends_at_the_stationary_entropy(form: Form, beta: float, expected: float) -> None:
     """A context whose next token is drawn (.7, .3): where gradient descent on the objective settles."""
     logits = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
-    prior = Prior(beta=beta, form=form)
+    prior = Shaped(beta=beta, form=form)
     for _ in range(400):
-        losses = shaped_loss(logits.expand(2, 2), torch.tensor([0, 1]), prior, reduction="none")
+        losses = objective_loss(logits.expand(2, 2), torch.tensor([0, 1]), prior, reduction="none")
         loss = 0.7 * losses[0] + 0.3 * losses[1]
         logits = (logits - 0.5 * gradient(loss, logits)).detach().requires_grad_()
     entropy = torch.distributions.Categorical(logits=logits.detach()).entropy().item()
@@ -222,4 +222,4 @@ def test_product_is_focal_loss_with_its_factor_held_constant() -> None:
     (focal,) = torch.autograd.grad(-factor * log_prob, log_prob, retain_graph=True)
     (held,) = torch.autograd.grad(-factor.detach() * log_prob, log_prob)
     assert (round(-focal.item(), 2), round(-held.item(), 2)) == (0.95, 0.71)
-    assert positive_weight(log_prob.detach(), Prior(beta=0.5)).item() == pytest.approx(-held.item())
+    assert Shaped(beta=0.5).weight(log_prob.detach()).item() == pytest.approx(-held.item())

@@ -101,4 +101,4 @@ def test_examples_are_labelled_by_their_gain(gains: list[float], words: list[str
 
 def test_priors_of_one_name_are_all_listed() -> None:
     evaluations = [evaluation(plan, "pretrain", 0.5) for plan in plans("axes.prior=[{use: tail, k: 3}, {use: tail, k: 4}]")]
-    assert [row[4] for row in prior_rows(found_in(evaluations).settings)] == ["3", "4"]
+    assert [row[2] for row in prior_rows(found_in(evaluations).settings)] == ["lambda_tail=-0.1 k=3", "lambda_tail=-0.1 k=4"]

@@ -10,8 +10,10 @@ import pytest
 import torch
 from trl.trainer.utils import selective_log_softmax_and_entropy
 
+from pipeline.config.algorithm import Advantage, GroupAdvantage, MaxRLAdvantage, RandomAdvantage
 from pipeline.config.exploration import NoExploration
 from pipeline.config.training import AdamWConfig, Launch, RLConfig
+from stages.rl.advantage import build_advantage
 from stages.rl.exploration import Context, build_exploration
 from stages.rl.rollouts import Rollouts, correct
 from stages.tasks import Problem
@@ -52,20 +54,25 @@ class Engine:
         return numbers
 
 
-def roll_out(solvable: set[int], rounds: int, asked: list[int]) -> tuple[dict[str, Any], Rollouts, Engine]:
+def roll_out(
+    solvable: set[int],
+    budget: float,
+    asked: list[int],
+    advantage: Advantage = GroupAdvantage(),  # noqa: B008
+) -> tuple[dict[str, Any], Rollouts, Engine]:
     engine = Engine(solvable)
     settings = RLConfig(
-        steps=4, problems=9, prompts_per_step=len(asked), samples_per_prompt=SAMPLES, sampling_rounds=rounds, max_response_tokens=4,
+        steps=4, problems=9, prompts_per_step=len(asked), samples_per_prompt=SAMPLES, sampling_budget=budget, max_response_tokens=4,
         optimizer=AdamWConfig(learning_rate=1e-3), launch=Launch(micro_batch=1),
     )  # fmt: skip
     problems = [Problem(id=str(i), prompt=str(i), data={}) for i in range(9)]
     exploration = build_exploration(NoExploration(), Context(Path(), SAMPLES, 0, engine.report))
-    rollouts = Rollouts(settings, problems, engine.reward, exploration)
+    rollouts = Rollouts(settings, problems, engine.reward, build_advantage(advantage, seed=0), exploration)
     return rollouts([n for n in asked for _ in range(SAMPLES)], cast("RLTrainer", engine)), rollouts, engine
 
 
 def test_every_field_is_of_the_problem_that_was_sampled_in_another_ones_place() -> None:
-    fields, rollouts, _ = roll_out({2, 5, 6}, rounds=8, asked=[1, 2, 3])
+    fields, rollouts, _ = roll_out({2, 5, 6}, budget=8, asked=[1, 2, 3])
     sampled = [ids[0] - 100 for ids in fields["prompt_ids"]]
     assert sampled[:SAMPLES] == [2, 2]
     assert set(sampled) == {2, 5, 6}  # 1 and 3, which nothing solves, are replaced
@@ -77,10 +84,11 @@ def test_every_field_is_of_the_problem_that_was_sampled_in_another_ones_place() 
 
 
 def test_tokens_of_fillers_are_masked_and_their_lengths_are_reported_all_the_same() -> None:
-    fields, rollouts, engine = roll_out({2}, rounds=2, asked=[1, 2, 3])
+    fields, rollouts, engine = roll_out({2}, budget=2, asked=[1, 2, 3])
     assert fields["env_mask"] == [[1, 1]] * SAMPLES + [[0, 0]] * 2 * SAMPLES
     assert correct(**fields) == [0, 1, 0, 0, 0, 0]
     assert rollouts.draw.counted == [True, False, False]
+    assert engine.reported["batch_fill"] == [pytest.approx(1 / 3)]
     assert engine.reported["completions/mean_length"] == [2, 2]  # a round each
     assert engine.reported["completions/clipped_ratio"] == [0, 0]
     assert engine.reported["reward_raw"] == [pytest.approx(1 / 6)]
@@ -89,9 +97,28 @@ def test_tokens_of_fillers_are_masked_and_their_lengths_are_reported_all_the_sam
 def test_an_engine_without_log_probs_says_so_to_trl(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Engine.sample
     monkeypatch.setattr(Engine, "sample", lambda self, prompts: (*plain(self, prompts)[:2], [None] * len(prompts)))
-    fields, rollouts, _ = roll_out({2}, rounds=1, asked=[1, 2])
+    fields, rollouts, _ = roll_out({2}, budget=1, asked=[1, 2])
     assert fields["logprobs"] is None
     assert torch.equal(torch.cat([group.rewards for group in rollouts.draw.groups]), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+
+
+def test_advantages_are_those_of_the_groups_in_the_batch_and_none_where_trl_computes_them() -> None:
+    _, rollouts, _ = roll_out({2}, budget=1, asked=[1, 2], advantage=MaxRLAdvantage())
+    assert rollouts.advantages is not None
+    assert rollouts.advantages.tolist() == [0, 0, -1, 1]
+    _, rollouts, _ = roll_out({2}, budget=1, asked=[1, 2])
+    assert rollouts.advantages is None
+
+
+def test_coin_flips_are_paid_and_decide_what_is_replaced_but_verdicts_are_logged() -> None:
+    advantage = RandomAdvantage(share=0.5)
+    fields, rollouts, engine = roll_out(set(), budget=8, asked=[1, 2, 3], advantage=advantage)
+    groups = rollouts.draw.groups
+    flips = [build_advantage(advantage, seed=0).paid(group, step=1).tolist() for group in groups]
+    assert correct(**fields) == [paid for group in flips for paid in group]
+    assert [sorted(group) for group in flips] == [[0, 1]] * 3
+    assert not any(group.mixed for group in groups)  # nothing is right
+    assert engine.reported["reward_raw"] == [0]
 
 
 def test_the_entropy_that_trl_logs_is_that_of_the_tempered_distribution() -> None:

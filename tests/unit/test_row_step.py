@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.objective.row_step import EAGER, kth_largest, row_sums, write_gradient_
+from stages.objective.row_step import EAGER, Gradient, kth_largest, row_sums, write_gradient_
 
 
 @settings(max_examples=100, deadline=None)
@@ -32,15 +32,19 @@ def test_every_dtype_compares_with_its_own_logits(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 200])
-@pytest.mark.parametrize("with_head", [False, True])
-def test_uncompiled_passes_take_rows_in_blocks_to_the_same_end(rows: int, with_head: bool) -> None:
-    logits = torch.randn(rows, 512, generator=torch.Generator().manual_seed(0))  # 64 rows a block
-    threshold = kth_largest(logits, 7) if with_head else None
-    whole, blocks = row_sums(logits, threshold), EAGER.row_sums(logits, threshold)
+@pytest.mark.parametrize("with_everything", [False, True])
+def test_uncompiled_passes_take_rows_in_blocks_to_the_same_end(rows: int, with_everything: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, 512, generator=generator)  # 64 rows a block
+    threshold = kth_largest(logits, 7) if with_everything else None
+    sharpness = torch.full((rows, 1), 1.4) if with_everything else None
+    arguments = (logits, threshold, sharpness, with_everything)
+    whole, blocks = row_sums(*arguments), EAGER.row_sums(*arguments)
     for of_whole, of_blocks in zip(whole, blocks, strict=True):
         torch.testing.assert_close(of_blocks, of_whole)
-    log_total = whole.top + whole.total.log()
+    numbers = [torch.randn(rows, 1, generator=generator) for _ in Gradient._fields]
+    gradient = Gradient(*numbers) if with_everything else Gradient(numbers[0], numbers[1], numbers[2], None, None, None, None, None)
     expected, written = logits.clone(), logits.clone()
-    write_gradient_(expected, log_total, threshold, log_total, -log_total)
-    EAGER.write_gradient_(written, log_total, threshold, log_total, -log_total)
+    write_gradient_(expected, threshold, gradient)
+    EAGER.write_gradient_(written, threshold, gradient)
     torch.testing.assert_close(written, expected)
