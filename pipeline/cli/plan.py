@@ -175,6 +175,15 @@ def _show_costs(entries: list[dict[str, Any]]) -> None:
     if table.row_count:
         console.print()
         print_wide(table)
+    for entry in entries:
+        best = entry["best_launch"]
+        if best is not None and best["expected_hours"] < 0.9 * entry["expected_hours"]:
+            console.print(
+                f"{entry['stage']} would take {best['expected_hours']:,.1f} hours with launch.zero_stage={best['zero_stage']}, "
+                f"micro_batch={best['micro_batch']}, gradient_checkpointing={str(best['gradient_checkpointing']).lower()}; "
+                "--launches shows more",
+                soft_wrap=not console.is_terminal,
+            )
     if all(entry["price"] is not None for entry in entries):
         total = sum(entry["price"] * len(entry["stages"]) for entry in entries)
         console.print(f"All of it: {total:,.0f}, at the price given.")

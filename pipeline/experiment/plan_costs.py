@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.config.communication import Fabric
@@ -54,8 +55,10 @@ def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[s
     entries: dict[tuple[Any, ...], dict[str, Any]] = {}
     for node, planned in _stages(graph, home, assumed):
         entry = _entry(planned, assumed)
-        known = entries.setdefault((planned.role, repr(entry)), entry | {"stages": []})
-        known["stages"].append(node.name)
+        if (planned.role, repr(entry)) not in entries:
+            best = _fastest(planned, entry["devices"], assumed) if entry["devices"] > 1 else None
+            entries[planned.role, repr(entry)] = entry | {"stages": [], "best_launch": best}
+        entries[planned.role, repr(entry)]["stages"].append(node.name)
     return list(entries.values())
 
 
@@ -65,32 +68,29 @@ def best_launches(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[s
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for _, planned in _stages(graph, home, assumed):
-        own = planned.config.launch
-        if own is None:
+        if planned.config.launch is None:
             continue
-        rows = [_entry(planned, assumed) | {"own": True}]
-        if repr(rows) in found:
-            continue
-        ways = [_entry(way, assumed) | {"own": False} for way in _ways(planned)]
-        for devices in sorted({way["devices"] for way in ways}):
-            fitting = [way for way in ways if way["devices"] == devices and way["memory"] <= _ROOM * assumed.device.memory]
-            rows += sorted(fitting, key=lambda way: (way["expected_hours"], way["zero_stage"], -way["micro_batch"]))[:1]
-        found[repr(rows[:1])] = rows
+        own = _entry(planned, assumed) | {"own": True}
+        if repr(own) not in found:
+            counts = sorted({max(1, own["devices"] * factor // 4) for factor in (1, 2, 4, 8, 16)})
+            ways = [_fastest(planned, devices, assumed) for devices in counts]
+            found[repr(own)] = [own, *(way | {"own": False} for way in ways if way is not None)]
     return [row for rows in found.values() for row in rows]
 
 
-def _ways(planned: _Planned) -> Iterator[_Planned]:
-    """The stage with every launch that its batch can be split by."""
-    own = planned.config.launch
-    assert own is not None
-    counts = sorted({max(1, own.processes * factor // 4) for factor in (1, 2, 4, 8, 16)})
-    for devices, zero, checkpointing, power in itertools.product(counts, (0, 1, 2, 3), (False, True), range(9)):
+def _fastest(planned: _Planned, devices: int, assumed: Assumptions) -> dict[str, Any] | None:
+    """Of all launches on so many devices that leave some memory free; None if there is none."""
+    entries = (_entry(way, assumed) for way in _ways(planned, devices))
+    fitting = [entry for entry in entries if entry["memory"] <= _ROOM * assumed.device.memory]
+    return min(fitting, key=lambda entry: (entry["expected_hours"], entry["zero_stage"], -entry["micro_batch"]), default=None)
+
+
+def _ways(planned: _Planned, devices: int) -> Iterator[_Planned]:
+    """The stage with every launch on so many devices that its batch can be split by."""
+    for zero, checkpointing, power in itertools.product((0, 1, 2, 3), (False, True), range(9)):
         way = planned.config.launched(processes=devices, zero_stage=zero, gradient_checkpointing=checkpointing, micro_batch=2**power)
-        try:
-            type(way).model_validate(way.model_dump())
-        except ValueError:  # the batch cannot be split so, or the dtype needs a higher stage
-            continue
-        yield _Planned(planned.role, planned.recipe, way, planned.vocabulary, planned.block_size)
+        with contextlib.suppress(ValueError):  # the batch cannot be split so, or the dtype needs a higher stage
+            yield replace(planned, config=type(way).model_validate(way.model_dump()))
 
 
 def _stages(graph: Graph, home: Home, assumed: Assumptions) -> Iterator[tuple[StageNode, _Planned]]:

@@ -1,41 +1,93 @@
-"""Bytes that two processes of pre-training really exchange per step, beside those that `plan --costs` predicts.
+"""Bytes that two processes of pre-training really send per step, beside those that `plan --costs` predicts.
 
     .venv/bin/python scripts/benchmarks/communication.py --json communication.json
 
-Each row is the real stage, run twice with different numbers of steps: the difference leaves out what happens at the start and at the end.
-DeepSpeed's own communication logger counts the messages of each collective; a message of n bytes counts as what it makes one process
-send (`pipeline.config.communication`). The gathers of metrics that transformers makes are not DeepSpeed's, and a few bytes.
+Each row is the real stage, run twice with different numbers of steps: the difference leaves out start and end. DeepSpeed's own logger
+counts the messages of each collective. Under ZeRO-3 a small model would stay whole all the time, so here parameters may
+stay for two layers, as they do in a large one. The gathers of metrics that transformers makes are not DeepSpeed's, and a few bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import atexit
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.experiment.compose import load_recipe
-from pipeline.experiment.graph import build_graph
+from pipeline.config.communication import Collective, transfers
+from pipeline.config.stages import PretrainStage
+from pipeline.experiment.graph import StageNode
 from pipeline.store.files import read_json, write_json_atomically
 from pipeline.store.folders import Home
-from scripts.benchmarks.stages import run_stages
+from scripts.benchmarks.stages import planned, run_stages
+from stages.contract import Stage
 
-FEW, MANY = 2, 6
+RECIPE = ("model.layers=4", "model.width=128", "model.ffn_width=384", "pretrain.global_batch=16", "tracking.mode=disabled")
+FEW, MANY = 2, 4
+_LIKE_A_LARGE_MODEL = "stage3_max_reuse_distance: 350000, stage3_prefetch_bucket_size: 0, stage3_param_persistence_threshold: 0"
+_NAMES: dict[str, Collective] = {
+    "all_reduce": "all-reduce", "all_gather_into_tensor": "all-gather", "reduce_scatter_tensor": "reduce-scatter",
+}  # fmt: skip
 
 
-def counted(launch: list[str], steps: int, home: Home, recipe: list[str]) -> dict[str, dict[str, int]]:
-    """By collective, number and total size of the messages of a run, as DeepSpeed logs them on the first process."""
+@dataclass(frozen=True)
+class Way:
+    """How the stage is launched, on two processes with a batch of 16 blocks."""
+
+    zero_stage: int
+    micro_steps: int
+    dtype: str = "float32"
+    checkpointing: bool = False
+
+    def overrides(self) -> list[str]:
+        launch = (
+            f"{{processes: 2, micro_batch: {8 // self.micro_steps}, zero_stage: {self.zero_stage}, save_steps: 100, log_steps: 100, "
+            f"gradient_checkpointing: {str(self.checkpointing).lower()}, zero: {{{_LIKE_A_LARGE_MODEL}}}}}"
+        )
+        return [*RECIPE, f"pretrain.launch={launch}", f"pretrain.dtype={self.dtype}"]
+
+
+WAYS = (
+    Way(0, 2), Way(1, 1), Way(1, 2), Way(2, 1), Way(2, 2), Way(3, 1), Way(3, 2), Way(3, 2, checkpointing=True),
+    Way(1, 2, "bfloat16"), Way(2, 2, "bfloat16"), Way(3, 2, "bfloat16"),
+)  # fmt: skip
+
+
+def predicted_and_counted(way: Way, home: Home) -> dict[Collective, tuple[float, float]]:
+    """Bytes that a process sends per step, by collective."""
+    node = planned("smoke", way.overrides())["pretrain"]
+    config = cast(PretrainStage, node.config)
+    corpus = run_stages("smoke", RECIPE, home, "corpus")["corpus"]
+    vocabulary = len(read_json(corpus / "tokenizer" / "tokenizer.json")["model"]["vocab"])  # type: ignore[index]
+    few, many = (_logged(way, steps, home) for steps in (FEW, MANY))
+    found: dict[Collective, tuple[float, float]] = {}
+    for name, collective in _NAMES.items():
+        messages = (many.get(name, 0.0) - few.get(name, 0.0)) / (MANY - FEW)
+        # The logger sizes a message as what goes in: an all-gather's own half, a reduce-scatter's whole, an all-reduce's whole.
+        found[collective] = (0.0, messages / 2 if collective == "reduce-scatter" else messages)
+    parameters = config.model.parameters(vocabulary).total
+    launch = config.pretrain.launch
+    for one in transfers(launch, parameters, config.model.layers, config.pretrain.dtype, micro_steps=way.micro_steps):
+        predicted, counted = found[one.collective]
+        found[one.collective] = (predicted + one.sent(2), counted)
+    return {collective: sizes for collective, sizes in found.items() if sizes[0] or sizes[1] > 1000}
+
+
+def _logged(way: Way, steps: int, home: Home) -> dict[str, float]:
+    """Bytes by collective over a whole run, as DeepSpeed logs them on the first process."""
     schedule = [f"pretrain.steps={steps}", "pretrain.optimizer.warmup_steps=0", "pretrain.optimizer.decay_steps=0"]
-    (cell,) = build_graph(load_recipe("smoke", [*recipe, *launch, *schedule]).cells()).cells
-    node = cell.chain["pretrain"]
+    node: StageNode = planned("smoke", [*way.overrides(), *schedule])["pretrain"]
     folder = node.folder(home)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.path.mkdir(parents=True)
     write_json_atomically(folder.spec, node.spec(home, "communication"))
     found = folder.path / "communication.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "--worker", str(found)]
@@ -43,84 +95,57 @@ def counted(launch: list[str], steps: int, home: Home, recipe: list[str]) -> dic
         [*command, "--spec", str(folder.spec)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     if done.returncode:
-        sys.exit(f"the stage failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-    totals = read_json(found) or {}
+        sys.exit(f"the stage failed:\n{done.stderr[-3000:]}")
+    totals = cast(dict[str, float], read_json(found))
     shutil.rmtree(folder.path)
     return totals
 
 
-def worker(file: Path, spec: Path) -> None:
+def _worker(file: Path, spec: Path) -> None:
     """One process of the stage, with DeepSpeed's logger on."""
     import deepspeed.comm
 
-    from stages.contract import main as stage_main
+    from stages.contract import main as run_stage
     from stages.pretrain.__main__ import run
 
-    deepspeed.comm.configure(enabled=True, prof_all=True, verbose=False)
-
-    def write() -> None:
+    def counting(stage: Stage) -> dict[str, Any]:
+        deepspeed.comm.configure(enabled=True, prof_all=True, verbose=False)
+        metrics = run(stage)
         logged = deepspeed.comm.comm.comms_logger.get_raw_data()
-        totals = {
-            name: {"messages": sum(one[0] for one in sizes.values()), "bytes": sum(size * one[0] for size, one in sizes.items())}
-            for name, sizes in logged.items()
-        }
-        if os.environ["RANK"] == "0":
-            write_json_atomically(file, totals)
-
-    atexit.register(write)
-
-    def work(stage):
-        result = run(stage)
-        write()
-        return result
+        if stage.rank == 0:
+            write_json_atomically(file, {name: sum(size * one[0] for size, one in sizes.items()) for name, sizes in logged.items()})
+        return metrics
 
     sys.argv = ["pretrain", "--spec", str(spec)]
-    stage_main("pretrain", work)
+    run_stage("pretrain", counting)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--worker", type=Path)
-    parser.add_argument("--spec", type=Path)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        worker(arguments.worker, arguments.spec)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--spec", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.worker:
+        _worker(given.worker, given.spec)
         return
-    recipe = ["model.layers=4", "model.width=128", "model.ffn_width=384", "pretrain.global_batch=16", "tracking.mode=disabled"]
+    rows = []
+    print(
+        "| ZeRO | micro-steps | dtype | checkpointing | collective | predicted KiB | counted KiB | counted / predicted |\n"
+        + "|---" * 8
+        + "|"
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        home = Home(Path(scratch))
-        run_stages("smoke", recipe, home, "corpus")
-
-        (cell,) = build_graph(load_recipe("smoke", recipe).cells()).cells
-        n = cell.chain["pretrain"].config.model.parameters(20).total
-        print("N", n)
-        for zero, micro, ckpt, dtype in [
-            (0, 8, "false", "float32"),
-            (0, 4, "false", "float32"),
-            (1, 8, "false", "float32"),
-            (1, 4, "false", "float32"),
-            (2, 8, "false", "float32"),
-            (2, 4, "false", "float32"),
-            (3, 8, "false", "float32"),
-            (3, 4, "false", "float32"),
-            (3, 4, "true", "float32"),
-            (1, 4, "false", "bfloat16"),
-            (2, 4, "false", "bfloat16"),
-            (3, 4, "false", "bfloat16"),
-        ]:
-            launch = [
-                f"pretrain.launch={{processes: 2, micro_batch: {micro}, zero_stage: {zero}, gradient_checkpointing: {ckpt}, save_steps: 100, log_steps: 100}}",
-                f"pretrain.dtype={dtype}",
-            ]
-            few, many = (counted(launch, s, home, recipe) for s in (FEW, MANY))
-            diff = {
-                k: (
-                    (v["messages"] - few.get(k, {}).get("messages", 0)) / (MANY - FEW),
-                    (v["bytes"] - few.get(k, {}).get("bytes", 0)) / (MANY - FEW) / n,
+        for way in WAYS:
+            for collective, (predicted, counted) in predicted_and_counted(way, Home(Path(scratch))).items():
+                rows.append(way.__dict__ | {"collective": collective, "predicted": predicted, "counted": counted})
+                print(
+                    f"| {way.zero_stage} | {way.micro_steps} | {way.dtype} | {'yes' if way.checkpointing else 'no'} | {collective} "
+                    f"| {predicted / 1024:,.0f} | {counted / 1024:,.0f} | {counted / predicted if predicted else float('inf'):.3f} |",
+                    flush=True,
                 )
-                for k, v in many.items()
-            }
-            print(zero, 8 // micro, ckpt, dtype, {k: v for k, v in diff.items() if v[0]}, flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/loss.py --vocab 32000 151936 --dtype float32 bfloat16 --json loss.json
     OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/loss.py --vocab 256 2048 --head-k 20 --width 128 --repeats 50
 
-Times are medians of interleaved repetitions in one process. Extra memory is how far one step raises the peak above its inputs, after a
-small step has loaded what the variant loads; every variant is measured in its own process. "Fused cross-entropy" is the fused code with
-all shaping off, "statistics" adds what the pre-training stage logs. A library that is not installed, or does not support this device,
-is left out and named.
+Times are medians of interleaved repetitions in one process; on a CPU, of processor time, so that a busy machine hardly matters. Extra
+memory is how far one step raises the peak above its inputs, after a small step has loaded what the variant loads; every variant is
+measured in its own process. "Fused cross-entropy" is the fused code with all shaping off, "statistics" adds what the pre-training stage
+logs. A library that is not installed, or does not support this device, is left out and named.
 """
 
 from __future__ import annotations
@@ -179,12 +179,16 @@ def _times(losses: dict[str, Loss], repeats: int, *inputs: Tensor) -> dict[str, 
         shuffle(turns := list(losses.items()))
         for name, loss in turns:
             _synchronise()
-            started = time.perf_counter()
+            started = _now()
             _step(loss, *inputs)
             _synchronise()
             if repeat:
-                taken[name].append(time.perf_counter() - started)
+                taken[name].append(_now() - started)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def _now() -> float:
+    return time.perf_counter() if ON_GPU else time.process_time()
 
 
 def _synchronise() -> None:

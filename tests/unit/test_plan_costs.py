@@ -37,7 +37,44 @@ def test_hours_follow_from_devices_and_utilisation(tmp_path: Path) -> None:
     common = ("paper_1b", "--vocabulary", "151936", "--devices", "8")
     (one, *_), (other, *_) = planned(tmp_path, *common), planned(tmp_path, *common, "--device", "a100", "--utilisation", "0.2")
     assert one["flops"] == other["flops"]
-    assert float(other["hours"]) / float(one["hours"]) == pytest.approx(989 / 312 * 2)  # type: ignore[arg-type]
+    assert float(other["computing_hours"]) / float(one["computing_hours"]) == pytest.approx(989 / 312 * 2)  # type: ignore[arg-type]
+
+
+def test_more_devices_share_states_and_work(tmp_path: Path) -> None:
+    (few, *_), (many, *_) = (planned(tmp_path, "paper_4b", "--vocabulary", "151936", "--devices", count) for count in ("16", "64"))
+    assert few["computing_hours"] == pytest.approx(4 * many["computing_hours"])  # type: ignore[operator]
+    assert few["memory_gib"]["optimizer"] == pytest.approx(4 * many["memory_gib"]["optimizer"])  # type: ignore[index]
+
+
+def test_links_decide_how_long_all_wait(tmp_path: Path) -> None:
+    common = ("paper_20b_a1b", "--vocabulary", "151936")
+    fast, slow = (planned(tmp_path, *common, "--network", rate)[0] for rate in ("50", "5"))
+    assert slow["sent_gib"] == fast["sent_gib"]
+    assert slow["sending_hours"] == pytest.approx(10 * fast["sending_hours"], rel=0.05)  # type: ignore[operator]
+    assert slow["waiting_hours"] > fast["waiting_hours"] > 0  # type: ignore[operator]
+
+
+def test_the_parts_of_the_expected_time_add_up_and_are_paid_for(tmp_path: Path) -> None:
+    entry = planned(tmp_path, "paper_4b", "--vocabulary", "151936", "--price", "2.5")[0]
+    parts = [entry[f"{name}_hours"] for name in ("computing", "waiting", "saving", "failure")]
+    assert sum(parts) == pytest.approx(entry["expected_hours"])  # type: ignore[arg-type]
+    assert entry["price"] == pytest.approx(entry["expected_hours"] * 64 * 2.5)  # type: ignore[operator]
+
+
+def test_the_best_launches_fit_and_none_is_slower_than_the_recipes(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["plan", "paper_20b_a1b", "--launches", "--json", "--vocabulary", "151936"], env={"PRIORLAB_HOME": str(tmp_path)}
+    )
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    for stage in ("pretrain", "midtrain"):
+        (own,) = (row for row in rows if row["stage"] == stage and row["own"])
+        found = {row["devices"]: row for row in rows if row["stage"] == stage and not row["own"]}
+        assert set(found) == {16, 32, 64, 128, 256}
+        assert all(row["memory"] <= 0.9 * 80e9 for row in found.values())
+        assert found[64]["expected_hours"] <= own["expected_hours"]
+        hours = [found[devices]["expected_hours"] for devices in sorted(found)]
+        assert hours == sorted(hours, reverse=True)
 
 
 @pytest.mark.parametrize(
