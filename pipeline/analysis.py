@@ -16,10 +16,13 @@ import pandas
 from pipeline.compare.contrasts import Kind
 from pipeline.compare.evaluations import Evaluation, load_evaluations, stage_rows
 from pipeline.compare.intervals import Interval, JointInterval, Sample, joint_intervals, mean_interval
+from pipeline.compare.measured import Quantity
 from pipeline.compare.results import result_rows, results_text, write_samples
 from pipeline.compare.settings import planned_settings
 from pipeline.compare.summary import Findings, findings
+from pipeline.config.evaluation import AVERAGE
 from pipeline.errors import PriorlabError
+from pipeline.experiment.compose import Cell
 from pipeline.experiment.graph import CellPlan, Graph, build_graph
 from pipeline.experiment.saved import known_sweep
 from pipeline.store.folders import Home
@@ -30,10 +33,11 @@ _TEXT = ("sweep", "cell", "prior", "objective", "knobs", "task", "exploration", 
 """Columns of results.csv to read as text, even if every value looks like a number."""
 _CELL = ("cell", "setting", "prior", "seed")
 _CONTRAST = (
-    "axis", "setting", "reference", "metric", "k", "family", "seeds", "value", "low", "high", "superiority", "detectable", "shown",
+    "axis", "setting", "reference", "task", "metric", "k", "family", "seeds",
+    "value", "low", "high", "superiority", "detectable", "shown",
 )  # fmt: skip
 _SETTING = (
-    "setting", "prior", "seeds", "metric", "k",
+    "setting", "prior", "seeds", "task", "metric", "k",
     "before", "before_low", "before_high", "after", "after_low", "after_high", "gain", "gain_low", "gain_high",
 )  # fmt: skip
 
@@ -91,16 +95,22 @@ class SweepResults:
 
     @cached_property
     def settings(self) -> pandas.DataFrame:
-        """One row per setting, metric and k: before RL, after it, and the gain. The intervals of all gains hold jointly."""
+        """One row per setting, metric and k: before RL, after it, and the gain. The intervals of all gains hold jointly.
+
+        With several evaluation sets, their mean comes first, and then each of them; their gains hold jointly among themselves.
+        """
         rows: list[dict[str, Any]] = []
-        for setting in self.findings.settings:
+        found, on_sets = self.findings, self.findings.on_sets
+        for setting in found.settings:
             common = {"setting": setting.name, "prior": setting.prior, "seeds": len(setting.seeds)}
             for metric in ("entropy", "perplexity"):
                 rows.append(common | {"metric": metric} | _columns("before", setting.before_at(metric)))
-            for shown in self.findings.shown:
-                row = common | {"metric": shown.metric, "k": shown.k} | _columns("before", setting.before_at(shown.metric, shown.k))
-                row |= _columns("after", setting.after_at(shown.metric, shown.k))
-                rows.append(row | _columns("gain", self.findings.gains.get((setting.name, shown))))
+            for shown in [*found.shown, *on_sets.shown]:
+                at = (shown.metric, shown.k, shown.of_set)
+                row = common | {"task": self._task(setting.planned.cells[0], shown), "metric": shown.metric, "k": shown.k}
+                row |= _columns("before", setting.before_at(*at)) | _columns("after", setting.after_at(*at))
+                gained = on_sets.gains if shown.of_set else found.gains
+                rows.append(row | _columns("gain", gained.get((setting.name, shown))))
         return pandas.DataFrame(rows, columns=_SETTING).astype({"k": "Int64"})
 
     @cached_property
@@ -112,7 +122,9 @@ class SweepResults:
 
     @cached_property
     def problems(self) -> pandas.DataFrame:
-        """The value of each problem, by cell, checkpoint, metric and k: from these, every pass@k, gain and contrast follows."""
+        """The value of each problem, by cell, checkpoint, evaluation set (`task`), metric and k: from these, every pass@k, gain and
+        contrast follows.
+        """
         return self._of_evaluations(_by_problem)
 
     @cached_property
@@ -136,6 +148,11 @@ class SweepResults:
         planned = planned_settings([plan.cell for plan in self.graph.cells])
         return {cell.id: setting.name for setting in planned for cell in setting.cells}
 
+    def _task(self, cell: Cell, quantity: Quantity) -> str:
+        """What the quantity was measured on, as in results.csv."""
+        sets = list(cell.recipe.evaluation_sets)
+        return quantity.of_set or (AVERAGE if len(sets) > 1 else sets[0])
+
     def _of_cell(self, plan: CellPlan, named: dict[str, Any], values: pandas.DataFrame) -> pandas.DataFrame:
         """`values`, with columns in front that identify the cell."""
         recipe, cell = plan.cell.recipe, plan.cell.id
@@ -150,8 +167,13 @@ class SweepResults:
         return pandas.concat(frames, ignore_index=True)
 
     def _contrasts(self, kind: Kind) -> pandas.DataFrame:
-        found = self.findings.differences[kind]
-        rows = [one.__dict__ | one.quantity.__dict__ | one.interval.__dict__ | {"shown": one.interval.shown} for one in found]
+        found = [*self.findings.differences[kind], *self.findings.on_sets.differences.get(kind, ())]
+        cells = {setting.name: setting.planned.cells[0] for setting in self.findings.settings}
+        rows = [
+            one.__dict__ | one.quantity.__dict__ | one.interval.__dict__
+            | {"task": self._task(cells[one.setting], one.quantity), "shown": one.interval.shown}
+            for one in found
+        ]  # fmt: skip
         return pandas.DataFrame(rows, columns=_CONTRAST)
 
 
@@ -160,11 +182,18 @@ def _columns(side: str, interval: Interval | None) -> dict[str, float]:
 
 
 def _by_problem(one: Evaluation) -> pandas.DataFrame:
+    if not one.sets:
+        return _of_one_set(next(iter(one.plan.cell.recipe.evaluation_sets)), one)
+    return pandas.concat([_of_one_set(name, of_set) for name, of_set in one.sets.items()], ignore_index=True)
+
+
+def _of_one_set(name: str, one: Evaluation) -> pandas.DataFrame:
     found = [(metric, k, values) for metric, by_k in one.metrics.items() for k, values in by_k.items()]
     metrics, ks, values = zip(*found, strict=True)
     count = len(one.problems)
     return pandas.DataFrame(
         {
+            "task": name,
             "metric": np.repeat(metrics, count),
             "k": np.repeat(ks, count),
             "problem": one.problems * len(found),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from pipeline.errors import DivergedError, PriorlabError
 
 _HEAD = "lm_head.weight"
+_COMPUTED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+"""Ends of names of rotary tables and causal masks."""
 _SCALED_BY_LAST_NORM = ("qwen3", "glm4_moe")
 
 
@@ -74,7 +76,7 @@ def verify_export(folder: Path) -> None:
     expected = {name: list(tensor.shape) for name, tensor in written.items()}
     if config.tie_word_embeddings:
         expected.pop(_HEAD, None)
-    found = _shapes(folder)
+    found = _shapes(folder, expected.keys(), model.base_model_prefix)
     if config.tie_word_embeddings and _HEAD in found:  # as many tied checkpoints store it
         _check_tied(folder, next(name for name, one in model.named_parameters() if one is model.get_input_embeddings().weight))
         del found[_HEAD]
@@ -92,18 +94,21 @@ def verify_export(folder: Path) -> None:
         raise PriorlabError(f"{folder}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}")
 
 
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Of each tensor that loading reads; old checkpoints also store rotary tables, which it computes."""
+def _shapes(folder: Path, expected: Collection[str], prefix: str) -> dict[str, list[int]]:
+    """Of each tensor that loading reads, under the name it is expected by: old checkpoints leave out the `prefix` of all but the head,
+    and also store what loading computes.
+    """
     found: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if name in found:
+                read_as = f"{prefix}.{name}" if f"{prefix}.{name}" in expected else name
+                if read_as in found:
                     raise PriorlabError(
                         f"{folder} has {name} in two .safetensors files, and libraries differ in which they load; keep one"
                     )
-                if not name.endswith("rotary_emb.inv_freq"):
-                    found[name] = list(tensors.get_slice(name).get_shape())
+                if read_as in expected or not name.endswith(_COMPUTED):
+                    found[read_as] = list(tensors.get_slice(name).get_shape())
     return found
 
 

@@ -15,7 +15,8 @@ from rich.text import Text
 from pipeline.cli.options import AsJson
 from pipeline.cli.terminal import console, errors, fits, print_json, print_wide, some_of
 from pipeline.compare.evaluations import load_evaluations
-from pipeline.compare.settings import Setting, planned_settings
+from pipeline.compare.settings import Setting, planned_settings, setting_name
+from pipeline.compare.starts import START
 from pipeline.compare.summary import CONTRASTS, Findings, findings, summary
 from pipeline.compare.verdict import not_finite
 from pipeline.errors import PriorlabError
@@ -120,9 +121,9 @@ def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
 
 
 def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = False, filtered: bool = False) -> None:
-    from pipeline.report.tables import pass_keys, terminal_table
+    from pipeline.report.tables import mean_over, pass_keys, sets_table, terminal_table
 
-    rows = summary["rows"]
+    rows, sets = summary["rows"], summary["sets"]
     whole = terminal_table(rows, f"sweep {name}", bayes=bayes)
     apart = [] if fits(whole) else pass_keys(rows)  # too narrow for one line per setting: one table per k
     for table in [terminal_table(rows, f"sweep {name}, {key}", [key], bayes=bayes) for key in apart] or [whole]:
@@ -130,6 +131,14 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
         print_wide(table)
     if summary["levels"]:
         _show_contrasts(summary["levels"], "after RL, compared [95%, jointly]")
+    if summary["starts"]:
+        _show_starts(name, summary["starts"])
+    if sets:
+        console.print()
+        console.print(Text(mean_over(sets["rows"])), soft_wrap=not console.is_terminal)
+        for key in dict.fromkeys(pass_keys(sets["rows"])[i] for i in (0, -1)):  # the report has those in between
+            console.print()
+            print_wide(sets_table(sets["rows"], f"sweep {name}, {key} on each evaluation set", [key]))
     console.print()
     if filtered:
         console.print("over all settings:")
@@ -137,6 +146,17 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
         console.print(Text(f"- {sentence}"), soft_wrap=not console.is_terminal)
     console.print()
     console.print(Text(f"report: {_short(written)}"), soft_wrap=True)
+
+
+def _show_starts(name: str, found: dict[str, Any]) -> None:
+    from pipeline.report.tables import contrast_metrics, matched_table, pass_keys, starts_table
+
+    for key in pass_keys(found["rows"])[:1]:
+        console.print()
+        print_wide(starts_table(found["rows"], f"sweep {name}, {key} by where RL starts", [key]))
+    for metric in contrast_metrics(found["matched"])[:1]:
+        console.print()
+        print_wide(matched_table(found["matched"], "after RL, from bases that are alike, compared [95%, jointly]", [metric]))
 
 
 def _show_contrasts(differences: list[dict[str, Any]], title: str) -> None:
@@ -170,8 +190,19 @@ def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dic
     elif sort is not None:
         rows.sort(key=lambda row: _sort_value(row, sort), reverse=True)
     contrasts = {kind: [one for one in summary[kind] if names & {one["arm"], one["reference"]}] for kind in CONTRASTS}
-    of_settings = {key: [one for one in summary[key] if one["arm"] in names] for key in ("temperatures", "problems")}
+    of_settings: dict[str, Any] = {key: [one for one in summary[key] if one["arm"] in names] for key in ("temperatures", "problems")}
+    sets, starts = summary["sets"], summary["starts"]
+    if starts:
+        curves = {setting_name(_without_start(setting), setting.cells[0]) for setting in chosen}
+        of_settings["starts"] = {key: [one for one in starts[key] if one["arm"] in curves] for key in starts}
+    if sets:
+        kept = {key: [one for one in sets[key] if names & {one["arm"], one.get("reference")}] for key in sets}
+        of_settings["sets"] = kept | {"rows": [row for row in sets["rows"] if row["arm"] in names]}
     return summary | {"rows": rows} | contrasts | of_settings
+
+
+def _without_start(setting: Setting) -> dict[str, Any]:
+    return {axis: value for axis, value in setting.coordinates.items() if axis != START}
 
 
 def _sort_value(row: dict[str, Any], sort: str) -> float:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -183,7 +182,10 @@ def gc(
 
 def adopt(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="a Hugging Face folder: config.json, *.safetensors, tokenizer")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="a Hugging Face folder (config.json, *.safetensors, tokenizer), or OWNER/NAME on the hub"
+        ),
     ],
     recipe: Annotated[str, typer.Option("--as", help="the recipe whose pre-training it replaces", show_default=False)],
     overrides: Annotated[

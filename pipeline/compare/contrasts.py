@@ -51,6 +51,7 @@ class Difference:
             "metric": self.quantity.name,
             "k": self.quantity.k,
         }
+        named |= {"set": self.quantity.of_set} if self.quantity.of_set else {}
         return named | {"family": self.family, "seeds": self.seeds} | self.interval.as_dict() | {"shown": self.interval.shown}
 
 
@@ -97,7 +98,7 @@ def paired_levels(setting: MeasuredSetting, reference: MeasuredSetting, quantity
 
 def level_spread(along: Sequence[Pair], quantity: Quantity) -> Spread | None:
     """The pooled mean square over seeds of differences after RL; None where there is nothing to pool, or settings differ in it."""
-    spread = pooled_spread(_table(along, quantity, 0), len(along[0][0].before[0].problems))
+    spread = pooled_spread(_table(along, quantity, 0), len(_problems(along[0][0], quantity)))
     return None if spread is None else spread.difference
 
 
@@ -107,8 +108,19 @@ def _on_the_same_problems(along: Sequence[Pair], quantity: Quantity) -> list[lis
     for setting, reference in along:
         measured = all(one.values(quantity) is not None for one in (setting, reference))
         if measured and _seeds(setting, reference):
-            found.setdefault(tuple(setting.before[0].problems), []).append((setting, reference))
+            found.setdefault(_problems(setting, quantity), []).append((setting, reference))
     return list(found.values())
+
+
+def _problems(setting: MeasuredSetting, quantity: Quantity) -> tuple[str, ...]:
+    """Those that the quantity is a mean over."""
+    return tuple(setting.before[0].on(quantity.of_set).problems)
+
+
+def _sample(
+    values: Floats, setting: MeasuredSetting, quantity: Quantity, seeds: tuple[Spread, ...] | None, fitted: Spread | None = None
+) -> Sample:
+    return Sample(values, seeds, fitted, sets=setting.before[0].on(quantity.of_set).sizes, of=quantity.of_set)
 
 
 def _seeds(setting: MeasuredSetting, reference: MeasuredSetting) -> list[int]:
@@ -123,13 +135,14 @@ def _samples(kind: Kind, along: Sequence[Pair], quantity: Quantity, pooled: bool
     if kind == "adjusted" and fitted is None:
         return []
     less = 1.0 if kind == "gain" else 0.0 if fitted is None else fitted.slope
-    spread = pooled_spread(_table(along, quantity, less), len(along[0][0].before[0].problems)) if pooled else None
+    spread = pooled_spread(_table(along, quantity, less), len(_problems(along[0][0], quantity))) if pooled else None
     found = []
     for setting, reference in along:
         seeds = _seeds(setting, reference)
         values = _values(setting, quantity, less, seeds) - _values(reference, quantity, less, seeds)
         error = None if fitted is None else fitted.error(setting, reference, quantity)
-        found.append(((setting, reference), Sample(values, None if spread is None else (spread.difference,), error)))
+        seed_spread = None if spread is None else (spread.difference,)
+        found.append(((setting, reference), _sample(values, setting, quantity, seed_spread, error)))
     return found
 
 
@@ -223,10 +236,10 @@ def gains(
         groups: dict[tuple[str, ...], list[MeasuredSetting]] = {}
         for setting in compared:
             if setting.values(quantity) is not None:
-                groups.setdefault(tuple(setting.before[0].problems), []).append(setting)
+                groups.setdefault(_problems(setting, quantity), []).append(setting)
         for problems, group in groups.items():
             spread = pooled_spread(_means(group, quantity, 1), len(problems)) if pooled else None
             parts = None if spread is None else (spread.shared, spread.own)
-            found += [(one.name, quantity, Sample(_values(one, quantity, 1, one.seeds), parts)) for one in group]
+            found += [(one.name, quantity, _sample(_values(one, quantity, 1, one.seeds), one, quantity, parts)) for one in group]
     intervals = joint_intervals([sample for *_, sample in found])
     return {(name, quantity): interval for (name, quantity, _), interval in zip(found, intervals, strict=True)}

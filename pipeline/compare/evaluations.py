@@ -1,17 +1,21 @@
-"""Finished evaluations of a sweep, read back from their stages: one value per problem, metric and k."""
+"""Finished evaluations of a sweep, read back from their stages: one value per problem, metric and k.
+
+With several evaluation sets, a checkpoint's evaluation is the mean over them (`pipeline.compare.sets`), and has each of them in `sets`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compare.intervals import perplexity
+from pipeline.compare.intervals import Floats, perplexity
+from pipeline.compare.sets import averaged
 from pipeline.config.stages import EvaluateStage
 from pipeline.experiment.graph import CellPlan, Graph, StageNode
 from pipeline.store.files import read_json
@@ -37,6 +41,8 @@ class Evaluation:
     """The same checkpoint sampled at each of several temperatures, this evaluation's included; empty for one temperature."""
     milestone: bool = False
     """Whether it is a checkpoint along the way, not one that RL starts from."""
+    sets: dict[str, Evaluation] = field(default_factory=dict)
+    """The same checkpoint on each of several evaluation sets, over which this evaluation's metrics are averaged; empty for one set."""
 
     @property
     def tokens(self) -> int:
@@ -46,11 +52,20 @@ class Evaluation:
         block = recipe.corpus.block_size
         if self.after == "pretrain":
             return self.step * first.global_batch * block
-        before = first.steps * first.global_batch * block
+        before = (recipe.start_step or first.steps) * first.global_batch * block
         if later is None:
             return before
         steps = self.step if self.after == "midtrain" else later.steps
         return before + steps * later.global_batch * (later.corpus or recipe.corpus).block_size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many problems each of several sets has."""
+        return tuple(len(one.problems) for one in self.sets.values())
+
+    def on(self, of_set: str) -> Evaluation:
+        """On one of its sets; "" is the mean over all. Raises `KeyError` if it was not measured on the set."""
+        return self.sets[of_set] if of_set else self
 
     @property
     def name(self) -> str:
@@ -70,32 +85,70 @@ class Evaluation:
         return self.heldout[metric] if k is None else self.metrics[metric][k]
 
 
+def over_sets(of_one: Callable[..., Floats], *evaluations: Evaluation) -> Floats:
+    """`of_one` takes as many evaluations as are given, on the same problems, and returns one value per problem.
+
+    With several sets, the values of `averaged` over what it returns for each set. For what is not linear in the metrics.
+    """
+    if not evaluations[0].sets:
+        return of_one(*evaluations)
+    return averaged([of_one(*(one.sets[name] for one in evaluations)) for name in evaluations[0].sets])
+
+
 def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
-    """All finished evaluations, cell by cell, in training order."""
+    """All finished evaluations, cell by cell, in training order. One that is not finished on all of its sets is left out."""
     found = []
     for plan in graph.cells:
-        for after, at, node in measured_stages(plan):
-            folder = node.folder(home)
-            record = folder.record()
-            if record is None or not isinstance(node.config, EvaluateStage):
+        for after, at, on_sets in plan.measurements():
+            records = {name: node.folder(home).record() for name, node in on_sets.items()}
+            if None in records.values():
                 continue
-            verify_manifest(folder.export, record["manifest"])
-            details: Any = read_json(folder.export / "problems.json")
-            benchmarks: Any = read_json(folder.export / "harness.json") or {}
-            one = Evaluation(
-                plan=plan,
-                after=after,
-                step=evaluated_step(plan, after, home) if at is None else at,
-                n=node.config.evaluate.samples,
-                problems=details["problems"],
-                **_measured(details),
-                step_seconds=_step_seconds(plan, home) if after == "rl" else np.array([]),
-                harness={name: np.asarray(values) for name, values in benchmarks.get("values", {}).items()},
-                milestone=at is not None,
-            )
-            further = {float(t): replace(one, **_measured(of_t)) for t, of_t in details.get("temperatures", {}).items()}
-            found.append(replace(one, temperatures=further))
+            common: dict[str, Any] = {
+                "plan": plan,
+                "after": after,
+                "step": evaluated_step(plan, after, home) if at is None else at,
+                "step_seconds": _step_seconds(plan, home) if after == "rl" else np.array([]),
+                "milestone": at is not None,
+            }
+            of_sets = {name: _loaded(node, home, common) for name, node in on_sets.items()}
+            found.append(_joined(of_sets) if len(of_sets) > 1 else next(iter(of_sets.values())))
     return found
+
+
+def _loaded(node: StageNode, home: Home, common: dict[str, Any]) -> Evaluation:
+    folder, record = node.folder(home), node.folder(home).record()
+    assert record is not None
+    assert isinstance(node.config, EvaluateStage)
+    verify_manifest(folder.export, record["manifest"])
+    details: Any = read_json(folder.export / "problems.json")
+    benchmarks: Any = read_json(folder.export / "harness.json") or {}
+    one = Evaluation(
+        n=node.config.evaluate.samples,
+        problems=details["problems"],
+        **_measured(details),
+        **common,
+        harness={name: np.asarray(values) for name, values in benchmarks.get("values", {}).items()},
+    )
+    further = {float(t): replace(one, **_measured(of_t)) for t, of_t in details.get("temperatures", {}).items()}
+    return replace(one, temperatures=further)
+
+
+def _joined(sets: dict[str, Evaluation]) -> Evaluation:
+    """The mean over several sets, in what all of them have; text and benchmarks are the first's."""
+    first, *others = sets.values()
+    metrics = {
+        name: {k: averaged([one.metrics[name][k] for one in sets.values()]) for k in ks}
+        for name in first.metrics
+        if (ks := [k for k in first.metrics[name] if all(k in one.metrics.get(name, ()) for one in others)])
+    }
+    temperatures = [at for at in first.temperatures if all(at in one.temperatures for one in others)]
+    return replace(
+        first,
+        problems=[f"{name}/{problem}" for name, one in sets.items() for problem in one.problems],
+        metrics=metrics,
+        temperatures={at: _joined({name: one.temperatures[at] for name, one in sets.items()}) for at in temperatures},
+        sets=sets,
+    )
 
 
 def _measured(details: dict[str, Any]) -> dict[str, Any]:
@@ -105,20 +158,13 @@ def _measured(details: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measured_stages(plan: CellPlan) -> Iterator[tuple[str, int | None, StageNode]]:
-    """Evaluations in training order: role, step (only for checkpoints along the way), and the evaluating stage."""
-    for after, node in plan.evaluations.items():
-        yield from ((role, step, early) for (role, step), early in plan.milestones.items() if role == after)
-        yield after, None, node
-
-
 def evaluated_step(plan: CellPlan, after: str, home: Home) -> int:
     """Optimizer steps behind the evaluated checkpoint in its stage; RL may export an earlier checkpoint than its last."""
     recipe = plan.cell.recipe
     if after == "midtrain" and recipe.midtrain is not None:
         return recipe.midtrain.steps
     if after != "rl" or recipe.rl is None:
-        return recipe.pretrain.steps
+        return recipe.start_step or recipe.pretrain.steps
     record = plan.chain["rl"].folder(home).record() if recipe.rl.export == "best" else None
     return recipe.rl.steps if record is None else int(record["metrics"]["exported_step"])
 

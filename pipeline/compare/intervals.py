@@ -17,6 +17,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compare.sets import freedom
+
 CONFIDENCE = 0.95
 POWER = 0.8
 FEWEST_PROBLEMS = 5
@@ -66,7 +68,7 @@ class Spread:
     """A mean square over seeds: `square` estimates problems x the variance that seeds cause, with `freedom` degrees."""
 
     square: float
-    freedom: int
+    freedom: float
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,15 @@ class Sample:
     """Estimates of the spread over seeds, to be added up; None to estimate it from these values alone. Unused with one seed."""
     fitted: Spread | None = None
     """A further error of the mean, from a slope that was fitted: here `square` is its variance."""
+    sets: tuple[int, ...] = ()
+    """The sizes of the evaluation sets, where the values are those of `sets.averaged`."""
+    of: str = ""
+    """Which problems: means over the same ones correlate, and are shaped alike."""
 
 
-def mean_interval(values: Floats) -> Interval:
-    """Mean of `values`, shaped (problems,) or (seeds, problems), with its 95% interval."""
-    return _Mean(Sample(np.atleast_2d(values)), _Chance()).interval(1 - CONFIDENCE)
+def mean_interval(values: Floats, sets: tuple[int, ...] = ()) -> Interval:
+    """Mean of `values`, shaped (problems,) or (seeds, problems), with its 95% interval; `sets` as in `Sample`."""
+    return _Mean(Sample(np.atleast_2d(values), sets=sets), _Chance()).interval(1 - CONFIDENCE)
 
 
 def perplexity(block_cross_entropy: Floats) -> Interval:
@@ -121,10 +127,17 @@ def bayesian_mean(correct: Floats, n: int) -> tuple[float, float]:
     return float((a / (n + 2)).mean()), float(np.sqrt(variance.sum()) / correct.size)
 
 
-def bayesian_gain(before: Floats, after: Floats, n: int) -> Interval:
-    """Gain in pass@1 with the 95% credible interval of `bayesian_mean`; counts shaped (seeds, problems), n samples before and after."""
-    (start, start_error), (end, end_error) = bayesian_mean(before, n), bayesian_mean(after, n)
-    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(np.hypot(start_error, end_error))
+def bayesian_gain(before: Sequence[Floats], after: Sequence[Floats], n: int) -> Interval:
+    """Gain in pass@1, averaged over evaluation sets, with the 95% credible interval of `bayesian_mean`.
+
+    One array of counts per set, shaped (seeds, problems), of n samples before and after.
+    """
+    (start, start_error), (end, end_error) = (
+        (float(np.mean(means)), math.hypot(*errors) / len(errors))
+        for side in (before, after)
+        for means, errors in [zip(*(bayesian_mean(counts, n) for counts in side), strict=True)]
+    )
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.hypot(start_error, end_error)
     return Interval(end - start, end - start - half, end - start + half)
 
 
@@ -137,14 +150,14 @@ class Components:
     rest: float
 
 
-def components(values: Floats) -> Components:
-    """The two-way table of variances of `values`, shaped (seeds, problems)."""
+def components(values: Floats, sets: tuple[int, ...] = ()) -> Components:
+    """The two-way table of variances of `values`, shaped (seeds, problems); `sets` as in `Sample`."""
     value, (seeds, problems) = float(values.mean()), values.shape
     by_seed, by_problem = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
     of_seeds, of_problems = seeds - 1, problems - 1
     return Components(
         Spread(float(problems * ((by_seed - value) ** 2).sum() / max(1, of_seeds)), of_seeds),
-        Spread(float(seeds * ((by_problem - value) ** 2).sum() / max(1, of_problems)), of_problems),
+        Spread(float(seeds * ((by_problem - value) ** 2).sum() / max(1, of_problems)), freedom(by_problem[0], sets)),
         float(((values - by_seed - by_problem + value) ** 2).sum() / max(1, of_seeds * of_problems)),
     )
 
@@ -154,17 +167,17 @@ class _Chance:
 
     def __init__(self) -> None:
         self.rng = np.random.default_rng(SEED)
-        self._drawn: dict[Hashable, Floats] = {}
+        self._order: dict[Hashable, NDArray[np.int64]] = {}
 
-    def ratio(self, of: Hashable, freedom: int) -> Floats:
-        """True over estimated variance, (draws,): quantiles of degrees / chi-squared in random order."""
-        if of not in self._drawn:
-            self._drawn[of] = self.rng.permutation(_ratios(freedom))
-        return self._drawn[of]
+    def ratio(self, of: Hashable, freedom: float) -> Floats:
+        """True over estimated variance, (draws,): quantiles of degrees / chi-squared in a random order, one for each `of`."""
+        if of not in self._order:
+            self._order[of] = self.rng.permutation(DRAWS)
+        return _ratios(freedom)[self._order[of]]
 
 
-@functools.cache
-def _ratios(freedom: int) -> Floats:
+@functools.lru_cache(maxsize=4096)
+def _ratios(freedom: float) -> Floats:
     """Degrees / chi-squared at evenly spaced quantiles, (draws,)."""
     from scipy.special import chdtri
 
@@ -182,16 +195,17 @@ class Error:
         seeds: tuple[Spread, ...] | None = None,
         fitted: Spread | None = None,
         chance: _Chance | None = None,
+        of: str = "",
     ) -> None:
-        """`shape` is (seeds, problems); `seeds` and `fitted` as in `Sample`."""
-        self._found, self._shape = found, shape
+        """`shape` is (seeds, problems); `seeds`, `fitted` and `of` as in `Sample`."""
+        self._found, self._shape, self._of = found, shape, of
         self._seeds = (found.seeds,) if seeds is None else seeds
         self._fitted, self._chance = fitted, chance or _Chance()
 
     def variances(self) -> tuple[Floats, Floats]:
         """Variance due to problems, and variance due to seeds and a fitted slope; (draws,) each."""
         (seeds, problems), found = self._shape, self._found
-        of_problems = found.problems.square * self._chance.ratio(("problems", problems), found.problems.freedom)
+        of_problems = found.problems.square * self._chance.ratio(("problems", problems, self._of), found.problems.freedom)
         size = seeds * problems
         if seeds == 1:
             return of_problems / size, np.zeros(DRAWS)
@@ -205,7 +219,7 @@ class Error:
         """Half the width of the interval that misses the true mean with probability `level`."""
         seeds, problems = self._shape
         if seeds == 1:
-            return _t_quantile(level / 2, problems - 1) * math.sqrt(self._found.problems.square / problems)
+            return _t_quantile(level / 2, self._found.problems.freedom) * math.sqrt(self._found.problems.square / problems)
         from scipy.special import ndtr
 
         sizes = np.sort(np.sqrt(np.add(*self.variances()))).reshape(-1, _BINNED).mean(axis=1)
@@ -226,10 +240,12 @@ class _Mean:
     def __init__(self, sample: Sample, chance: _Chance) -> None:
         values = sample.values
         self.value, (self.seeds, self.problems) = float(values.mean()), values.shape
-        self.known = self.problems >= FEWEST_PROBLEMS and float(np.ptp(values)) >= _SAME
+        self.of = sample.of
+        self.known = min(sample.sets, default=self.problems) >= FEWEST_PROBLEMS and float(np.ptp(values)) >= _SAME
         if self.known:
             self._chance = chance
-            self._error = Error(components(values), (self.seeds, self.problems), sample.seeds, sample.fitted, chance)
+            parts, shape = components(values, sample.sets), (self.seeds, self.problems)
+            self._error = Error(parts, shape, sample.seeds, sample.fitted, chance, sample.of)
             by_problem = values.mean(axis=0) - self.value
             self.by_problem: Floats = by_problem / max(float(np.sqrt((by_problem**2).sum())), _SAME)
             """Each problem's share in the error over problems."""
@@ -259,17 +275,21 @@ class _Mean:
 def _level_for_all(means: Sequence[_Mean]) -> float:
     """The level of each interval at which all hold jointly with 95%, from draws of their errors.
 
-    Means over the same problems correlate. What seeds add is drawn independently, which is conservative: judged by two seeds, any two
-    settings would correlate perfectly, positively or negatively.
+    Means over the same problems correlate, those over different sets of problems do not. What seeds add is drawn independently, which
+    is conservative: judged by two seeds, any two settings would correlate perfectly, positively or negatively.
     """
     alone, count = 1 - CONFIDENCE, len(means)
     if count < 2:
         return alone
     if count > _MOST_DRAWN:
         return alone / count
-    of_problems = np.zeros((max(mean.problems for mean in means), count))
+    most: dict[str, int] = {}
+    for mean in means:
+        most[mean.of] = max(most.get(mean.of, 0), mean.problems)
+    first = dict(zip(most, np.cumsum([0, *most.values()])[:-1], strict=True))
+    of_problems = np.zeros((sum(most.values()), count))
     for index, mean in enumerate(means):
-        of_problems[: mean.problems, index] = mean.by_problem
+        of_problems[first[mean.of] : first[mean.of] + mean.problems, index] = mean.by_problem
     shared = np.random.default_rng(SEED).standard_normal((DRAWS, len(of_problems))) @ of_problems
     least = np.full(DRAWS, np.inf)
     for index, mean in enumerate(means):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from pipeline.experiment.compose import Cell
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is compared: a metric of the evaluations, at one k."""
+    """What is compared: a metric of the evaluations, at one k, on one evaluation set or as the mean over all."""
 
     metric: str
     k: int
+    of_set: str = ""
+    """"": the mean over all sets, or the only one."""
 
     @property
     def name(self) -> str:
@@ -30,10 +32,12 @@ class Quantity:
 
     def of(self, evaluation: Evaluation) -> Floats:
         """One value per problem."""
-        return evaluation.values(self.metric, self.k)
+        return evaluation.on(self.of_set).values(self.metric, self.k)
 
     def in_(self, evaluation: Evaluation) -> bool:
-        return self.k in evaluation.metrics.get(self.metric, ())
+        if self.of_set and self.of_set not in evaluation.sets:
+            return False
+        return self.k in evaluation.on(self.of_set).metrics.get(self.metric, ())
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class MeasuredSetting:
     @property
     def chance(self) -> float:
         """Pass@1 of guessing."""
-        return self.planned.cells[0].recipe.task.chance
+        return self.planned.cells[0].recipe.chance
 
     @property
     def seeds(self) -> list[int]:
@@ -74,11 +78,11 @@ class MeasuredSetting:
         """Whether any cell was measured before and after RL."""
         return bool(self.after)
 
-    def before_at(self, metric: str, k: int | None = None) -> Interval:
-        return _pooled(self.before, metric, k)
+    def before_at(self, metric: str, k: int | None = None, of_set: str = "") -> Interval:
+        return _pooled([one.on(of_set) for one in self.before], metric, k)
 
-    def after_at(self, metric: str, k: int | None = None) -> Interval | None:
-        return _pooled(self.after, metric, k) if self.after else None
+    def after_at(self, metric: str, k: int | None = None, of_set: str = "") -> Interval | None:
+        return _pooled([one.on(of_set) for one in self.after], metric, k) if self.after else None
 
     def values(self, quantity: Quantity, *, less: float = 0.0) -> Floats | None:
         """After RL minus `less` x before, shaped (seeds, problems); None while no cell has both, or where they lack the metric.
@@ -101,15 +105,18 @@ class MeasuredSetting:
         """Gain in pass@1 with a credible interval for exactly these problems; None while no cell has both measurements."""
         if not self.finished:
             return None
-        n = self.before[0].n
-        before, after = (np.stack([np.round(e.values("avg@n", e.n) * e.n) for e in side]) for side in (self.before, self.after))
-        return bayesian_gain(before, after, n)
+        names = list(self.before[0].sets) or [""]
+        before, after = (
+            [np.stack([np.round(e.on(name).values("avg@n", e.n) * e.n) for e in side]) for name in names]
+            for side in (self.before, self.after)
+        )
+        return bayesian_gain(before, after, self.before[0].n)
 
 
 def _pooled(evaluations: list[Evaluation], metric: str, k: int | None) -> Interval:
     if metric == "perplexity":
         return perplexity(np.stack([e.values("cross_entropy") for e in evaluations]))
-    return mean_interval(np.stack([e.values(metric, k) for e in evaluations]))
+    return mean_interval(np.stack([e.values(metric, k) for e in evaluations]), () if k is None else evaluations[0].sizes)
 
 
 def measured_settings(cells: Sequence[Cell], evaluations: Sequence[Evaluation]) -> list[MeasuredSetting]:
@@ -136,6 +143,12 @@ def quantities(evaluations: Sequence[Evaluation], ks: Sequence[int]) -> list[Qua
     """What settings are compared by: pass@k at `ks`, greedy decoding, and the majority vote of all samples."""
     votes = [Quantity("greedy", 1), *(Quantity("cons@n", n) for n in dict.fromkeys(e.n for e in evaluations))]
     return [*(Quantity("pass@k", k) for k in ks), *(vote for vote in votes if all(vote.in_(e) for e in evaluations))]
+
+
+def on_each_set(shown: Sequence[Quantity], evaluations: Sequence[Evaluation]) -> list[Quantity]:
+    """The same quantities on each evaluation set that all evaluations have, set by set; none with a single set."""
+    names = [name for name in evaluations[0].sets if all(name in e.sets for e in evaluations)] if evaluations else []
+    return [replace(quantity, of_set=name) for name in names for quantity in shown]
 
 
 def none_of(correct: Floats, samples: int, size: int) -> Floats:

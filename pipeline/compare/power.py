@@ -15,8 +15,10 @@ from statistics import fmean
 import numpy as np
 
 from pipeline.compare.contrasts import Difference, level_spread, paired_levels
+from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import CONFIDENCE, FEWEST_PROBLEMS, POWER, Components, Error, Spread, components
 from pipeline.compare.measured import MeasuredSetting, Quantity
+from pipeline.compare.sets import as_telling_as
 from pipeline.compare.settings import pairs, planned_settings
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
@@ -68,11 +70,12 @@ def measured_spreads(levels: Sequence[Difference], compared: Sequence[MeasuredSe
         return None
     found = []
     for setting, reference in along:
-        values = paired_levels(setting, reference, _PASS_1)
-        parts, n = components(values), setting.after[0].n
-        rates = np.concatenate([_PASS_1.of(evaluation) for evaluation in [*setting.after, *reference.after]])
-        noise = float((rates * (1 - rates)).mean()) * n / max(1, n - 1)
-        found.append(((parts.problems.square - parts.rest) / len(values), parts.rest, parts.rest - 2 * noise / n, noise))
+        values, sizes = paired_levels(setting, reference, _PASS_1), setting.after[0].sizes
+        parts, n = components(values, sizes), setting.after[0].n
+        share = as_telling_as(sizes) / values.shape[1] if sizes else 1.0  # variances are told per problem of a single set
+        noise = _sampling_noise([*setting.after, *reference.after]) * n / max(1, n - 1)
+        of_problem = share * (parts.problems.square - parts.rest) / len(values)
+        found.append((of_problem, parts.rest, share * parts.rest - 2 * noise / n, noise))
     of_problems, rest, both, sampling = (fmean(part) for part in zip(*found, strict=True))
     highest = between_runs.square * between_runs.freedom / float(chdtri(between_runs.freedom, _ASSURANCE))
     runs = (highest - rest) / len(along[0][0].before[0].problems)
@@ -80,8 +83,26 @@ def measured_spreads(levels: Sequence[Difference], compared: Sequence[MeasuredSe
     return Spreads(max(0.0, of_problems), max(0.0, runs), max(0.0, both), sampling, seeds, "this sweep")
 
 
+def _sampling_noise(measured: Sequence[Evaluation]) -> float:
+    """p (1 - p), averaged over problems, and over sets as much as each decides how exact their mean is."""
+
+    def of_set(name: str) -> float:
+        rates = np.concatenate([_PASS_1.of(evaluation.on(name)) for evaluation in measured])
+        return float((rates * (1 - rates)).mean())
+
+    sets = measured[0].sets
+    if not sets:
+        return of_set("")
+    return float(np.average([of_set(name) for name in sets], weights=[1 / size for size in measured[0].sizes]))
+
+
+def evaluated_on(cells: Sequence[Cell]) -> str:
+    """What spreads are kept and looked up by: the task, or the evaluation sets that a mean is over."""
+    return ", ".join(cells[0].recipe.evaluation_sets)
+
+
 def known_spreads(task: str, home: Home) -> Spreads:
-    """Those of the finished sweep of this task with the most seeds; Countdown's if there is none."""
+    """Those of the finished sweep with the most seeds that was evaluated on the same; Countdown's if there is none."""
     found = []
     for file in sorted(home.path.glob("sweeps/*/comparison.json")):
         try:
@@ -99,6 +120,7 @@ class Power:
     """A sweep's power to show one difference in pass@1 after RL."""
 
     problems: int
+    """Of a single evaluation set; of several, as many as give as exact a mean."""
     samples: int
     seeds: int
     arms: int
@@ -106,6 +128,8 @@ class Power:
     comparisons: int
     """Intervals that hold jointly."""
     spreads: Spreads
+    sets: tuple[int, ...] = ()
+    """The problems of each of several sets."""
 
     def detectable(self, power: float = POWER) -> float:
         """The difference that a share `power` of such sweeps would show, each interval at Bonferroni's level."""
@@ -137,19 +161,24 @@ def power_of(cells: Sequence[Cell], home: Home) -> Power | None:
     protocol = cells[0].recipe.evaluate
     shown = {k for k in (1, 8, protocol.samples) if k <= protocol.samples}
     most = max(along.values(), key=len)
+    sizes = tuple(of_set.problems for _, of_set in cells[0].recipe.evaluation_sets.values())
     return Power(
-        problems=protocol.problems,
+        problems=round(as_telling_as(sizes)),
         samples=protocol.samples,
         seeds=len({cell.recipe.seed for cell in cells}),
         arms=1 + max(sum(reference is other for _, other in most) for _, reference in most),
         comparisons=len(most) * (len(shown) + _VOTES),
-        spreads=known_spreads(cells[0].recipe.task.name, home),
+        spreads=known_spreads(evaluated_on(cells), home),
+        sets=sizes if len(sizes) > 1 else (),
     )
 
 
 def in_words(found: Power, sweep: str) -> str:
     """What the sweep of that name can show."""
-    size = f"{found.problems} problems x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    problems = f"{found.problems} problems"
+    if found.sets:
+        problems = f"{sum(found.sets):,} problems in {len(found.sets)} sets, averaged as exactly as {found.problems} in one,"
+    size = f"{problems} x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
     if found.seeds == 1:
         size += ": one seed shows nothing about settings. With axes.seed=[0,1,2,3,4]"
         found = replace(found, seeds=5)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.evaluations import Evaluation, over_sets
 from pipeline.compare.intervals import CONFIDENCE, SEED, Floats, perplexity
 from pipeline.compare.measured import MeasuredSetting, none_of
 
@@ -104,7 +104,8 @@ def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
     level: list[float] = []
     measured: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
     for setting in compared:
-        trained = setting.planned.cells[0].recipe.model_dump_json(exclude={"rl", "seed"})
+        recipe = setting.planned.cells[0].recipe
+        trained = f"{recipe.start_step} {recipe.model_dump_json(exclude={'rl', 'seed'})}"
         for base, after in zip(setting.before, setting.after, strict=False):  # before RL alone, there is no after
             if base.problems != compared[0].before[0].problems:
                 continue
@@ -123,16 +124,22 @@ def _measured(base: Evaluation, name: str) -> float:
         return float(base.heldout[name].mean())
     if name == "length":
         return float(base.values("greedy_length", 1).mean())
-    correct = np.round(base.values("avg@n", base.n) * base.n)
-    if name == "mixed":
-        rl = base.plan.cell.recipe.rl
-        return _mixed_share(correct, base.n, min(base.n, rl.samples_per_prompt if rl is not None else base.n))
-    return float(correct.mean() / base.n if name == "pass@1" else (correct > 0).mean())
+    rl = base.plan.cell.recipe.rl
+    size = min(base.n, rl.samples_per_prompt if rl is not None else base.n)
+
+    def by_problem(one: Evaluation) -> Floats:
+        correct = np.round(one.values("avg@n", one.n) * one.n)
+        if name == "mixed":
+            return _mixed_share(correct, one.n, size)
+        return correct / one.n if name == "pass@1" else (correct > 0).astype(float)
+
+    return float(over_sets(by_problem, base).mean())
 
 
-def _mixed_share(correct: Floats, samples: int, size: int) -> float:
-    """Chance that a group of `size` has both correct and wrong responses, without which it teaches nothing."""
-    return float((1 - none_of(samples - correct, samples, size) - none_of(correct, samples, size)).mean())
+def _mixed_share(correct: Floats, samples: int, size: int) -> Floats:
+    """Chance that a group of `size` has both correct and wrong responses, without which it teaches nothing; like `correct` in shape."""
+    found: Floats = 1 - none_of(samples - correct, samples, size) - none_of(correct, samples, size)
+    return found
 
 
 def _standard_ranks(values: Floats) -> Floats:

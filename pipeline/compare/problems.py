@@ -5,11 +5,12 @@ Cover@tau is the share of problems of whose samples at least the share tau is co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.compare.evaluations import Evaluation, over_sets
 from pipeline.compare.intervals import Floats, Interval, mean_interval
 from pipeline.compare.measured import MeasuredSetting, Quantity, none_of
 
@@ -27,25 +28,24 @@ def changed_problems(setting: MeasuredSetting) -> dict[str, Any] | None:
     Metrics of `WHOLE_RESPONSES` are None where they were not measured.
     """
     n = setting.before[0].n
-    rates = _sides(setting, Quantity("avg@n", n))
-    if rates is None:
+    rate, greedy = Quantity("avg@n", n), Quantity("greedy", 1)
+    if setting.values(rate) is None:
         return None
-    greedy = _sides(setting, Quantity("greedy", 1))
+    whole = {metric: Quantity(metric, n) for metric in WHOLE_RESPONSES}
     return {
         "arm": setting.name,
         "n": n,
-        **_changed(*rates),
-        "by_luck": mean_interval(_by_luck(rates[0], n)).as_dict(),
-        "greedy": None if greedy is None else _changed(*greedy),
+        **_changed(setting, rate),
+        "by_luck": _mean(setting, [over_sets(lambda one: _by_luck(rate.of(one), n), base) for base in setting.before]),
+        "greedy": None if setting.values(greedy) is None else _changed(setting, greedy),
         "cover": [{"tau": tau} | _as_dicts(cover(setting, tau)) for tau in TAUS],
-        **{metric: None if (sides := _sides(setting, Quantity(metric, n))) is None else _means(sides) for metric in WHOLE_RESPONSES},
+        **{name: None if setting.values(of) is None else _as_dicts(_sides(setting, of.of)) for name, of in whole.items()},
     }
 
 
 def cover(setting: MeasuredSetting, tau: float) -> list[Interval]:
     """Cover@tau before RL and, if the setting is finished, after it."""
-    rates = ([one.values("avg@n", one.n) for one in side] for side in (setting.before, setting.after) if side)
-    return [mean_interval((np.stack(side) >= tau - _ROUNDING).astype(float)) for side in rates]
+    return _sides(setting, lambda one: (one.values("avg@n", one.n) >= tau - _ROUNDING).astype(float))
 
 
 def drawn_taus(setting: MeasuredSetting) -> list[float]:
@@ -54,23 +54,33 @@ def drawn_taus(setting: MeasuredSetting) -> list[float]:
     return [least, *(tenth / 10 for tenth in range(1, 11) if tenth / 10 > least)]
 
 
-def _sides(setting: MeasuredSetting, quantity: Quantity) -> tuple[Floats, Floats] | None:
-    """Before and after RL, shaped (seeds, problems)."""
-    after = setting.values(quantity)
-    return None if after is None else (setting.base_values(quantity), after)
+def _sides(setting: MeasuredSetting, of_one: Callable[[Evaluation], Floats]) -> list[Interval]:
+    """The mean before RL and, if the setting is finished, after it, of what `of_one` says of each problem of a set."""
+    sizes = setting.before[0].sizes
+    return [
+        mean_interval(np.stack([over_sets(of_one, one) for one in side]), sizes) for side in (setting.before, setting.after) if side
+    ]
 
 
-def _means(sides: Sequence[Floats]) -> dict[str, Any]:
-    return _as_dicts([mean_interval(one) for one in sides])
+def _mean(setting: MeasuredSetting, by_seed: Sequence[Floats]) -> dict[str, float | None]:
+    return mean_interval(np.stack(by_seed), setting.before[0].sizes).as_dict()
 
 
 def _as_dicts(sides: Sequence[Interval]) -> dict[str, Any]:
     return {name: one.as_dict() for name, one in zip(("before", "after"), sides, strict=True)}
 
 
-def _changed(before: Floats, after: Floats) -> dict[str, Any]:
-    had, has = before > 0, after > 0
-    return {name: mean_interval(which.astype(float)).as_dict() for name, which in (("lost", had & ~has), ("gained", has & ~had))}
+def _changed(setting: MeasuredSetting, quantity: Quantity) -> dict[str, Any]:
+    """The shares of problems solved before RL and not after (`lost`), and after and not before (`gained`)."""
+
+    def only_first(first: Evaluation, second: Evaluation) -> Floats:
+        return ((quantity.of(first) > 0) & ~(quantity.of(second) > 0)).astype(float)
+
+    pairs = list(zip(setting.before, setting.after, strict=True))
+    return {
+        "lost": _mean(setting, [over_sets(only_first, before, after) for before, after in pairs]),
+        "gained": _mean(setting, [over_sets(only_first, after, before) for before, after in pairs]),
+    }
 
 
 def _by_luck(rates: Floats, n: int) -> Floats:

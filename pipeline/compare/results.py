@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.compare.evaluations import Evaluation, evaluated_step, measured_stages
+from pipeline.compare.evaluations import Evaluation, evaluated_step
 from pipeline.compare.intervals import Interval, mean_interval, perplexity
 from pipeline.compare.samples import with_current_columns
+from pipeline.config.evaluation import AVERAGE
 from pipeline.experiment.graph import Graph
 from pipeline.store.files import write_text_atomically
 from pipeline.store.folders import Home
@@ -30,7 +31,7 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
         prior = recipe.prior
         common = {
             "sweep": sweep, "cell": evaluation.plan.cell.id, "prior": prior.name, "objective": prior.kind, "knobs": prior.knobs_text,
-            "seed": recipe.seed, "task": recipe.task.name,
+            "seed": recipe.seed, "task": AVERAGE if evaluation.sets else next(iter(recipe.evaluation_sets)),
             "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
             "step": evaluation.step, "temperature": "",
         }  # fmt: skip
@@ -42,6 +43,9 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
                 yield from _of_samples(common, one, at)
             if at != 1:
                 yield from _of_text(common, one, at)
+        for name, of_set in evaluation.sets.items():
+            for at, one in ({protocol.temperature: of_set} | of_set.temperatures).items():
+                yield from _of_samples(common | {"task": name}, one, at)
         for name, values in evaluation.harness.items():
             yield _row(common, f"harness/{name}", "", len(values), mean_interval(values))
         if evaluation.step_seconds.size:
@@ -53,7 +57,7 @@ def _of_samples(common: dict[str, Any], evaluation: Evaluation, temperature: flo
     for metric, by_k in evaluation.metrics.items():
         n, at = (1, 0.0) if metric.startswith("greedy") else (evaluation.n, temperature)
         for k, values in by_k.items():
-            yield _row(common | {"temperature": at}, metric, k, n, mean_interval(values))
+            yield _row(common | {"temperature": at}, metric, k, n, mean_interval(values, evaluation.sizes))
 
 
 def _of_text(common: dict[str, Any], evaluation: Evaluation, temperature: float) -> Iterator[dict[str, Any]]:
@@ -91,27 +95,26 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
     import pyarrow.parquet as pq
 
     finished = [
-        (plan, after, at, node.folder(home).export / "samples.parquet")
+        (plan, after, at, name, node.folder(home).export / "samples.parquet")
         for plan in graph.cells
-        for after, at, node in measured_stages(plan)
+        for after, at, on_sets in plan.measurements()
+        for name, node in on_sets.items()
         if node.folder(home).record() is not None
     ]
     if not finished:
         return
-    kinds = [("cell", pa.string()), ("after", pa.string()), ("step", pa.int64())]
+    kinds = [("cell", pa.string()), ("task", pa.string()), ("after", pa.string()), ("step", pa.int64())]
     columns_of = [
         with_current_columns(pq.read_schema(file).empty_table(), plan.cell.recipe.evaluate).schema for plan, *_, file in finished
     ]
     schema = pa.unify_schemas([pa.schema(kinds), *columns_of])
     temporary = path.with_name(f".{path.name}.tmp")
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for plan, after, at, file in finished:
+        for plan, after, at, name, file in finished:
             table = with_current_columns(pq.read_table(file), plan.cell.recipe.evaluate)
             step = evaluated_step(plan, after, home) if at is None else at
-            for (name, kind), value in zip(kinds, (plan.cell.id, after, step), strict=True):
-                table = table.append_column(name, pa.array([value] * len(table), kind))
-            columns = [
-                table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type) for column in schema
-            ]
+            for (column, kind), value in zip(kinds, (plan.cell.id, name, after, step), strict=True):
+                table = table.append_column(column, pa.array([value] * len(table), kind))
+            columns = [table[of.name] if of.name in table.column_names else pa.nulls(len(table), of.type) for of in schema]
             writer.write_table(pa.table(columns, schema=schema))
     temporary.replace(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,17 +13,34 @@ from pipeline.compare.budgets import equal_budgets
 from pipeline.compare.contrasts import Difference, Kind, compare_pairs, differences, gains
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval, JointInterval, mean_interval
-from pipeline.compare.measured import MeasuredSetting, Quantity, measured_settings, quantities, shown_ks
-from pipeline.compare.power import measured_spreads
+from pipeline.compare.measured import MeasuredSetting, Quantity, measured_settings, on_each_set, quantities, shown_ks
+from pipeline.compare.power import evaluated_on, measured_spreads
 from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
 from pipeline.compare.problems import changed_problems
 from pipeline.compare.settings import Setting, pairs, planned_settings
+from pipeline.compare.starts import Matched, at_equal_bases, curves, start_of, tokens
 from pipeline.compare.verdict import verdict
 from pipeline.experiment.compose import Cell
 from pipeline.store.folders import Home
 
 CONTRASTS: dict[str, Kind] = {"levels": "level", "differences": "gain", "adjusted": "adjusted", "best_temperature": "best"}
 """Key in a summary -> which differences between settings it holds."""
+
+
+_ON_SETS: dict[str, Kind] = {"levels": "level", "differences": "gain"}
+"""The same for what is compared on each evaluation set."""
+
+
+@dataclass(frozen=True)
+class OnSets:
+    """What is found on each evaluation set by itself: gains and differences are families of their own, joint over all sets.
+
+    Everything else, and so the verdict, is about the mean over sets. All is empty with a single set.
+    """
+
+    shown: list[Quantity]
+    gains: dict[tuple[str, Quantity], JointInterval]
+    differences: dict[Kind, list[Difference]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class Findings:
     gains: dict[tuple[str, Quantity], JointInterval]
     """By setting and quantity; they hold jointly."""
     differences: dict[Kind, list[Difference]]
+    on_sets: OnSets
     pooled: bool
     points: Points
     predictors: list[Predictor]
@@ -65,6 +83,11 @@ def findings(cells: Sequence[Cell], evaluations: list[Evaluation], *, pooled: bo
         shown,
         gains(compared, shown, pooled=pooled),
         {kind: differences(kind, settings, cells, of, pooled=pooled) for kind, settings, of in of_kind},
+        OnSets(
+            by_set := on_each_set(shown, evaluations),
+            gains(compared, by_set, pooled=pooled),
+            {kind: differences(kind, compared, cells, by_set, pooled=pooled) for kind in _ON_SETS.values()},
+        ),
         pooled,
         points,
         predictors(points),
@@ -87,9 +110,11 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
         "temperatures": [row for setting in found.settings for row in _temperature_rows(setting, found)],
         "best_rates": _best_rates(found, home),
         "problems": [changed for setting in found.settings if (changed := changed_problems(setting)) is not None],
+        "sets": _sets(found),
+        "starts": _starts(found),
         "equal_budgets": equal_budgets(found.settings, home),
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
-        "spreads": None if spreads is None else {"task": found.planned[0].cells[0].recipe.task.name} | asdict(spreads),
+        "spreads": None if spreads is None else {"task": evaluated_on(found.planned[0].cells)} | asdict(spreads),
         "not_finite": {evaluation.name: evaluation.not_finite for evaluation in found.not_finite},
         "verdict": verdict(found.planned, found.settings, found.gains, found.differences, found.predictors, found.ks, found.not_finite),
     }
@@ -100,14 +125,48 @@ def _row(setting: MeasuredSetting, found: Findings) -> dict[str, Any]:
     for metric in ("entropy", "perplexity"):
         row[metric] = setting.before_at(metric).as_dict()
     for quantity in found.shown:
-        row[quantity.name] = {
-            "before": setting.before_at(quantity.metric, quantity.k).as_dict(),
-            "after": _as_dict(setting.after_at(quantity.metric, quantity.k)),
-            "gain": _as_dict(found.gains.get((setting.name, quantity))),
-        }
+        row[quantity.name] = _measured(setting, quantity, found.gains)
     if 1 in found.ks:
         row["pass@1"]["bayesian_gain"] = _as_dict(setting.bayesian_gain())
     return row
+
+
+def _measured(setting: MeasuredSetting, quantity: Quantity, gained: Mapping[tuple[str, Quantity], JointInterval]) -> dict[str, Any]:
+    at = (quantity.metric, quantity.k, quantity.of_set)
+    return {
+        "before": setting.before_at(*at).as_dict(),
+        "after": _as_dict(setting.after_at(*at)),
+        "gain": _as_dict(gained.get((setting.name, quantity))),
+    }
+
+
+def _starts(found: Findings) -> dict[str, Any] | None:
+    """`rows` (one per setting and start of RL) and comparisons at `matched` bases; None without several starts."""
+    known = curves(found.settings)
+    if not known:
+        return None
+    shown = [quantity for quantity in found.shown if quantity.metric == "pass@k"]
+    rows = [
+        {"arm": curve.name, "start": start_of(one), "tokens": tokens(one), "entropy": one.before_at("entropy").as_dict()}
+        | {quantity.name: _measured(one, quantity, found.gains) for quantity in shown}
+        for curve in known
+        for one in curve.starts
+    ]
+    by: tuple[Matched, ...] = ("pass@1", "entropy")
+    return {"rows": rows, "matched": [one.as_dict() for matched in by for one in at_equal_bases(known, matched, shown)]}
+
+
+def _sets(found: Findings) -> dict[str, Any] | None:
+    """`rows` (one per set and setting), and the contrasts on each set; None with a single set."""
+    shown = found.on_sets.shown
+    rows = []
+    for name in dict.fromkeys(quantity.of_set for quantity in shown):
+        for setting in found.settings:
+            row: dict[str, Any] = {"set": name, "arm": setting.name, "problems": len(setting.before[0].on(name).problems)}
+            on_set = [quantity for quantity in shown if quantity.of_set == name]
+            rows.append(row | {quantity.name: _measured(setting, quantity, found.on_sets.gains) for quantity in on_set})
+    contrasts = {key: [one.as_dict() for one in found.on_sets.differences[kind]] for key, kind in _ON_SETS.items()}
+    return {"rows": rows, **contrasts} if rows else None
 
 
 def _as_dict(interval: Interval | None) -> dict[str, float | None] | None:
@@ -122,7 +181,8 @@ def _temperature_rows(setting: MeasuredSetting, found: Findings) -> list[dict[st
         row["entropy"] = mean_interval(np.stack([e.values("entropy") for e in sides["before"]])).as_dict()
         for quantity in found.shown:
             measured = {side: [quantity.of(e) for e in of_side if quantity.in_(e)] for side, of_side in sides.items()}
-            row[quantity.name] = {side: mean_interval(np.stack(of)).as_dict() if of else None for side, of in measured.items()}
+            sizes = setting.before[0].sizes
+            row[quantity.name] = {side: mean_interval(np.stack(of), sizes).as_dict() if of else None for side, of in measured.items()}
         rows.append(row)
     return rows
 

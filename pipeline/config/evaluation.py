@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.digests import digest_of_digests, file_digest
+from pipeline.config.tasks import Task
 
 
 class Verification(Config):
@@ -29,11 +31,16 @@ class SelectionConfig(Config):
     ridge: float = Field(0.01, gt=0, description="lambda of the paper: what the covariance's diagonal starts at")
 
 
+Examples = Annotated[int, Field(ge=0)]
+
+
 class HarnessConfig(Config):
     """Benchmarks of lm-evaluation-harness, besides the task's problems; needs lm-eval 0.4.13, installed manually."""
 
     tasks: tuple[str, ...] = Field(min_length=1, description="by their names in the harness, or in task files in `folder`")
-    fewshot: int | None = Field(None, ge=0, description="examples before each problem; default: each task's own number")
+    fewshot: Examples | dict[str, Examples] | None = Field(
+        None, description="examples before each problem, for all tasks or by task; default: each task's own number"
+    )
     limit: int | None = Field(None, ge=1, description="first problems of each task")
     folder: str | None = execution(None, description="a folder with task files (.yaml) and their data")
     sha256: str | None = Field(None, description="filled in for a folder")
@@ -50,6 +57,15 @@ class HarnessConfig(Config):
             raise ValueError(f"folder is {given['folder']!r}, which holds no task files (.yaml)")
         return given | {"folder": str(folder), "sha256": task_folder_digest(folder)}
 
+    @model_validator(mode="after")
+    def _examples_are_of_these_tasks(self) -> HarnessConfig:
+        other = sorted(self.fewshot.keys() - set(self.tasks)) if isinstance(self.fewshot, dict) else []
+        if other:
+            raise ValueError(
+                f"fewshot has {', '.join(other)}, not among tasks ({', '.join(self.tasks)}); name a task as it stands there"
+            )
+        return self
+
 
 def task_folder_digest(folder: Path) -> str:
     """sha256 over the files of a task folder, wherever it is."""
@@ -57,11 +73,23 @@ def task_folder_digest(folder: Path) -> str:
     return digest_of_digests([(path.relative_to(folder).as_posix(), file_digest(path)) for path in files])
 
 
+AVERAGE = "average"
+"""What tables call the mean over evaluation sets."""
+
+
+class EvaluationSet(Config):
+    """Problems to evaluate on, besides or instead of the recipe's own."""
+
+    task: Task | None = Field(None, description="whose problems; default: the recipe's own task")
+    problems: int | None = Field(None, ge=1, description="how many; default: evaluate.problems")
+
+
 class EvaluateConfig(Verification):
-    """The frozen protocol, the same before and after RL."""
+    """The frozen protocol, the same before and after RL, and on all evaluation sets."""
 
     name: str = execution("evaluate")
     problems: int = Field(ge=1)
+    sets: tuple[EvaluationSet, ...] = identity_since((), description="what to evaluate on, a stage each; default: the recipe's task")
     samples: int = Field(ge=1, description="responses per problem; pass@k is estimated up to this k")
     temperature: float = Field(1.0, gt=0)
     temperatures: tuple[Annotated[float, Field(ge=0.01)], ...] = identity_since((), description="further ones, for the same problems")
@@ -88,3 +116,21 @@ class EvaluateConfig(Verification):
                 "leave one out"
             )
         return self
+
+
+OWN_TASK = "task"
+"""In a list of evaluation sets, the recipe's own task."""
+
+
+def with_sets(protocol: dict[str, Any], named: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """A protocol as written, with each name in `sets`, and each `task` of an entry, resolved by `named`; `OWN_TASK` stays open."""
+    if not isinstance(protocol.get("sets"), list):
+        return protocol
+
+    def entry(node: Any) -> Any:
+        node = {"task": node} if isinstance(node, str) else node
+        if not isinstance(node, dict) or node.get("task") in (None, OWN_TASK):
+            return {key: value for key, value in node.items() if key != "task"} if isinstance(node, dict) else node
+        return node | {"task": named(node["task"])}
+
+    return protocol | {"sets": [entry(node) for node in protocol["sets"]]}

@@ -7,13 +7,13 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Config, execution
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.evaluation import AVERAGE, EvaluateConfig
 from pipeline.config.midtraining import MidtrainConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
 from pipeline.config.tasks import Task
 from pipeline.config.tracking import TrackingConfig
-from pipeline.config.training import NextTokenTraining, PretrainConfig, RLConfig
+from pipeline.config.training import Milestones, NextTokenTraining, PretrainConfig, RLConfig
 
 _THIS_MACHINE = ClusterConfig(kind="local")
 
@@ -33,6 +33,34 @@ class RecipeConfig(Config):
     seed: int = Field(0, ge=0, lt=2**32)
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = Field(default_factory=lambda: _THIS_MACHINE, json_schema_extra={"execution": True})
+
+    @property
+    def evaluation_sets(self) -> dict[str, tuple[Task, EvaluateConfig]]:
+        """By name, what is evaluated on: whose problems, and the protocol with their number; the recipe's own task if none is listed.
+
+        Benchmarks of the harness are no problems of a set: they run once, with the first.
+        """
+        if not self.evaluate.sets:
+            return {self.task.name: (self.task, self.evaluate)}
+        found = {}
+        for number, one in enumerate(self.evaluate.sets):
+            task = self.task if one.task is None else one.task
+            changes = {"sets": (), "problems": one.problems or self.evaluate.problems}
+            changes |= {} if number == 0 else {"harness": None}
+            found[task.name] = (task, self.evaluate.model_copy(update=changes))
+        return found
+
+    @property
+    def chance(self) -> float:
+        """Share of responses that guessing gets right, as the mean over evaluation sets."""
+        chances = [task.chance for task, _ in self.evaluation_sets.values()]
+        return sum(chances) / len(chances)
+
+    @property
+    def start_step(self) -> int | None:
+        """The step of pre-training whose checkpoint RL starts from; None for the last, or if there is none to start from."""
+        step = None if self.rl is None else Milestones.step_at(self.rl.start, self.pretrain.steps)
+        return None if step == self.pretrain.steps else step
 
     @property
     def midtrain_prior(self) -> Prior:
@@ -62,10 +90,42 @@ class RecipeConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _rl_starts_from_a_kept_checkpoint(self) -> RecipeConfig:
+        step = self.start_step
+        if self.rl is None or step is None:
+            return self
+        start = f"rl.start is {self.rl.start:g}"
+        if self.midtrain is not None:
+            raise ValueError(
+                f"{start}, but mid-training goes on from the end of pre-training; leave out one of the two (midtrain=null)"
+            )
+        if self.pretrain.adopted is not None:
+            raise ValueError(f"{start}, but an adopted checkpoint (pretrain.adopted) has no earlier ones; leave rl.start out")
+        if step not in self.pretrain.milestones:
+            kept = ", ".join(map(str, self.pretrain.milestones)) or "none but the last"
+            raise ValueError(
+                f"{start}, step {step} of pre-training, which is not among the checkpoints it keeps ({kept}); list all starts in "
+                f"pretrain.evaluate_at, e.g. pretrain.evaluate_at=[{self.rl.start:g}], so that they share one pre-training"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_tokenizer(self) -> RecipeConfig:
         own = None if self.midtrain is None else self.midtrain.corpus
         if own is not None and own.tokenizer not in (CorpusConfig.model_fields["tokenizer"].default, self.corpus.tokenizer):
             raise ValueError("midtrain.corpus.tokenizer differs from corpus.tokenizer; leave it out, since a model has one tokenizer")
+        return self
+
+    @model_validator(mode="after")
+    def _sets_have_names_of_their_own(self) -> RecipeConfig:
+        names = [(self.task if one.task is None else one.task).name for one in self.evaluate.sets]
+        taken = next((name for name in names if name == AVERAGE or names.count(name) > 1), None)
+        if taken is not None:
+            why = "stands for the mean over sets" if taken == AVERAGE else "names two of them"
+            raise ValueError(
+                f"evaluate.sets has {', '.join(names)}, but {taken!r} {why}; give a set another name: "
+                f"{{task: {{use: {taken}, name: OTHER}}}}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -83,14 +143,17 @@ class RecipeConfig(Config):
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
-        limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.midtrain_positions)]
+        limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.task, "task", self.midtrain_positions)]
         # The same protocol evaluates the model before mid-training adds positions.
-        for name, limit, positions in [*limits, ("evaluate", self.evaluate.max_response_tokens, self.model.max_positions)]:
-            prompt = self.task.max_prompt_tokens
+        for name, (task, protocol) in self.evaluation_sets.items():
+            key = "task" if task is self.task else f"evaluate.sets.{list(self.evaluation_sets).index(name)}.task"
+            limits.append(("evaluate", protocol.max_response_tokens, task, key, self.model.max_positions))
+        for stage, limit, task, key, positions in limits:
+            prompt = task.max_prompt_tokens
             if prompt + limit > positions:
                 raise ValueError(
-                    f"{name}.max_response_tokens ({limit}) plus {prompt} prompt tokens exceed "
-                    f"model.max_positions ({positions}); lower task.max_prompt_tokens or max_response_tokens, "
+                    f"{stage}.max_response_tokens ({limit}) plus {prompt} prompt tokens exceed "
+                    f"model.max_positions ({positions}); lower {key}.max_prompt_tokens or max_response_tokens, "
                     "or raise model.max_positions"
                 )
         return self

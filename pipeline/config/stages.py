@@ -181,6 +181,7 @@ class RLStage(StageConfig):
     task: Task
     rl: RLConfig
     seed: int
+    step: int | None = identity_since(None, description="training step whose checkpoint RL starts from instead of the last")
 
     @property
     def launch(self) -> Launch:
@@ -198,6 +199,10 @@ class RLStage(StageConfig):
     def gpu_memory_share(self) -> float:
         return self.rl.gpu_memory_share
 
+    def identity(self) -> dict[str, Any]:
+        """Of the task, what it is trained on: what it is evaluated on may change."""
+        return super().identity() | {"task": self.task.training_identity()}
+
     def work(self, block_size: int) -> str:
         return f"{self.rl.steps:,} steps, {self.rl.steps * self.rl.prompts_per_step * self.rl.samples_per_prompt:,} rollouts"
 
@@ -206,13 +211,17 @@ class RLStage(StageConfig):
 
 
 class EvaluateStage(StageConfig):
-    """Input of the stage `evaluate`; parents: checkpoint and corpus."""
+    """Input of the stage `evaluate`, on one evaluation set; parents: checkpoint and corpus."""
 
     kind, version, imports_gib = "evaluate", 1, 2.0
 
     task: Task
     evaluate: EvaluateConfig
     step: int | None = identity_since(None, description="training step whose checkpoint is evaluated instead of the last")
+    trained_on: Task | None = execution(None, description="what RL trained on, if its config does not keep this set apart: then look")
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"task": self.task.evaluation_identity()}
 
     @property
     def threads(self) -> int:
@@ -221,7 +230,8 @@ class EvaluateStage(StageConfig):
     @property
     def reads_hub(self) -> bool:
         """The harness's tasks are there, except the user's own."""
-        return self.task.reads_hub or self.evaluate.harness is not None
+        trained_on_hub = self.trained_on is not None and self.trained_on.reads_hub
+        return self.task.reads_hub or trained_on_hub or self.evaluate.harness is not None
 
     @property
     def kv_cache_gib(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.digests import file_digest
+from pipeline.errors import PriorlabError
 
 
 class TaskConfig(Config):
@@ -29,9 +31,24 @@ class TaskConfig(Config):
         """Share of responses that guessing gets right: the floor below which scores mean nothing."""
         return 0.0
 
+    def training_identity(self) -> dict[str, Any]:
+        """The identity of what RL trains on and is rewarded by, without fields that only say what is evaluated."""
+        return self.identity()
+
+    def evaluation_identity(self) -> dict[str, Any]:
+        """The identity of the problems it evaluates on and of their verdicts."""
+        return self.identity()
+
     def text_identity(self) -> dict[str, Any]:
         """The identity of the text it writes, without fields that only judge responses: tasks that differ in these share a corpus."""
-        return self.identity()
+        return self.training_identity()
+
+    def keeps_apart(self, other: Task) -> bool:
+        """Whether training on this task cannot see the evaluation problems of `other`, by the two configs alone.
+
+        Generated problems are split by what they are, whichever config draws them.
+        """
+        return True
 
 
 class CountdownTask(TaskConfig):
@@ -84,7 +101,7 @@ class ParityTask(TaskConfig):
         return 0.5
 
     def text_identity(self) -> dict[str, Any]:
-        kept = self.identity()
+        kept = super().text_identity()
         del kept["reward"]
         return kept
 
@@ -92,8 +109,8 @@ class ParityTask(TaskConfig):
 DATA_FORMATS = (".jsonl", ".parquet", ".csv")
 
 
-class MathSource(Config):
-    """Rows of problems and answers: a dataset on the Hugging Face hub, or a local file.
+class ProblemSource(Config):
+    """The text of problems: a column of a dataset on the Hugging Face hub, or of a local file.
 
     Columns may be nested: `reward_model.ground_truth`, `prompt.0.content`. A file is identified by content: `sha256` is filled in when
     the recipe is read.
@@ -106,10 +123,6 @@ class MathSource(Config):
     file: str | None = execution(None, description="a .jsonl, .parquet or .csv file instead of a hub dataset")
     sha256: str | None = None
     problem: str = Field("problem", min_length=1, description="column of the problem's text")
-    answer: str = Field("answer", min_length=1, description="column of the reference answer; a list counts as one answer: a, b")
-    answer_pattern: str | None = Field(None, description="regular expression whose first group is the answer within that column")
-    solution: str | None = Field(None, description="column of a worked solution, to pre-train on")
-    max_problem_characters: int | None = Field(None, ge=1, description="rows with longer problems are left out")
 
     @model_validator(mode="before")
     @classmethod
@@ -125,9 +138,26 @@ class MathSource(Config):
             raise ValueError(f"file is {data['file']!r}, which cannot be read: {error.strerror} ({path})") from error
 
     @model_validator(mode="after")
-    def _one_place(self) -> MathSource:
+    def _one_place(self) -> ProblemSource:
         if (self.hub is None) == (self.file is None):
             raise ValueError(f"hub is {self.hub!r} and file {self.file!r}; give exactly one of the two (and null for the other)")
+        return self
+
+    def text(self) -> ProblemSource:
+        """Where the problems' text is, and nothing else."""
+        return ProblemSource.model_construct(**{name: getattr(self, name) for name in ProblemSource.model_fields})
+
+
+class MathSource(ProblemSource):
+    """Problems and their reference answers, with worked solutions or without."""
+
+    answer: str = Field("answer", min_length=1, description="column of the reference answer; a list counts as one answer: a, b")
+    answer_pattern: str | None = Field(None, description="regular expression whose first group is the answer within that column")
+    solution: str | None = Field(None, description="column of a worked solution, to pre-train on")
+    max_problem_characters: int | None = Field(None, ge=1, description="rows with longer problems are left out")
+
+    @model_validator(mode="after")
+    def _pattern_has_a_group(self) -> MathSource:
         if self.answer_pattern is not None:
             try:
                 groups = re.compile(self.answer_pattern).groups
@@ -141,7 +171,8 @@ class MathSource(Config):
 class MathTask(TaskConfig):
     """Problems and answers from datasets, judged by math-verify.
 
-    `train` feeds RL (and, if it has solutions, the corpus), `evaluate` the evaluation; without it, a fixed share of `train` does.
+    `train` feeds RL (and, if it has solutions, the corpus), `evaluate` the evaluation; without it, a fixed share of `train` does. Rows
+    of `train` that `held_out` has too are dropped.
     """
 
     kind: Literal["math"] = "math"
@@ -149,6 +180,9 @@ class MathTask(TaskConfig):
     max_prompt_tokens: int = execution(1024, ge=1)
     train: MathSource | None = None
     evaluate: MathSource | None = None
+    held_out: tuple[ProblemSource, ...] | None = identity_since(
+        None, description="problems that training must not see, also by the names of tasks; default: those of `evaluate`"
+    )
     prompt: str = Field(
         "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n\n",
         description="what the model reads; {problem} is replaced, other braces are plain text",
@@ -163,14 +197,41 @@ class MathTask(TaskConfig):
         """With the version of the rules that judge answers: raised when a verdict changes, so that only math tasks run again."""
         return super().identity() | {"verdicts": 3}
 
-    def text_identity(self) -> dict[str, Any]:
+    def training_identity(self) -> dict[str, Any]:
+        """With `held_out` declared, `evaluate` decides no more than whether a share of `train` is kept for evaluation."""
         kept = self.identity()
+        if self.held_out is not None and self.evaluate is not None:
+            del kept["evaluate"]
+        return kept
+
+    def evaluation_identity(self) -> dict[str, Any]:
+        kept = self.identity()
+        if self.evaluate is not None:
+            kept.pop("held_out", None)
+        return kept
+
+    def text_identity(self) -> dict[str, Any]:
+        kept = super().text_identity()
         del kept["verdicts"]
         return kept
 
     @property
+    def kept_from_training(self) -> tuple[ProblemSource, ...]:
+        """`held_out`, or what stands for it."""
+        if self.held_out is not None:
+            return self.held_out
+        return () if self.evaluate is None else (self.evaluate.text(),)
+
+    def keeps_apart(self, other: Task) -> bool:
+        if not isinstance(other, MathTask) or self.train is None:
+            return True
+        if other.evaluate is None:  # a share of its own `train`, which this task keeps apart only if it is its own too
+            return self.evaluate is None and self.training_identity() == other.training_identity()
+        return other.evaluate.text().identity() in [source.identity() for source in self.kept_from_training]
+
+    @property
     def reads_hub(self) -> bool:
-        return any(source is not None and source.hub is not None for source in (self.train, self.evaluate))
+        return any(source is not None and source.hub is not None for source in (self.train, self.evaluate, *(self.held_out or ())))
 
     @model_validator(mode="after")
     def _complete(self) -> MathTask:
@@ -204,3 +265,25 @@ class GymTask(TaskConfig):
 
 
 Task = Annotated[CountdownTask | ArithmeticTask | ParityTask | MathTask | GymTask, Field(discriminator="kind")]
+
+
+def with_held_out(task: dict[str, Any], named: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """A task as written, with each name in `held_out` replaced by where the problems are that the task of that name evaluates on.
+
+    `named` resolves a name. Raises `PriorlabError` if such a task evaluates on no problems of a data set.
+    """
+    if not isinstance(task.get("held_out"), list):
+        return task
+
+    def source(node: Any) -> Any:
+        if not isinstance(node, str):
+            return node
+        found = named(node).get("evaluate")
+        if not isinstance(found, dict):
+            raise PriorlabError(
+                f"task.held_out has {node!r}, a task without a data set to evaluate on; name one that has (task.evaluate), or write "
+                "the source out: {hub: NAME, split: test} or {file: problems.jsonl}"
+            )
+        return {key: value for key, value in found.items() if key in ProblemSource.model_fields}
+
+    return task | {"held_out": [source(node) for node in task["held_out"]]}

@@ -111,7 +111,12 @@ class Milestones(Config):
         if self.count is not None:
             behind = range(1, self.count)  # how many checkpoints come after
             shares = [2.0**-later if self.spacing == "log" else 1 - later / self.count for later in behind]
-        return sorted({max(1, round(share * total)) for share in shares} - {total})
+        return sorted({self.step_at(share, total) for share in shares} - {total})
+
+    @staticmethod
+    def step_at(share: float, total: int) -> int:
+        """The optimizer step, of `total`, after which this share of the tokens has been seen."""
+        return max(1, round(share * total))
 
 
 class NextTokenTraining(Config):
@@ -198,6 +203,7 @@ class RLConfig(Verification):
     """Stage two: policy gradients on groups of responses, with rewards from the task's verifier. By default on-policy GRPO."""
 
     name: str = execution("rl")
+    start: float = execution(1.0, gt=0, le=1, description="share of pre-training after which RL starts; the stage has its step")
     steps: int = Field(ge=1, description="optimizer steps")
     problems: int = Field(ge=1, description="distinct training problems")
     rewordings: bool = identity_since(

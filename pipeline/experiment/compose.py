@@ -18,8 +18,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipeline.config.evaluation import with_sets
 from pipeline.config.prior import renaming, with_waypoints
 from pipeline.config.recipe import RecipeConfig
+from pipeline.config.tasks import with_held_out
 from pipeline.errors import PriorlabError
 from pipeline.experiment.axes import assignments, axis_keys, check_axes, coordinate, flat_axes, label
 from pipeline.experiment.config_files import bare_name, parse_yaml, read_config
@@ -32,8 +34,8 @@ GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain"
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
 _RENAMING = {"prior": renaming}
 """By group, which changes turn a file's config into a different one; its name then lists them after the file's."""
-_WRITTEN_OUT = {"prior": with_waypoints}
-"""By group, a function that resolves file names nested in its other keys."""
+_WRITTEN_OUT = {"prior": (with_waypoints, "prior"), "evaluate": (with_sets, "task"), "task": (with_held_out, "task")}
+"""By group, a function that resolves file names nested in its other keys, and the group that these are of."""
 _SWEEP_KEYS = {"recipe", "axes", "description"}
 
 
@@ -221,7 +223,8 @@ def _resolved(path: str, node: Any) -> Any:
             merged["name"] = label({"use": merged["name"], **told})
         node = merged
     if group in _WRITTEN_OUT:
-        node = _WRITTEN_OUT[group](node, functools.partial(_resolved, path))
+        written_out, named_group = _WRITTEN_OUT[group]
+        node = written_out(node, functools.partial(_resolved, named_group))
     for inner in GROUPS:
         outer, _, key = inner.rpartition(".")
         if outer == path and key in node:

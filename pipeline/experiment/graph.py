@@ -4,8 +4,9 @@
        |         |           |         |
        +---> evaluate    evaluate   evaluate
 
-`midtrain` may be left out, and so may `rl`. Mid-training can have a corpus of its own, which takes the tokenizer of the first. All
-evaluations look at the first corpus's held-out text, so that perplexities compare.
+`midtrain` may be left out, and so may `rl`. Mid-training can have a corpus of its own, which takes the tokenizer of the first. Each
+evaluation is one stage per evaluation set, so that a further set runs nothing else again. All look at the first corpus's held-out
+text, so that perplexities compare. RL may start from a checkpoint along the way of pre-training.
 
 Equal means equal fingerprint: a corpus is shared by all priors, a pre-training by all RL settings on top of it.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,23 +92,37 @@ class StageNode:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did.
+    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did; where RL
+    starts before pre-training ends (`rl.start`), pre-training is evaluated there, and what comes later is no part of the cell.
 
-    `milestones` are the evaluations of checkpoints along the way, by role and step.
+    `milestones` are the evaluations of checkpoints along the way, by role and step. Both are on the recipe's first evaluation set;
+    `further` has those on its other sets, by role and step (None for the last) and then by set.
     """
 
     cell: Cell
     chain: dict[str, StageNode]
     evaluations: dict[str, StageNode]
     milestones: dict[tuple[str, int], StageNode] = field(default_factory=dict)
+    further: dict[tuple[str, int | None], dict[str, StageNode]] = field(default_factory=dict)
 
     @property
     def base(self) -> str:
         """The role of the checkpoint that RL starts from, and whose evaluation is the "before" of every gain."""
         return "midtrain" if "midtrain" in self.chain else "pretrain"
 
+    def measurements(self) -> Iterator[tuple[str, int | None, dict[str, StageNode]]]:
+        """What is evaluated, in training order: role, step (None for the last), and the evaluating stages by evaluation set."""
+        first, start = next(iter(self.cell.recipe.evaluation_sets)), self.cell.recipe.start_step
+        for role, last in self.evaluations.items():
+            for (of, step), node in self.milestones.items():
+                if of == role:
+                    yield role, step, {first: node} | self.further.get((role, step), {})
+            yield role, None, {first: last} | self.further.get((role, start if role == "pretrain" else None), {})
+
     def stages(self) -> list[StageNode]:
-        return [*self.chain.values(), *self.evaluations.values(), *self.milestones.values()]
+        """All, parents first."""
+        further = [node for of_sets in self.further.values() for node in of_sets.values()]
+        return [*self.chain.values(), *self.evaluations.values(), *self.milestones.values(), *further]
 
 
 @dataclass(frozen=True)
@@ -154,19 +169,31 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
     recipe, seed = cell.recipe, cell.recipe.seed
     told = _labels(recipe)
 
-    def add(config: StageConfig, slug: str, **parents: StageNode) -> StageNode:
-        node = StageNode(_slug(slug), config, parents, told[config.kind], recipe.tracking)
+    further: dict[tuple[str, int | None], dict[str, StageNode]] = {}
+
+    def add(config: StageConfig, slug: str, labels: dict[str, Any] | None = None, **parents: StageNode) -> StageNode:
+        node = StageNode(_slug(slug), config, parents, told[config.kind] | (labels or {}), recipe.tracking)
         return stages.setdefault(node.fingerprint, node)
 
     def evaluated(checkpoint: StageNode, name: str, step: int | None = None) -> StageNode:
-        protocol = EvaluateStage(task=recipe.task, evaluate=recipe.evaluate, step=step)
-        return add(protocol, f"{name}-{checkpoint.kind}" + ("" if step is None else f"-{step}"), checkpoint=checkpoint, corpus=corpus)
+        """The stage on the first set; those on others are put into `further`."""
+        on_sets = {}
+        for of_set, (task, protocol) in recipe.evaluation_sets.items():
+            slug = f"{name}-{checkpoint.kind}" + ("" if step is None else f"-{step}") + (f"-{of_set}" if recipe.evaluate.sets else "")
+            apart = checkpoint.kind != "rl" or recipe.task.keeps_apart(task)
+            config = EvaluateStage(task=task, evaluate=protocol, step=step, trained_on=None if apart else recipe.task)
+            on_sets[of_set] = add(config, slug, {"task": of_set}, checkpoint=checkpoint, corpus=corpus)
+        first, *others = on_sets
+        if others:
+            further[checkpoint.kind, step] = {of_set: on_sets[of_set] for of_set in others}
+        return on_sets[first]
 
     slug = f"{recipe.prior.name}-s{seed}"
+    start = recipe.start_step
     corpus = add(CorpusStage(task=recipe.task, corpus=recipe.corpus), recipe.task.name)
     base = add(PretrainStage(model=recipe.model, prior=recipe.prior, pretrain=recipe.pretrain, seed=seed), slug, corpus=corpus)
-    chain, evaluations = {"corpus": corpus, "pretrain": base}, {"pretrain": evaluated(base, slug)}
-    along = [("pretrain", base, slug, recipe.pretrain.milestones)]
+    chain, evaluations = {"corpus": corpus, "pretrain": base}, {"pretrain": evaluated(base, slug, start)}
+    along = [("pretrain", base, slug, [step for step in recipe.pretrain.milestones if start is None or step < start])]
     if recipe.midtrain is not None:
         text, own = corpus, recipe.midtrain.prior
         if recipe.midtrain_corpus is not None:
@@ -180,10 +207,11 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
         evaluations["midtrain"] = evaluated(base, slug)
         along.append(("midtrain", base, slug, recipe.midtrain.milestones))
     if recipe.rl is not None:
-        chain["rl"] = add(RLStage(task=recipe.task, rl=recipe.rl, seed=seed), slug, checkpoint=base)
+        slug += "" if start is None else f"-from-{start}"
+        chain["rl"] = add(RLStage(task=recipe.task, rl=recipe.rl, seed=seed, step=start), slug, checkpoint=base)
         evaluations["rl"] = evaluated(chain["rl"], slug)
     milestones = {(role, step): evaluated(trained, name, step) for role, trained, name, steps in along for step in steps}
-    return CellPlan(cell, chain, evaluations, milestones)
+    return CellPlan(cell, chain, evaluations, milestones, further)
 
 
 def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
@@ -238,4 +266,6 @@ def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
     policy = later if recipe.rl is None else later | {
         "exploration": recipe.rl.exploration.name, "advantage": recipe.rl.advantage.name,
     }  # fmt: skip
+    if recipe.start_step is not None and recipe.rl is not None:
+        policy = policy | {"rl.start": recipe.rl.start}
     return {"corpus": text, "pretrain": model, "midtrain": later, "rl": policy, "evaluate": model}

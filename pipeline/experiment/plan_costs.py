@@ -13,7 +13,7 @@ from pipeline.config.costs import GIB, Utilisation
 from pipeline.config.devices import Device
 from pipeline.config.interruptions import Interruptions
 from pipeline.config.recipe import RecipeConfig
-from pipeline.config.stages import StageConfig
+from pipeline.config.stages import EvaluateStage, StageConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import Graph, StageNode
 from pipeline.store.folders import Home
@@ -97,8 +97,8 @@ def _stages(graph: Graph, home: Home, assumed: Assumptions) -> Iterator[tuple[St
     """Each stage of the graph that needs devices, once; with the number of devices that is assumed."""
     seen: set[str] = set()
     for plan in graph.cells:
-        evaluations = [*plan.evaluations.items(), *((role, node) for (role, _), node in plan.milestones.items())]
-        for role, node in [*plan.chain.items(), *((f"evaluate@{after}", node) for after, node in evaluations)]:
+        evaluations = [(f"evaluate@{after}", node) for after, _, on_sets in plan.measurements() for node in on_sets.values()]
+        for role, node in [*plan.chain.items(), *evaluations]:
             if node.fingerprint in seen or node.config.adopted is not None or not node.config.needs_devices:
                 continue
             seen.add(node.fingerprint)
@@ -120,7 +120,8 @@ def _vocabulary(corpus: StageNode, home: Home) -> int:
 
 def _entry(planned: _Planned, assumed: Assumptions) -> dict[str, Any]:
     config, recipe = planned.config, planned.recipe
-    costs = config.costs(recipe.model, planned.vocabulary, recipe.task.max_prompt_tokens, planned.block_size)
+    prompt = (config if isinstance(config, EvaluateStage) else recipe).task.max_prompt_tokens
+    costs = config.costs(recipe.model, planned.vocabulary, prompt, planned.block_size)
     devices, launch = config.processes, config.launch
     fabric = Fabric(assumed.device, assumed.per_node or _devices_of_a_node(planned))
     counts, memory = recipe.model.parameters(planned.vocabulary), dict(costs.memory)

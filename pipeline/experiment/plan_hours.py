@@ -50,4 +50,5 @@ def _per_seed(graph: Graph, hours: Iterable[tuple[StageNode, float]], source: st
     told = list(hours)
     evaluating = sum(one for node, one in told if node.kind == "evaluate")
     rest = sum(one for node, one in told if node.kind != "evaluate")
-    return Hours(rest / seeds, evaluating / seeds / protocol.problems / protocol.samples, source)
+    problems = sum(of_set.problems for _, of_set in recipes[0].evaluation_sets.values())
+    return Hours(rest / seeds, evaluating / seeds / problems / protocol.samples, source)

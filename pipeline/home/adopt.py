@@ -9,6 +9,7 @@ whatever prior, seed or schedule the recipe names, since how they were trained i
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pipeline.store.folders import Home, status_of
 
 _KEPT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What it takes to load a Hugging Face folder; optimizer states and READMEs stay behind."""
+_ON_HUB = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 _LEFT = {"generation_config.json"}
 """How its makers would sample, such as at which further tokens to stop: here the recipe alone says so."""
 
@@ -37,9 +39,13 @@ class Adopted:
     is_new: bool
 
 
-def adopt(checkpoint: Path, recipe: str, overrides: list[str], home: Home, *, link: bool, view: View) -> Adopted:
-    """Check the checkpoint, copy it into the store and write its record. A missing corpus is built first."""
-    manifest = _manifest(checkpoint)
+def adopt(checkpoint: str, recipe: str, overrides: list[str], home: Home, *, link: bool, view: View) -> Adopted:
+    """Check the checkpoint (a folder, or a name on the hub), copy it into the store and write its record, after its corpus if need be.
+
+    Raises `PriorlabError` if it is no checkpoint, or does not fit the recipe.
+    """
+    folder_given = _folder(checkpoint)
+    manifest = _manifest(folder_given)
     digest = f"sha256:{hashlib.sha256(canonical_json(manifest).encode()).hexdigest()}"
     chosen = load_recipe(recipe, [*overrides, f"pretrain.adopted={digest}"])
     graph = build_graph(chosen.cells())
@@ -52,9 +58,25 @@ def adopt(checkpoint: Path, recipe: str, overrides: list[str], home: Home, *, li
     if not built.complete:
         reason = next((f"{state.reason}; log: {state.log}" for state in built.failed), "it was stopped")
         raise PriorlabError(f"{corpus.name}, whose tokenizer the checkpoint must share, could not be built: {reason}")
-    source = {"source": str(checkpoint.absolute()), "manifest": manifest, "link": link}
+    source = {"source": str(folder_given.absolute()), "manifest": manifest, "link": link}
     _import(node, source, home, chosen.name)
     return Adopted(folder.name, digest, is_new=True)
+
+
+def _folder(checkpoint: str) -> Path:
+    """The folder itself, or the snapshot in the hub's cache of OWNER/NAME or OWNER/NAME@REVISION, downloaded if it is not there."""
+    if Path(checkpoint).exists() or not _ON_HUB.fullmatch(checkpoint):
+        return Path(checkpoint)
+    from huggingface_hub import snapshot_download  # half a second, and folders do without
+
+    name, _, revision = checkpoint.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_KEPT)))
+    except Exception as error:  # of any library underneath: no network, no such name, no access
+        raise PriorlabError(
+            f"there is no folder {checkpoint}, and the hub gives no model {name!r}: {type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0]}. Without a network, copy the model's files to a folder and give that"
+        ) from error
 
 
 def _manifest(checkpoint: Path) -> dict[str, str]:

@@ -50,6 +50,20 @@ _WHOLE_RESPONSES = {
     "response_entropy": "Response entropy: of whole responses, in nats.",
 }
 """More notes, where these were measured."""
+_STARTS = (
+    "Start: the share of pre-training after which RL starts, and the tokens until there. Entropy (nats) is that checkpoint's, on "
+    "held-out text. The intervals of all gains hold jointly, with those of the first table."
+)
+_MATCHED = (
+    "After RL: setting minus reference, where the reference is interpolated linearly between two of its starts to the pass@1, or to "
+    "the entropy, of the setting's base. Where the reference has no such starts around it, there is no comparison. Along one axis, all "
+    "intervals matched alike hold jointly with 95%; one that includes 0 shows no difference."
+)
+_SETS = (
+    "All other tables and figures are of the mean over these evaluation sets, each of which counts alike whatever its size. The "
+    "intervals of all gains on all sets hold jointly, apart from those of the mean."
+)
+_JOINTLY_ON_SETS = "Along one axis, all intervals on all sets hold jointly with 95%; one that includes 0 shows no difference."
 _JOINTLY = "Along one axis, all intervals hold jointly with 95%; one that includes 0 shows no difference."
 
 
@@ -77,6 +91,7 @@ def _write_figures(folder: Path, drawn: list[Figure]) -> None:
 def _markdown(name: str, description: str, summary: dict[str, Any], drawn: list[Figure]) -> str:
     said = "\n".join(f"- {html.escape(sentence, quote=False)}" for sentence in summary["verdict"])
     parts = [f"# Sweep {name}", html.escape(description, quote=False), said, tables.markdown_table(summary["rows"])]
+    parts += [tables.mean_over(summary["sets"]["rows"])] if summary["sets"] else []
     parts += [part for _, title, note, table in _tables(summary) for part in (f"## {title}", note, tables.markdown(*table))]
     shown = [f"![{figure.title}](figures/{figure.file_name})\n\n{figure.caption}" for figure in drawn]
     return "\n\n".join([*parts, _NOTE, *shown]) + "\n"
@@ -119,6 +134,18 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, str, str, tables.Rows]]:
     if summary["problems"]:
         title, note = _problems(summary)
         found.append(("problems", title, note, tables.changed_problems(summary["problems"])))
+    if summary["sets"]:
+        rows = summary["sets"]["rows"]
+        found.append(("sets", "On each evaluation set", _SETS, tables.on_sets(rows, tables.pass_keys(rows))))
+        for kind, (title, note) in _ABOUT.items():
+            if summary["sets"].get(kind):
+                compared = tables.contrasts(summary["sets"][kind])
+                found.append((f"sets-{kind}", f"{title}, on each evaluation set, compared", f"{note} {_JOINTLY_ON_SETS}", compared))
+    if summary["starts"]:
+        rows, equal = summary["starts"]["rows"], summary["starts"]["matched"]
+        found.append(("starts", "By where RL starts", _STARTS, tables.starts(rows, tables.pass_keys(rows))))
+        if equal:
+            found.append(("matched", "Where RL ends, from bases that are alike, compared", _MATCHED, tables.matched(equal)))
     if summary["temperatures"]:
         note = "Entropy of held-out text and pass@k before and after RL, by sampling temperature."
         found.append(("temperatures", "By sampling temperature", note, tables.temperatures(summary["temperatures"])))

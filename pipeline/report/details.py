@@ -11,6 +11,7 @@ from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Floats
 from pipeline.compare.measured import MeasuredSetting
 from pipeline.compare.samples import with_current_columns
+from pipeline.config.recipe import RecipeConfig
 from pipeline.experiment.axes import axis_keys
 from pipeline.experiment.graph import Graph
 from pipeline.store.folders import Home
@@ -33,7 +34,7 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
         "task": recipe.task.name,
         "model": f"{model.name}: {model.layers} layers of width {model.width}",
         "pretrain": f"{tokens:,} tokens in {recipe.pretrain.steps:,} steps, learning rate {recipe.pretrain.optimizer.learning_rate:g}",
-        "evaluate": f"{protocol.problems} problems, {protocol.samples} samples each at temperature {protocol.temperature:g}, "
+        "evaluate": f"{_problems(recipe)}, {protocol.samples} samples each at temperature {protocol.temperature:g}, "
         f"up to {protocol.max_response_tokens} tokens",
     }
     if recipe.midtrain is not None:
@@ -51,6 +52,13 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
         )
     varied = {key.partition(".")[0] for setting in compared for axis in setting.coordinates for key in axis_keys(axis)}
     return [(name, text + (" (varied, see the table)" if name in varied else "")) for name, text in found.items()]
+
+
+def _problems(recipe: RecipeConfig) -> str:
+    counts = {name: protocol.problems for name, (_, protocol) in recipe.evaluation_sets.items()}
+    if len(counts) == 1:
+        return f"{next(iter(counts.values()))} problems"
+    return f"the mean over {len(counts)} sets ({', '.join(f'{name} {count}' for name, count in counts.items())} problems)"
 
 
 def prior_rows(compared: Sequence[MeasuredSetting]) -> list[list[str]]:
@@ -82,10 +90,11 @@ class Example:
 
 
 def examples(compared: Sequence[MeasuredSetting], home: Home) -> list[tuple[str, list[Example]]]:
-    """From each finished setting's first cell, the problems with the largest, the median and the smallest gain."""
+    """From each finished setting's first cell, the problems with the largest, the median and the smallest gain, of the first set."""
     found = []
     for setting in [setting for setting in compared if setting.finished][:_SETTINGS_WITH_EXAMPLES]:
-        before, after = setting.before[0], setting.after[0]
+        of_set = next(iter(setting.before[0].sets), "")
+        before, after = setting.before[0].on(of_set), setting.after[0].on(of_set)
         chosen = _extremes_and_middle(after.values("pass@k", 1) - before.values("pass@k", 1))
         texts = [_responses(evaluation, [before.problems[index] for index in chosen], home) for evaluation in (before, after)]
         found.append(

@@ -11,8 +11,9 @@ from pipeline.compare.best import temperatures
 from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import stage_rows
 from pipeline.compare.intervals import Interval
-from pipeline.compare.measured import MeasuredSetting
+from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import Points, Predictor
+from pipeline.compare.starts import curves
 from pipeline.compare.summary import Findings
 from pipeline.report import plots
 from pipeline.store.folders import Home
@@ -62,6 +63,12 @@ def figures(found: Findings, home: Home) -> list[Figure]:
         first = _few(_MOST_ROWS, len(finished), "finished settings")
         shown.append(Figure("What RL gains", forest, f"After RL minus before. {_jointly(found.gains.values(), 'change')}{first}"))
         shown += _between(compared, found.differences["gain"], "Who gains more", "Gain minus the reference's gain")
+    if known := curves(compared)[:_MOST_LINES]:
+        of_k = [Quantity("pass@k", k) for k in dict.fromkeys([ks[0], ks[-1]])]
+        said = (
+            "Gains with joint intervals, as in the table. Where lines meet, RL ends alike from bases with the same pass@1, or entropy."
+        )
+        shown.append(Figure("What RL gains against tokens of pre-training", plots.start_curves(known, found.gains, of_k), said))
     shown.append(
         Figure(
             "pass@k before and after RL",

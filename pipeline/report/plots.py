@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.compare.intervals import Interval, JointInterval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import MEASUREMENTS, Points, Predictor
 from pipeline.compare.problems import TAUS, cover, drawn_taus
+from pipeline.compare.starts import Curve, tokens
 from pipeline.report.svg import QUIET, STYLE, colour, dash, to_svg
 
 
@@ -179,6 +181,37 @@ def temperature_curves(settings: Sequence[MeasuredSetting], ks: Sequence[int]) -
                     axis.plot(at[: len(means)], means, style, marker="o", markersize=3, color=colour(index), label=label)
             axis.set_title(f"pass@{k}")
             axis.set_xlabel("sampling temperature")
+        _legend(figure, panels)
+        return to_svg(figure)
+
+
+def start_curves(found: Sequence[Curve], gained: Mapping[tuple[str, Quantity], JointInterval], shown: Sequence[Quantity]) -> str:
+    """Gains against tokens of pre-training with their intervals, and pass@1 after RL against the base's pass@1 and entropy."""
+    with plt.rc_context(STYLE):
+        figure, panels = _panels(len(shown) + 2, 2, (4.9, 2.7))
+        for index, curve in enumerate(found):
+            look: dict[str, Any] = {"color": colour(index), "ls": dash(index), "label": curve.name, "marker": "o", "markersize": 3}
+            for axis, quantity in zip(panels, shown, strict=False):
+                known = [(tokens(one), gained[one.name, quantity]) for one in curve.starts if (one.name, quantity) in gained]
+                at, values = [place for place, _ in known], [interval.value for _, interval in known]
+                errors = [
+                    [interval.value - interval.low for _, interval in known],
+                    [interval.high - interval.value for _, interval in known],
+                ]
+                axis.errorbar(at, values, errors, capsize=2, elinewidth=0.8, **look)
+            ends = [one.after_at("pass@k", 1) for one in curve.starts]
+            for axis, (metric, k) in zip(panels[len(shown) :], (("pass@k", 1), ("entropy", None)), strict=True):
+                axis.plot(
+                    [one.before_at(metric, k).value for one in curve.starts], [end.value for end in ends if end is not None], **look
+                )
+        for axis, quantity in zip(panels, shown, strict=False):
+            axis.set_title(f"gain in {quantity.name}")
+            axis.set_xlabel("tokens of pre-training")
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.axhline(0, color=QUIET, lw=0.8)
+        for axis, label in zip(panels[len(shown) :], ("pass@1 of the base", "entropy of the base (nats)"), strict=True):
+            axis.set_title("pass@1 after RL")
+            axis.set_xlabel(label)
         _legend(figure, panels)
         return to_svg(figure)
 

@@ -60,15 +60,79 @@ def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | Non
     return _table(title, headings(keys, bayes=bayes), [cells(row, keys, bayes=bayes) for row in rows])
 
 
+def sets_table(rows: list[dict[str, Any]], title: str, keys: list[str]) -> Table:
+    """What was measured on each evaluation set, in the columns for `keys`."""
+    titles, shown = on_sets(rows, keys)
+    return _table(title, titles, shown, named=2)
+
+
+def on_sets(rows: list[dict[str, Any]], keys: list[str]) -> Rows:
+    """Headings and rows, one per setting and evaluation set."""
+    pairs = [[f"{key} before", "after", "gain [95%, jointly]"] for key in keys]
+    shown = [[row["set"], row["arm"], *(text for key in keys for text in _before_after_gain(row[key]))] for row in rows]
+    return ["set", "setting", *(heading for pair in pairs for heading in pair)], shown
+
+
+def starts_table(rows: list[dict[str, Any]], title: str, keys: list[str]) -> Table:
+    """What RL gains from each of its starts, in the columns for `keys`."""
+    return _table(title, *starts(rows, keys))
+
+
+def starts(rows: list[dict[str, Any]], keys: list[str]) -> Rows:
+    """Headings and rows, one per setting and start of RL."""
+    pairs = [[f"{key} before", "after", "gain [95%, jointly]"] for key in keys]
+    shown = [
+        [row["arm"], f"{row['start']:g}", _count(row["tokens"]), f"{row['entropy']['value']:.4f}"]
+        + [text for key in keys for text in _before_after_gain(row[key])]
+        for row in rows
+    ]
+    return ["setting", "start", "tokens", "entropy", *(heading for pair in pairs for heading in pair)], shown
+
+
+def matched_table(found: list[dict[str, Any]], title: str, metrics: list[str]) -> Table:
+    return _table(title, *matched([one for one in found if one["metric"] in metrics]))
+
+
+def matched(found: list[dict[str, Any]]) -> Rows:
+    """Headings and rows of comparisons at equal bases: one row per setting, start and reference, one column per metric."""
+    metrics = contrast_metrics(found)
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for one in found:
+        base = numbers.share(one["at"]) if one["matched"] == "pass@1" else f"{one['at']:.4f}"
+        names = (one["arm"], f"{one['start']:g}", one["reference"], _count(one["reference_tokens"]), f"{one['matched']} {base}")
+        rows.setdefault(names, {})[one["metric"]] = gain(one)
+    headings = ["setting", "start", "compared with", "at tokens", "equal base", *metrics]
+    return headings, [[*names, *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
+
+
+def _count(tokens: float) -> str:
+    """`154k`, `125B`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{unit}"
+    return f"{tokens:.0f}"
+
+
+def mean_over(rows: list[dict[str, Any]]) -> str:
+    """What the other tables are the mean over."""
+    counts = [f"{name} ({count:,})" for name, count in {row["set"]: row["problems"] for row in rows}.items()]
+    return f"Mean over {len(counts)} evaluation sets, by number of problems: {', '.join(counts)}."
+
+
+def _before_after_gain(measured: dict[str, Any]) -> list[str]:
+    return [share(measured["before"]), share(measured["after"]), gain(measured["gain"])]
+
+
 def contrasts_table(differences: list[dict[str, Any]], title: str, metrics: list[str]) -> Table:
     """Differences between settings, in the columns for `metrics` (pass@1, greedy, ...)."""
     return _table(title, *contrasts([one for one in differences if one["metric"] in metrics]))
 
 
-def _table(title: str, titles: Sequence[str], rows: list[list[str]]) -> Table:
+def _table(title: str, titles: Sequence[str], rows: list[list[str]], named: int = 1) -> Table:
+    """The first `named` columns are words."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for position, heading in enumerate(titles):
-        table.add_column(heading, justify="left" if position == 0 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if position < named else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
@@ -79,14 +143,17 @@ def contrast_metrics(differences: list[dict[str, Any]]) -> list[str]:
 
 
 def contrasts(differences: list[dict[str, Any]]) -> Rows:
-    """Headings and rows: one row per pair of settings, one column per metric; the axis only if there are several."""
+    """Headings and rows: one row per pair of settings, one column per metric; the axis only if there are several, and the evaluation
+    set where they are told set by set.
+    """
     metrics = contrast_metrics(differences)
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for one in differences:
-        rows.setdefault((one["arm"], one["reference"], one["axis"]), {})[one["metric"]] = gain(one)
-    named = 3 if len({axis for *_, axis in rows}) > 1 else 2
-    headings = ["setting", "compared with", "along"][:named] + metrics
-    return headings, [[*names[:named], *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
+        rows.setdefault((one.get("set", ""), one["arm"], one["reference"], one["axis"]), {})[one["metric"]] = gain(one)
+    first = 0 if any(of_set for of_set, *_ in rows) else 1
+    last = 4 if len({axis for *_, axis in rows}) > 1 else 3
+    headings = ["set", "setting", "compared with", "along"][first:last] + metrics
+    return headings, [[*names[first:last], *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
 
 
 def temperatures(rows: list[dict[str, Any]]) -> Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from pipeline.tracking.runs import close_run, never_fatal, open_run, resolve_mod
 
 def summary_run_id(sweep: str, graph: Graph) -> str:
     """Id of the sweep's summary run in W&B; it changes with the checkpoints compared."""
-    compared = [node.fingerprint for plan in graph.cells for node in [*plan.evaluations.values(), *plan.milestones.values()]]
+    nodes = (node for plan in graph.cells for node in plan.stages() if node.kind == "evaluate")
+    compared = [node.fingerprint for node in nodes]
     return f"{sweep}-{hashlib.sha256(json.dumps([sweep, compared]).encode()).hexdigest()[:16]}"
 
 
@@ -39,19 +40,19 @@ def log_comparison(
     import wandb
 
     run = open_run(tracking, folder, id=summary_run, name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"])
-    gains = wandb.Table(columns=["arm", "prior", "metric", "before", "after", "gain", "gain_low", "gain_high"])
+    gains = wandb.Table(columns=["arm", "prior", *_MEASURED])
     for row in summary["rows"]:
-        for metric, values in row.items():
-            if not isinstance(values, dict) or "gain" not in values:
-                continue
-            gain, after = values["gain"] or {}, values["after"] or {}
-            numbers = [values["before"]["value"], after.get("value"), *(gain.get(key) for key in ("value", "low", "high"))]
+        for metric, numbers in _measured(row):
             gains.add_data(row["arm"], row["prior"], metric, *numbers)
-            if gain:
-                run.summary[f"gain/{row['arm']}/{metric}"] = gain["value"]
-                run.summary[f"level/{row['arm']}/{metric}"] = after["value"]
+            _summarise(run, f"{row['arm']}/{metric}", numbers)
         run.summary[f"entropy/{row['arm']}"] = row["entropy"]["value"]
         run.summary[f"perplexity/{row['arm']}"] = row["perplexity"]["value"]
+    sets = summary["sets"] or {"rows": [], "levels": []}
+    on_sets = wandb.Table(columns=["set", "problems", "arm", *_MEASURED])
+    for row in sets["rows"]:
+        for metric, numbers in _measured(row):
+            on_sets.add_data(row["set"], row["problems"], row["arm"], metric, *numbers)
+            _summarise(run, f"{row['arm']}/{row['set']}/{metric}", numbers)
     run.summary["verdict"] = " ".join(summary["verdict"])
     columns = ["axis", "arm", "reference", "metric", "k", "family", "value", "low", "high", "superiority"]
     contrasts = {
@@ -59,6 +60,12 @@ def log_comparison(
         for kind in CONTRASTS
         if summary[kind]
     }
+    if summary["starts"]:
+        contrasts |= _starts(summary["starts"])
+    if sets["rows"]:
+        contrasts["sets"] = on_sets
+        told = [[one[column] for column in ["set", *columns]] for one in sets["levels"]]
+        contrasts["sets_levels"] = wandb.Table(columns=["set", *columns], data=told)
     curves = wandb.Table(columns=["line", "cell", "prior", "seed", "after", "k", "pass@k"])
     for evaluation in evaluations:
         if evaluation.milestone or evaluation.not_finite:
@@ -80,6 +87,56 @@ def log_comparison(
         }
     )
     close_run(run)
+
+
+_MEASURED = ("metric", "before", "after", "gain", "gain_low", "gain_high")
+"""Columns of tables of what was measured."""
+
+
+def _measured(row: dict[str, Any]) -> Iterator[tuple[str, list[float | None]]]:
+    """Of a row of the summary, each metric with the numbers of these columns."""
+    for metric, values in row.items():
+        if isinstance(values, dict) and "gain" in values:
+            gain, after = values["gain"] or {}, values["after"] or {}
+            yield metric, [values["before"]["value"], after.get("value"), *(gain.get(key) for key in ("value", "low", "high"))]
+
+
+def _starts(found: dict[str, Any]) -> dict[str, Any]:
+    """What RL gains from each of its starts, as a table and a chart against tokens, and comparisons at equal bases."""
+    import wandb
+
+    table = wandb.Table(columns=["arm", "start", "tokens", *_MEASURED])
+    for row in found["rows"]:
+        for metric, numbers in _measured(row):
+            table.add_data(row["arm"], row["start"], row["tokens"], metric, *numbers)
+    gained = [[row["arm"], row["tokens"], row["pass@1"]["gain"]["value"]] for row in found["rows"] if row.get("pass@1", {}).get("gain")]
+    against = wandb.Table(columns=["arm", "tokens", "gain in pass@1"], data=gained)
+    title = "gain in pass@1 against tokens of pre-training"
+    chart = wandb.plot.line(against, x="tokens", y="gain in pass@1", stroke="arm", title=title)
+    columns = [
+        "axis",
+        "arm",
+        "start",
+        "reference",
+        "matched",
+        "at",
+        "reference_tokens",
+        "metric",
+        "k",
+        "family",
+        "value",
+        "low",
+        "high",
+    ]
+    equal = wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in found["matched"]])
+    return {"starts": table, "gain_against_tokens": chart, "equal_bases": equal}
+
+
+def _summarise(run: Any, name: str, numbers: Sequence[float | None]) -> None:
+    _, after, gain, *_ = numbers
+    if gain is not None:
+        run.summary[f"gain/{name}"] = gain
+        run.summary[f"level/{name}"] = after
 
 
 def _forest(rows: Sequence[tuple[str, dict[str, Any]]], label: str) -> Any:

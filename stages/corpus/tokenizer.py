@@ -83,15 +83,8 @@ def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast
             f"the tokenizer {place!r} (corpus.tokenizer) has no end-of-text token (eos_token), which separates documents and ends "
             "responses; choose one that has"
         )
-    tokenizer = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    pad = theirs.pad_token
-    if pad is None or pad == theirs.eos_token:
-        pad = PAD
-        tokenizer.add_special_tokens([AddedToken(PAD, special=True, normalized=False)])
-    ours = _with_end(tokenizer, theirs.eos_token, pad, **({} if theirs.unk_token is None else {"unk_token": theirs.unk_token}))
-    ours.chat_template = theirs.chat_template
+    own = theirs.pad_token is not None and theirs.pad_token != theirs.eos_token
+    ours = converted(theirs, pad=theirs.pad_token if own else PAD)
     ids = ours.get_vocab().values()
     if max(ids) >= len(ours):
         raise PriorlabError(
@@ -101,12 +94,26 @@ def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast
     return ours
 
 
-def _with_end(tokenizer: Tokenizer, end: str, pad: str, **more: str) -> PreTrainedTokenizerFast:
+def converted(theirs: PreTrainedTokenizerFast, *, pad: str, start: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer in our convention: `start` (default: its end-of-text) before each prompt, and `pad`, added if need be, as padding."""
+    tokenizer = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if pad not in theirs.all_special_tokens:
+        tokenizer.add_special_tokens([AddedToken(pad, special=True, normalized=False)])
+    unknown = {} if theirs.unk_token is None else {"unk_token": theirs.unk_token}
+    ours = _with_end(tokenizer, str(theirs.eos_token), pad, start, **unknown)
+    ours.chat_template = theirs.chat_template
+    return ours
+
+
+def _with_end(tokenizer: Tokenizer, end: str, pad: str, start: str | None = None, **more: str) -> PreTrainedTokenizerFast:
+    start = end if start is None else start
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[end, "$A"], special_tokens=[(end, tokenizer.token_to_id(end))]
+        single=[start, "$A"], special_tokens=[(start, tokenizer.token_to_id(start))]
     )  # fmt: skip
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=pad, clean_up_tokenization_spaces=False, **more
+        tokenizer_object=tokenizer, eos_token=end, bos_token=start, pad_token=pad, clean_up_tokenization_spaces=False, **more
     )
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     results = lm_eval.simple_evaluate(
         model="vllm" if on_gpu else "hf",
         model_args=model | {"gpu_memory_utilization": request["gpu_share"], "seed": request["seed"]} if on_gpu else model,
-        tasks=list(harness.tasks),
-        num_fewshot=harness.fewshot,
+        tasks=_with_examples(manager, harness.tasks, harness.fewshot) if isinstance(harness.fewshot, dict) else list(harness.tasks),
+        num_fewshot=None if isinstance(harness.fewshot, dict) else harness.fewshot,
         batch_size="auto" if on_gpu else harness.batch,
         device=None if on_gpu else "cpu",
         limit=harness.limit,
@@ -88,6 +89,18 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         confirm_run_unsafe_code=harness.allow_code,
     )
     return {"values": _values(results["samples"]), "results": results["results"], "versions": results["versions"]}
+
+
+def _with_examples(manager: Any, names: Sequence[str], numbers: Mapping[str, int]) -> list[Any]:
+    """Loaded tasks and groups, those in `numbers` with so many examples; a task that is zero-shot by its own file stays so, as ever."""
+    found: list[Any] = []
+    for name in names:
+        loaded = manager.load([name])
+        for task in loaded["tasks"].values() if name in numbers else ():
+            if task.get_config("num_fewshot") != 0:
+                task.set_config(key="num_fewshot", value=numbers[name])
+        found += [loaded["groups"][name]] if name in loaded["groups"] else loaded["tasks"].values()
+    return found
 
 
 def _check_tasks(harness: HarnessConfig, manager: Any) -> None:

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from pipeline.config.stages import EvaluateStage
+from pipeline.config.tasks import MathTask
+from pipeline.errors import PriorlabError
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.corpus.tokenizer import check_prompts
@@ -32,7 +34,8 @@ from stages.evaluate.metrics import (
 )
 from stages.evaluate.sample import Sample, sample
 from stages.evaluate.selection import picking_orders, selection_metrics
-from stages.tasks import Verdict, build_task
+from stages.tasks import Problem, Verdict, build_task
+from stages.tasks.math import Math
 from stages.tasks.verifier import Verifier
 
 Metrics = dict[str, dict[str, list[float]]]
@@ -43,6 +46,8 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     """Writes export/{samples.parquet, problems.json} and returns the means for the record."""
     config = stage.config_as(EvaluateStage)
     protocol = config.evaluate
+    problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
+    _refuse_trained_on(config, problems)
     checkpoint, corpus = stage.parent("checkpoint", config.step), stage.parent("corpus")
     shapes = heldout_statistics(
         stage, checkpoint, Blocks(corpus / "heldout"), count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
@@ -53,7 +58,6 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     if protocol.harness is not None:
         stage.progress(0, 0, "benchmarks")
         benchmarks = benchmark(checkpoint, protocol, protocol.harness, stage.folder.path / "harness")
-    problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     check_prompts(problems, tokenizer, config.task.max_prompt_tokens)
     stage.progress(0, 0, "starting the engine")
@@ -107,6 +111,19 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         "verifier_timeouts": counts.timeouts,
         "verifier_errors": counts.errors,
     }  # fmt: skip
+
+
+def _refuse_trained_on(config: EvaluateStage, problems: list[Problem]) -> None:
+    """Raises `PriorlabError` if RL may have trained on one of the problems: it leaves out only what `task.held_out` declares."""
+    if not isinstance(config.trained_on, MathTask):
+        return
+    seen = Math(config.trained_on).rl_problems & {problem.id for problem in problems}
+    if seen:
+        example = next(problem.prompt for problem in problems if problem.id in seen)
+        raise PriorlabError(
+            f"RL may have trained on {len(seen)} of the {len(problems)} problems of the evaluation set {config.task.name!r}, such as "
+            f"{example[:60]!r}; add the set to task.held_out, which trains RL again without them, or leave it out of evaluate.sets"
+        )
 
 
 def _means(metrics: Metrics) -> dict[str, float]:

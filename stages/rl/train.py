@@ -35,7 +35,7 @@ def train(stage: Stage) -> dict[str, Any]:
     """Run or resume the stage; exports the policy and returns the record's metrics."""
     config = stage.config_as(RLStage)
     settings = config.rl
-    base = stage.parent("checkpoint")
+    base = stage.parent("checkpoint", config.step)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     training, validation = training_and_validation(build_task(config.task), settings, config.seed)
     check_prompts(training + validation, tokenizer, config.task.max_prompt_tokens)

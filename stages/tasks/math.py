@@ -1,7 +1,8 @@
 """Math: problems and answers from data sets, prompts from templates, answers judged by math-verify.
 
-A problem is identified by its text. `task.evaluate` owns the split `evaluate`; a training row with the same text is dropped. The rest
-of `task.train` is for RL, less `split_of`'s shares for corpus and held-out text if it has worked solutions.
+A problem is identified by its text. `task.evaluate` owns the split `evaluate`. A training row with the text of a problem that is held
+out (`task.held_out`; by default, that is evaluated) is dropped. The rest of `task.train` is for RL, less `split_of`'s shares for corpus
+and held-out text if it has worked solutions.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ class Math:
 
     @cached_property
     def alphabet(self) -> str:
-        rows = [*self._evaluation.values(), *(row for rows in self._training.values() for row in rows)]
-        return "".join(sorted(set().union(*(set(row.problem.prompt + (row.solution or "")) for row in rows))))
+        training = (row.problem.prompt + (row.solution or "") for rows in self._training.values() for row in rows)
+        return "".join(sorted(set().union(*map(set, [*self._kept_apart.values(), *training]))))
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         rows = self._rows(split)
         if count > len(rows):
             raise TooFewProblemsError(
                 f"task {self.config.name!r} has {len(rows)} distinct problems in its {split!r} split, but {count} were asked for; "
-                f"set {split}.problems={len(rows)} or less"
+                f"set {split}.problems={len(rows)} or less{', or the number that evaluate.sets gives it' * (split == 'evaluate')}"
             )
         return [row.problem for row in random.Random(f"math-problems-{split}-{seed}").sample(rows, count)]
 
@@ -86,10 +87,28 @@ class Math:
         return {} if self.config.evaluate is None else self._load(self.config.evaluate, "task.evaluate")
 
     @cached_property
+    def _kept_apart(self) -> dict[str, str]:
+        """What training must not see, as text by identity."""
+        if self.config.held_out is None:
+            return {name: row.problem.prompt + (row.solution or "") for name, row in self._evaluation.items()}
+        found = {}
+        for number, source in enumerate(self.config.held_out):
+            key = f"task.held_out.{number}"
+            for place, row in read_rows(source, key):
+                text = _text(column(row, source.problem, place, f"{key}.problem"), place, f"{key}.problem")
+                found[_identity(text)] = render_prompt(self.config, text)
+        return found
+
+    @cached_property
+    def rl_problems(self) -> set[str]:
+        """The identities of all problems that RL may draw."""
+        return {row.problem.id for row in self._training["rl"]}
+
+    @cached_property
     def _training(self) -> dict[Split, list[_Row]]:
         splits: dict[Split, list[_Row]] = {"corpus": [], "heldout": [], "rl": [], "evaluate": []}
         for name, row in ({} if self.config.train is None else self._load(self.config.train, "task.train")).items():
-            if name in self._evaluation:
+            if name in self._kept_apart:
                 continue
             split = split_of(name)
             if (split == "evaluate" and self.config.evaluate is not None) or (split in ("corpus", "heldout") and row.solution is None):
@@ -120,10 +139,14 @@ class Math:
             solution = None
             if source.solution is not None:
                 solution = _text(column(row, source.solution, place, f"{key}.solution"), place, f"{key}.solution")
-            name = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+            name = _identity(text)
             problem = Problem(id=name, prompt=render_prompt(self.config, text), data={"answer": answer})
             rows.setdefault(name, _Row(problem, solution))
         return rows
+
+
+def _identity(text: str) -> str:
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
 
 
 def _text(value: Any, place: str, key: str) -> str:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.tasks import MathSource
+from pipeline.config.tasks import ProblemSource
 from pipeline.errors import PriorlabError
 from pipeline.store.files import sha256_of
 
 
-def read_rows(source: MathSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(source: ProblemSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row with its place, for messages. `key` is the source's config key, e.g. `task.train`."""
     if source.file is None:
         place, rows = str(source.hub), _from_hub(source, key)
@@ -44,7 +44,7 @@ def on_hub(name: str) -> str:
     return f"hf://datasets/{name}" if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) else name
 
 
-def _from_hub(source: MathSource, key: str) -> Iterator[dict[str, Any]]:
+def _from_hub(source: ProblemSource, key: str) -> Iterator[dict[str, Any]]:
     import datasets  # slow, and local files do without
 
     try:
@@ -57,7 +57,7 @@ def _from_hub(source: MathSource, key: str) -> Iterator[dict[str, Any]]:
     yield from rows
 
 
-def _from_file(path: Path, source: MathSource, key: str) -> Iterator[dict[str, Any]]:
+def _from_file(path: Path, source: ProblemSource, key: str) -> Iterator[dict[str, Any]]:
     try:
         if sha256_of(path) != source.sha256:
             raise PriorlabError(

@@ -73,6 +73,33 @@ def test_a_task_of_local_data_scores_what_the_models_own_log_probs_say(checkpoin
     assert found["results"]["local_sums"]["acc,none"] == pytest.approx(sum(expected) / 4)
 
 
+def test_each_task_can_have_its_own_number_of_examples(checkpoint: Path, tmp_path: Path) -> None:
+    """Against one number for all: the task that has it scores alike, and a group passes its number on."""
+    examples = {"fewshot_split": "test", "fewshot_config": {"sampler": "first_n"}, "fewshot_delimiter": "="}
+    scored = {"output_type": "loglikelihood", "doc_to_choice": None, "doc_to_target": "{{choices[0]}}"}
+    metrics = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]  # a log-prob per problem
+    for name in ("local_one", "local_two"):
+        write_task(tmp_path, name, **examples, **scored, metric_list=metrics)
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump({"group": "local_both", "task": ["local_two"]}))
+
+    def results(tasks: tuple[str, ...], fewshot: int | dict[str, int]) -> dict[str, dict[str, object]]:
+        asked = HarnessConfig(tasks=tasks, fewshot=fewshot, folder=str(tmp_path))
+        found: dict[str, dict[str, object]] = benchmark(checkpoint, protocol(), asked, tmp_path / "work")["values"]
+        return found
+
+    alone = {number: results(("local_one", "local_two"), number) for number in (0, 2)}
+    assert alone[0]["local_one/perplexity"] != alone[2]["local_one/perplexity"]  # else the model does not look at the examples
+    mixed = results(("local_one", "local_both"), {"local_both": 2})
+    assert mixed.keys() == alone[0].keys()
+    for number, name in ((0, "local_one/perplexity"), (2, "local_two/perplexity")):
+        assert mixed[name] == pytest.approx(alone[number][name], rel=1e-4)  # batches are padded differently
+
+
+def test_examples_of_a_task_that_is_not_run_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fewshot has mmlu_pro, not among tasks \(mmlu\)"):
+        HarnessConfig(tasks=("mmlu",), fewshot={"mmlu_pro": 5})
+
+
 def test_tasks_that_run_code_are_refused_unless_asked_for(tmp_path: Path) -> None:
     write_task(tmp_path, "local_code", unsafe_code=True)
     with pytest.raises(PriorlabError, match=r"local_code run code that the model wrote.*evaluate.harness.allow_code=true"):

@@ -180,7 +180,7 @@ def test_samples_of_tasks_with_different_verdicts_share_a_file(tmp_path: Path) -
         pq.write_table(pa.table({"problem_id": ["p"], "correct": [True], **further}), folder.export / "samples.parquet")
     write_samples(tmp_path / "samples.parquet", graph, shelf.home)
     found = pq.read_table(tmp_path / "samples.parquet")
-    assert found.column_names == ["cell", "after", "step", "problem_id", "correct", "worked"]
+    assert found.column_names == ["cell", "task", "after", "step", "problem_id", "correct", "worked"]
     assert found["cell"].to_pylist() == [plan.cell.id for plan in graph.cells]
     assert found["worked"].to_pylist() == [None, True]
 

@@ -366,6 +366,25 @@ def test_a_file_is_its_content_wherever_it_lies(tmp_path: Path) -> None:
     assert MathTask.model_validate(first.model_dump(mode="json")) == first  # as a spec holds it
 
 
+def test_training_rows_that_are_held_out_are_dropped_whatever_is_evaluated(tmp_path: Path) -> None:
+    """By text alone: what is held out needs no answers, and white space does not matter."""
+    held_out = [{"question": " ".join(row["problem"].split())} for row in ROWS[:50]]
+    config = MathTask.model_validate(
+        {
+            "train": {"file": jsonl(tmp_path, ROWS)},
+            "evaluate": {"file": jsonl(tmp_path, ROWS[50:60], "evaluated.jsonl")},
+            "held_out": [{"file": jsonl(tmp_path, held_out, "held_out.jsonl"), "problem": "question"}],
+        }
+    )
+    task = build_task(config)
+    drawn = {problem.prompt for problem in task.problems("rl", 150, seed=0)}
+    assert len(drawn) == 150
+    prompts = [config.prompt.replace("{problem}", row["problem"]) for row in ROWS]
+    assert drawn == set(prompts[50:])  # also those evaluated, which nobody declared
+    with pytest.raises(PriorlabError, match="has 150 distinct problems in its 'rl' split"):
+        task.problems("rl", 151, seed=0)
+
+
 def test_a_file_changed_after_planning_is_refused(tmp_path: Path) -> None:
     planned = task(jsonl(tmp_path, ROWS))
     jsonl(tmp_path, ROWS[1:])

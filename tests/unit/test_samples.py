@@ -29,7 +29,7 @@ def test_older_files_of_a_sweep_get_the_columns_of_today(tmp_path: Path) -> None
         pq.write_table(pa.table(columns), shelf.done(plan.evaluations["pretrain"]).export / "samples.parquet")
     write_samples(tmp_path / "samples.parquet", graph, shelf.home)
     found = pq.read_table(tmp_path / "samples.parquet")
-    assert found.column_names == ["cell", "after", "step", *TODAY]
+    assert found.column_names == ["cell", "task", "after", "step", *TODAY]
     for name, values in pa.table(TODAY).to_pydict().items():
         expected = [None] * 3 if name == "log_prob" else values[:3]
         assert found[name].to_pylist() == values + expected, name
