@@ -148,6 +148,7 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
         for kind in ("rl", "pretrain", "midtrain")
     }
     bands = " Bands: lowest to highest seed." if any(len(setting.before) > 1 for setting in drawn) else ""
+    runs["rl"] = [(name, [_timed(run) for run in of_setting]) for name, of_setting in runs["rl"]]
     rl_rows = [row for _, of_setting in runs["rl"] for run in of_setting for row in run]
     known = {metric for row in rl_rows for metric in row}
     panels = [panel for panel in _RL_PANELS if any(row.get(panel[0]) for row in rl_rows)]
@@ -167,6 +168,7 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
             for x, label, why in (
                 ("step", "steps", ""),
                 ("rollouts_generated", "rollouts", " A prior whose groups lack signal samples more per step."),
+                ("seconds", "seconds", " Of training steps, without start-up and validation itself."),
             )
         ]
     for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training")):
@@ -174,3 +176,14 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
             curve = plots.training_curves(runs[kind], _PRETRAIN_PANELS, x="tokens", label="tokens")
             found.append(Figure(title, curve, f"Measured on the training batches; the first tenth is not drawn.{bands}{few}"))
     return found
+
+
+def _timed(run: plots.Rows) -> list[dict[str, float]]:
+    """Rows of RL with the `seconds` that its steps have taken so far; a row's `step_time` is the mean since the row before."""
+    seconds = step = 0.0
+    rows = []
+    for row in run:
+        seconds += row.get("step_time", 0.0) * (row["step"] - step)
+        step = row["step"]
+        rows.append(row | {"seconds": seconds})
+    return rows

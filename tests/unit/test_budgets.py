@@ -96,6 +96,6 @@ def test_the_report_shows_kl_in_its_table_and_among_the_curves(tmp_path: Path) -
     assert "At equal steps, rollouts and distance from the base" in page
     assert "first reaches 1.2 nats per response" in page
     drawn = {figure.title: figure.svg for figure in figures(found_in(evaluations), home)}
-    for label in ("steps", "rollouts"):
+    for label in ("steps", "rollouts", "seconds"):
         assert "KL from base per response" in drawn[f"Validation during RL, at equal {label}"]
         assert "KL from base per token" in drawn[f"Validation during RL, at equal {label}"]
