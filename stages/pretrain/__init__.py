@@ -1,1 +1,1 @@
-"""Pre-training with the reward-shaped next-token objective."""
+"""Pre-training under a prior."""
