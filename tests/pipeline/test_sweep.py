@@ -66,8 +66,8 @@ def test_results_have_one_row_per_cell_checkpoint_metric_and_k(smoke: FinishedSw
 def test_samples_of_the_whole_sweep_are_one_table(smoke: FinishedSweep) -> None:
     table = pq.read_table(sweep_folder(smoke) / "samples.parquet")
     assert table.column_names == [
-        "cell", "after", "step", "problem_id", "sample", "greedy", "temperature", "text", "answer", "correct", "length", "truncated",
-        "log_prob",
+        "cell", "task", "after", "step", "problem_id", "sample", "greedy", "temperature", "text", "answer", "correct", "length",
+        "truncated", "log_prob",
     ]  # fmt: skip
     assert len(table) == 2 * 2 * 12 * (8 + 1)
     assert table["sample"].null_count == table["greedy"].to_pylist().count(True) == 2 * 2 * 12

@@ -121,7 +121,7 @@ def test_the_first_example_needs_torch_and_numpy_only() -> None:
     assert not {"pipeline", "pydantic", "jaxtyping", "transformers", "yaml"} & {name.partition(".")[0] for name in loaded}
 
 
-@pytest.mark.parametrize("name", ["reference", "fused", "row_step", "head", "setting"])
+@pytest.mark.parametrize("name", ["reference", "fused", "row_step", "head", "family"])
 def test_a_module_of_the_loss_needs_torch_and_numpy_only(name: str) -> None:
     done = run_with_only_torch_and_numpy(f"import stages.objective.{name}")
     assert done.returncode == 0, done.stderr[-3000:]
