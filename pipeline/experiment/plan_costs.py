@@ -159,7 +159,7 @@ def _entry(planned: _Planned, assumed: Assumptions) -> dict[str, Any]:
             "micro_batch": launch.micro_batch,
             "gradient_checkpointing": launch.gradient_checkpointing,
             "save_steps": launch.save_steps,
-            "best_save_steps": max(1, round(rates.best_interval(costs.checkpoint, devices) / per_step)),
+            "best_save_steps": min(costs.steps, max(1, round(rates.best_interval(costs.checkpoint, devices) / per_step))),
             "saving_hours": saving,
             "failure_hours": failures,
             "expected_hours": hours + saving + failures,

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -27,6 +27,8 @@ from pipeline.home.status import STATES, StageReport
 from scripts.figures import importance as importance_figures
 from scripts.figures import objective as objective_figures
 from stages.objective.family import OBJECTIVES
+from stages.objective.gem import Gem
+from stages.objective.shaped import Shaped
 from tests.unit.test_shown import PAGES, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,6 +101,13 @@ def test_training_settles_where_the_formulas_say(name: str, context: str) -> Non
     by_formula = objective_figures.settled(truth, objective)
     by_training = objective_figures.stationary(truth, objective, steps=3000)
     torch.testing.assert_close(by_training, by_formula, rtol=1e-4, atol=1e-8)
+
+
+def test_z_loss_leaves_the_point_of_rest_where_it_was() -> None:
+    truth = objective_figures.ZIPF
+    for objective in (Shaped(z_loss=0.01), Gem(z_loss=0.01)):
+        at_rest = objective_figures.stationary(truth, objective, steps=3000)
+        torch.testing.assert_close(at_rest, objective_figures.settled(truth, replace(objective, z_loss=0)), rtol=1e-4, atol=1e-8)
 
 
 def test_the_table_of_entropies_at_rest_is_what_the_objectives_give() -> None:
