@@ -346,7 +346,7 @@ def test_with_one_set_nothing_is_told_set_by_set() -> None:
 
 
 def test_results_have_rows_for_the_mean_and_for_each_set(shelf: Shelf) -> None:
-    rows = list(csv.DictReader(io.StringIO(shelf.call("report", "mine", "--csv").output)))
+    rows = list(csv.DictReader(io.StringIO(shelf.call("report", "mine", "--csv").stdout)))  # W&B writes to stderr
     at_1 = {
         (row["cell"], row["task"]): float(row["value"])
         for row in rows
