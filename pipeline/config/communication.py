@@ -13,7 +13,7 @@ from typing import Literal
 
 from pipeline.config.base import Dtype
 from pipeline.config.devices import Device, bytes_of
-from pipeline.config.training import Launch
+from pipeline.config.launch import Launch
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter"]
 _BUCKET = 5e8

@@ -11,8 +11,10 @@ from pipeline.config.base import Dtype
 from pipeline.config.communication import Fabric, Transfer, transfers
 from pipeline.config.devices import bytes_of
 from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.launch import Launch
 from pipeline.config.model import ModelConfig, MoEConfig
-from pipeline.config.training import Launch, NextTokenTraining, RLConfig
+from pipeline.config.rl import RLConfig
+from pipeline.config.training import NextTokenTraining
 
 GIB = 2**30
 

@@ -11,9 +11,10 @@ from pipeline.config.evaluation import AVERAGE, EvaluateConfig
 from pipeline.config.midtraining import MidtrainConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
+from pipeline.config.rl import RLConfig
 from pipeline.config.tasks import Task
 from pipeline.config.tracking import TrackingConfig
-from pipeline.config.training import Milestones, NextTokenTraining, PretrainConfig, RLConfig
+from pipeline.config.training import Milestones, NextTokenTraining, PretrainConfig
 
 _THIS_MACHINE = ClusterConfig(kind="local")
 

@@ -14,11 +14,13 @@ from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.costs import Costs, evaluation_costs, rl_costs, training_costs
 from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.launch import Launch
 from pipeline.config.midtraining import MidtrainConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
+from pipeline.config.rl import RLConfig
 from pipeline.config.tasks import Task
-from pipeline.config.training import Launch, NextTokenTraining, PretrainConfig, RLConfig
+from pipeline.config.training import NextTokenTraining, PretrainConfig
 
 
 class StageConfig(Config):

@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
+from pipeline.config.launch import Launch
 from pipeline.config.prior import Prior
-from pipeline.config.training import Launch, NextTokenTraining
+from pipeline.config.training import NextTokenTraining
 from stages.checkpoint import export_finished, last_norm, save_export, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks

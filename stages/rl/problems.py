@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.training import RLConfig
+from pipeline.config.rl import RLConfig
 from stages.tasks import Problem, Task
 
 

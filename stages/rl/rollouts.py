@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.config.training import RLConfig
+from pipeline.config.rl import RLConfig
 from pipeline.errors import PriorlabError
 from pipeline.store.files import write_json_atomically
 from stages.contract import Stage

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from pipeline.config.rl import RLConfig
 from pipeline.config.stages import RLStage
-from pipeline.config.training import RLConfig
 from pipeline.store.files import read_json
 from stages.checkpoint import export_finished, save_export, verify_export
 from stages.contract import Stage

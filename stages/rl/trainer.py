@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from pipeline.config.training import RLConfig
+from pipeline.config.rl import RLConfig
 from pipeline.errors import PriorlabError
 from stages.checkpoint import save_export
 from stages.contract import Stage

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.config.training import ValidationConfig
+from pipeline.config.rl import ValidationConfig
 from stages.evaluate.metrics import doubling_ks, pass_at_k
 from stages.tasks import Problem
 from stages.tasks.verifier import Verifier

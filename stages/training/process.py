@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import Dtype
-from pipeline.config.training import AdamWConfig, Launch
+from pipeline.config.launch import Launch
+from pipeline.config.training import AdamWConfig
 
 
 def prepare(threads: int) -> None:

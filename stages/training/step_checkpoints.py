@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from pipeline.config.training import Launch
+from pipeline.config.launch import Launch
 from pipeline.errors import DivergedError, PriorlabError, Stopped
 from pipeline.store.files import damage, manifest_of, read_json, write_json_atomically
 from stages.contract import COMPLETE, Stage

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config.training import Launch
+from pipeline.config.launch import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store.files import write_json_atomically
 from stages.training.step_checkpoints import last_complete

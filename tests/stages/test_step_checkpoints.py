@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config.training import Launch
+from pipeline.config.launch import Launch
 from pipeline.errors import STOPPED_EXIT, DivergedError, Stopped
 from pipeline.store.files import manifest_of
 from stages.contract import Stage

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.communication import Fabric, Transfer, transfers
 from pipeline.config.devices import DEVICES
-from pipeline.config.training import Launch, ZeroOptions
+from pipeline.config.launch import Launch, ZeroOptions
 
 H100 = DEVICES["h100"]
 BILLION = 10**9

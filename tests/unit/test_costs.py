@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import costs
 from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.launch import Launch
 from pipeline.config.model import ModelConfig
-from pipeline.config.training import AdamWConfig, Launch, PretrainConfig, RLConfig
+from pipeline.config.rl import RLConfig
+from pipeline.config.training import AdamWConfig, PretrainConfig
 from pipeline.experiment.compose import load_recipe
 from stages.objective.head import attach
 from stages.objective.shaped import Shaped

@@ -19,7 +19,8 @@ from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.corpus import AnySource, CorpusConfig
 from pipeline.config.exploration import Exploration
 from pipeline.config.prior import ShapedPrior
-from pipeline.config.training import AdamWConfig, RLConfig
+from pipeline.config.rl import RLConfig
+from pipeline.config.training import AdamWConfig
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import available, read_config
 from pipeline.experiment.graph import build_graph

@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from pipeline.config.algorithm import Loss
+from pipeline.config.rl import RLConfig
 from pipeline.config.stages import RLStage
-from pipeline.config.training import RLConfig
 from pipeline.experiment.compose import load_recipe
 from stages.rl.train import grpo_arguments
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.training import Launch
+from pipeline.config.launch import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store.files import write_json_atomically
 from stages.training.step_checkpoints import is_split_otherwise, last_complete

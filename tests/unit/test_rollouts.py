@@ -12,7 +12,9 @@ from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from pipeline.config.algorithm import Advantage, GroupAdvantage, MaxRLAdvantage, RandomAdvantage
 from pipeline.config.exploration import NoExploration
-from pipeline.config.training import AdamWConfig, Launch, RLConfig
+from pipeline.config.launch import Launch
+from pipeline.config.rl import RLConfig
+from pipeline.config.training import AdamWConfig
 from stages.rl.advantage import build_advantage
 from stages.rl.exploration import Context, build_exploration
 from stages.rl.rollouts import Rollouts, correct

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.evaluation import Verification
+from pipeline.config.rl import RLConfig, ValidationConfig
 from pipeline.config.tasks import CountdownTask
-from pipeline.config.training import RLConfig, ValidationConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe
 from stages.rl.validation import Response, best_folder, best_step, forget_others, keep, validate
