@@ -46,7 +46,7 @@ def load_sweep_results(name: str, home: Path | str | None = None, *, pooled: boo
     """Results of a sweep so far. `home` defaults to $PRIORLAB_HOME, or to `runs` in the current folder if that is not set.
 
     `pooled=False` judges the luck of seeds by each setting's own, as `priorlab report --unpooled` does. A frame is computed when it is
-    first asked for, and kept: load again to see what a running sweep has added. Raises `PriorlabError` if there is no such sweep; its
+    first used, then kept; load again to see what a running sweep has added. Raises `PriorlabError` if there is no such sweep; its
     frames do if a file is damaged and, except for `metrics`, while no evaluation has finished.
     """
     folder = Home.from_environment() if home is None else Home(Path(home).absolute())

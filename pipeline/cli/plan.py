@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -85,9 +86,14 @@ def plan(
     if costs + launches + (effect is not None) > 1:
         raise PriorlabError("--costs, --launches and --effect answer different questions; give one of them")
     if costs or launches:
-        show, find = (_show_costs, planned_costs) if costs else (_show_launches, best_launches)
-        found = find(graph, home, assumed)
-        print_json(found) if as_json else show(found)
+        found = (planned_costs if costs else best_launches)(graph, home, assumed)
+        if as_json:
+            print_json(found)
+        elif launches:
+            _show_launches(found)
+        else:
+            _show_costs(found)
+            _show_slow_launches(best_launches(graph, home, assumed, factors=(1,)))
         return
     expected = power_of(cells, home)
     if effect is not None:
@@ -175,18 +181,21 @@ def _show_costs(entries: list[dict[str, Any]]) -> None:
     if table.row_count:
         console.print()
         print_wide(table)
-    for entry in entries:
-        best = entry["best_launch"]
-        if best is not None and best["expected_hours"] < 0.9 * entry["expected_hours"]:
+    if all(entry["price"] is not None for entry in entries):
+        total = sum(entry["price"] * len(entry["stages"]) for entry in entries)
+        console.print(f"All of it: {total:,.0f}, at the price given.")
+
+
+def _show_slow_launches(entries: list[dict[str, Any]]) -> None:
+    """Which stages take clearly longer than they would with another launch on as many devices."""
+    for own, best in itertools.pairwise(entries):
+        if own["own"] and not best["own"] and best["devices"] > 1 and best["expected_hours"] < 0.9 * own["expected_hours"]:
             console.print(
-                f"{entry['stage']} would take {best['expected_hours']:,.1f} hours with launch.zero_stage={best['zero_stage']}, "
+                f"{own['stage']} would take {best['expected_hours']:,.1f} hours with launch.zero_stage={best['zero_stage']}, "
                 f"micro_batch={best['micro_batch']}, gradient_checkpointing={str(best['gradient_checkpointing']).lower()}; "
                 "--launches shows more",
                 soft_wrap=not console.is_terminal,
             )
-    if all(entry["price"] is not None for entry in entries):
-        total = sum(entry["price"] * len(entry["stages"]) for entry in entries)
-        console.print(f"All of it: {total:,.0f}, at the price given.")
 
 
 def _show_launches(entries: list[dict[str, Any]]) -> None:

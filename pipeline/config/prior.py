@@ -7,7 +7,7 @@ module in `stages/objective`, which has its formula and its source.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -270,15 +270,9 @@ def _shaped_unless_given(value: Any) -> Any:
     return {"kind": "shaped"} | value if isinstance(value, dict) else value
 
 
-Prior = Annotated[
-    ShapedPrior | FocalPrior | DeformedPrior | GemPrior | EntropyPrior | SmoothingPrior,
-    Field(discriminator="kind"),
-    BeforeValidator(_shaped_unless_given),
-]
-_PRIORS: dict[str, Any] = {
-    "shaped": ShapedPrior, "focal": FocalPrior, "deformed": DeformedPrior, "gem": GemPrior, "entropy": EntropyPrior,
-    "smoothing": SmoothingPrior,
-}  # fmt: skip
+_AnyPrior = ShapedPrior | FocalPrior | DeformedPrior | GemPrior | EntropyPrior | SmoothingPrior
+Prior = Annotated[_AnyPrior, Field(discriminator="kind"), BeforeValidator(_shaped_unless_given)]
+_PRIORS: dict[str, Any] = {one.model_fields["kind"].default: one for one in get_args(_AnyPrior)}
 _NO_KNOBS = frozenset(PriorConfig.model_fields)
 """What every prior has, whatever its objective."""
 

@@ -107,7 +107,7 @@ class RLConfig(Verification):
 
     @property
     def correction(self) -> Correction:
-        """The importance correction that acts: `importance.mode`, or its default for the dtype; none where there is no engine."""
+        """The importance correction in effect: `importance.mode` or the default for the dtype. Without an engine there is none."""
         if self.rollouts != "vllm":
             return "none"
         return self.importance.mode or ("none" if self.dtype == "float32" else "token_truncate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,16 +55,16 @@ def planned_costs(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[s
     entries: dict[tuple[Any, ...], dict[str, Any]] = {}
     for node, planned in _stages(graph, home, assumed):
         entry = _entry(planned, assumed)
-        if (planned.role, repr(entry)) not in entries:
-            best = _fastest(planned, entry["devices"], assumed) if entry["devices"] > 1 else None
-            entries[planned.role, repr(entry)] = entry | {"stages": [], "best_launch": best}
-        entries[planned.role, repr(entry)]["stages"].append(node.name)
+        known = entries.setdefault((planned.role, repr(entry)), entry | {"stages": []})
+        known["stages"].append(node.name)
     return list(entries.values())
 
 
-def best_launches(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[str, Any]]:
-    """For each distinct training stage, entries as of `planned_costs`: its own launch (`own`), and for a quarter to four times its
-    devices the fastest launch that fits.
+def best_launches(
+    graph: Graph, home: Home, assumed: Assumptions, factors: Sequence[float] = (0.25, 0.5, 1, 2, 4)
+) -> list[dict[str, Any]]:
+    """For each distinct training stage, entries as of `planned_costs`: its own launch (`own`), then for its devices times each factor
+    the fastest launch that fits.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for _, planned in _stages(graph, home, assumed):
@@ -72,7 +72,7 @@ def best_launches(graph: Graph, home: Home, assumed: Assumptions) -> list[dict[s
             continue
         own = _entry(planned, assumed) | {"own": True}
         if repr(own) not in found:
-            counts = sorted({max(1, own["devices"] * factor // 4) for factor in (1, 2, 4, 8, 16)})
+            counts = sorted({max(1, round(own["devices"] * factor)) for factor in factors})
             ways = [_fastest(planned, devices, assumed) for devices in counts]
             found[repr(own)] = [own, *(way | {"own": False} for way in ways if way is not None)]
     return [row for rows in found.values() for row in rows]

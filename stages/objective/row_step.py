@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 STATISTICS = ("cross_entropy", "entropy", "head_mass", "tail_mass", "weight")
-"""`weight` is the objective's pull on the true token, 1 for cross-entropy."""
+"""`weight`, which stands last, is the objective's pull on the true token, 1 for cross-entropy."""
 
 # Below this vocabulary compiling (some seconds, once per process) hardly ever pays: a thousand steps save less.
 _COMPILE_FROM_VOCAB = 2048

@@ -85,3 +85,12 @@ def test_what_is_missing_is_named(arguments: list[str], message: str, tmp_path: 
     done = CliRunner().invoke(app, ["plan", *arguments, "--costs"], env={"PRIORLAB_HOME": str(tmp_path)})
     assert done.exit_code != 0
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize(("overrides", "said"), [([], False), (["pretrain.launch.gradient_checkpointing=true"], True)])
+def test_costs_name_a_launch_that_is_clearly_slower_than_need_be(overrides: list[str], said: bool, tmp_path: Path) -> None:
+    command = ["plan", "paper_4b", *overrides, "--costs", "--vocabulary", "151936"]
+    done = CliRunner().invoke(app, command, env={"PRIORLAB_HOME": str(tmp_path), "COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert ("pretrain would take" in done.output) == said
+    assert "midtrain would take" not in done.output
