@@ -53,7 +53,7 @@ def transfers(launch: Launch, parameters: int, layers: int, dtype: Dtype, *, mic
         times = 1 if stage == 1 else micro_steps
         backward = 2 / 3 if launch.zero.overlap_comm else 0.0  # of the passes after which gradients are reduced
         return [
-            # DeepSpeed reduces to the owner of each part by an all-reduce of which the others drop the rest.
+            # DeepSpeed reduces with an all-reduce, and each process keeps its own part.
             Transfer("gradients", "all-reduce", whole * times, buckets * times, backward * times / micro_steps),
             Transfer("parameters", "all-gather", whole, buckets, 0.0),
         ]
