@@ -20,7 +20,6 @@ from pipeline.compare.measured import Quantity
 from pipeline.compare.results import result_rows, results_text, write_samples
 from pipeline.compare.settings import planned_settings
 from pipeline.compare.summary import Findings, findings
-from pipeline.config.evaluation import AVERAGE
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
 from pipeline.experiment.graph import CellPlan, Graph, build_graph
@@ -150,8 +149,7 @@ class SweepResults:
 
     def _task(self, cell: Cell, quantity: Quantity) -> str:
         """What the quantity was measured on, as in results.csv."""
-        sets = list(cell.recipe.evaluation_sets)
-        return quantity.of_set or (AVERAGE if len(sets) > 1 else sets[0])
+        return quantity.of_set or cell.recipe.measured_on
 
     def _of_cell(self, plan: CellPlan, named: dict[str, Any], values: pandas.DataFrame) -> pandas.DataFrame:
         """`values`, with columns in front that identify the cell."""
@@ -183,7 +181,7 @@ def _columns(side: str, interval: Interval | None) -> dict[str, float]:
 
 def _by_problem(one: Evaluation) -> pandas.DataFrame:
     if not one.sets:
-        return _of_one_set(next(iter(one.plan.cell.recipe.evaluation_sets)), one)
+        return _of_one_set(one.plan.cell.recipe.measured_on, one)
     return pandas.concat([_of_one_set(name, of_set) for name, of_set in one.sets.items()], ignore_index=True)
 
 

@@ -85,8 +85,8 @@ def _checked_tokenizer(source: Path, corpus: Path, rows: int) -> tuple[PreTraine
     theirs, ours = (AutoTokenizer.from_pretrained(folder, trust_remote_code=False) for folder in (source, corpus / "tokenizer"))
     their_ids, our_ids = theirs.get_vocab(), ours.get_vocab()
     differing = [token for token in their_ids.keys() | our_ids.keys() if their_ids.get(token) != our_ids.get(token)]
-    if set(differing) - ({PAD} - their_ids.keys()):  # the corpus may have added it
-        token = min(set(differing) - ({PAD} - their_ids.keys()))
+    if decisive := set(differing) - ({PAD} - their_ids.keys()):  # the corpus may have added padding
+        token = min(decisive)
         raise PriorlabError(
             f"its tokenizer differs from the corpus's: token {token!r} has id {their_ids.get(token)}, in the corpus "
             f"{our_ids.get(token)}. A checkpoint can be adopted only as a recipe whose corpus uses the same tokenizer: "

@@ -7,7 +7,7 @@ learning rate by the validation at the end of RL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,18 +65,23 @@ class BestRate:
     """Pass@1 on the validation problems at the last validation, averaged over seeds."""
 
 
-def best_rates(planned: Sequence[Setting], compared: Sequence[MeasuredSetting], home: Home) -> list[BestRate]:
-    """Of the settings that differ only in RL's learning rate, the one that validated best, once all are finished.
+def best_rates(
+    planned: Sequence[Setting], compared: Sequence[MeasuredSetting], home: Home, left_out: Collection[str] = ()
+) -> list[BestRate]:
+    """Of the settings that differ only in RL's learning rate, the one that validated best, once all their cells are finished.
 
-    None without that axis or without validation.
+    A rate is no candidate if a cell of it is among `left_out`, whose measurements are not finite. None without that axis or without
+    validation.
     """
-    measured = {setting.name: setting for setting in compared if setting.finished}
+    measured = {setting.name: setting for setting in compared if len(setting.after) == len(setting.planned.cells)}
     rates: dict[str, list[BestRate | None]] = {}
     for setting in planned:
         if RATE not in setting.coordinates:
             return []
         coordinates = {path: value for path, value in setting.coordinates.items() if path != RATE}
         name = setting_name(coordinates, setting.cells[0])
+        if any(cell.id in left_out for cell in setting.cells):
+            continue
         rates.setdefault(name, []).append(_validated(measured.get(setting.name), Setting(name, coordinates, setting.cells), home))
     complete = [[one for one in of_setting if one is not None] for of_setting in rates.values() if None not in of_setting]
     return [max(of_setting, key=lambda one: one.validated) for of_setting in complete]

@@ -110,14 +110,13 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                 "step_seconds": _step_seconds(plan, home) if after == "rl" else np.array([]),
                 "milestone": at is not None,
             }
-            of_sets = {name: _loaded(node, home, common) for name, node in on_sets.items()}
+            of_sets = {name: _loaded(node, record, home, common) for name, node in on_sets.items() if (record := records[name])}
             found.append(_joined(of_sets) if len(of_sets) > 1 else next(iter(of_sets.values())))
     return found
 
 
-def _loaded(node: StageNode, home: Home, common: dict[str, Any]) -> Evaluation:
-    folder, record = node.folder(home), node.folder(home).record()
-    assert record is not None
+def _loaded(node: StageNode, record: dict[str, Any], home: Home, common: dict[str, Any]) -> Evaluation:
+    folder = node.folder(home)
     assert isinstance(node.config, EvaluateStage)
     verify_manifest(folder.export, record["manifest"])
     details: Any = read_json(folder.export / "problems.json")

@@ -12,7 +12,6 @@ from typing import Any
 from pipeline.compare.evaluations import Evaluation, evaluated_step
 from pipeline.compare.intervals import Interval, mean_interval, perplexity
 from pipeline.compare.samples import with_current_columns
-from pipeline.config.evaluation import AVERAGE
 from pipeline.experiment.graph import Graph
 from pipeline.store.files import write_text_atomically
 from pipeline.store.folders import Home
@@ -31,7 +30,7 @@ def result_rows(sweep: str, evaluations: list[Evaluation]) -> Iterator[dict[str,
         prior = recipe.prior
         common = {
             "sweep": sweep, "cell": evaluation.plan.cell.id, "prior": prior.name, "objective": prior.kind, "knobs": prior.knobs_text,
-            "seed": recipe.seed, "task": AVERAGE if evaluation.sets else next(iter(recipe.evaluation_sets)),
+            "seed": recipe.seed, "task": recipe.measured_on,
             "exploration": recipe.rl.exploration.name if recipe.rl is not None else "", "after": evaluation.after,
             "step": evaluation.step, "temperature": "",
         }  # fmt: skip

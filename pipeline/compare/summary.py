@@ -189,7 +189,7 @@ def _temperature_rows(setting: MeasuredSetting, found: Findings) -> list[dict[st
 
 def _best_rates(found: Findings, home: Home) -> dict[str, Any] | None:
     """Each setting at its own learning rate, and the contrasts between them; None without such an axis or its validation."""
-    best = best_rates(found.planned, found.settings, home)
+    best = best_rates(found.planned, found.settings, home, {one.plan.cell.id for one in found.not_finite})
     if not best:
         return None
     settings = [one.setting for one in best]

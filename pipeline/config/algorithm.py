@@ -13,6 +13,8 @@ from pipeline.config.base import Config, execution
 
 Loss = Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "gspo", "luspo", "sapo", "vespo"]
 """TRL's names, and gspo, which TRL spells as grpo with one ratio per response."""
+PER_RESPONSE = frozenset({"grpo", "gspo", "dr_grpo", "luspo", "sapo"})
+"""Losses that TRL divides by the number of responses, those included that do not count."""
 
 
 class GroupAdvantage(Config):

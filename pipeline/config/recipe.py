@@ -52,6 +52,12 @@ class RecipeConfig(Config):
         return found
 
     @property
+    def measured_on(self) -> str:
+        """What tables call that which is evaluated on: the one set, or the average over several."""
+        names = list(self.evaluation_sets)
+        return AVERAGE if len(names) > 1 else names[0]
+
+    @property
     def chance(self) -> float:
         """Share of responses that guessing gets right, as the mean over evaluation sets."""
         chances = [task.chance for task, _ in self.evaluation_sets.values()]
@@ -146,8 +152,8 @@ class RecipeConfig(Config):
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
         limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.task, "task", self.midtrain_positions)]
         # The same protocol evaluates the model before mid-training adds positions.
-        for name, (task, protocol) in self.evaluation_sets.items():
-            key = "task" if task is self.task else f"evaluate.sets.{list(self.evaluation_sets).index(name)}.task"
+        for number, (task, protocol) in enumerate(self.evaluation_sets.values()):
+            key = "task" if task is self.task else f"evaluate.sets.{number}.task"
             limits.append(("evaluate", protocol.max_response_tokens, task, key, self.model.max_positions))
         for stage, limit, task, key, positions in limits:
             prompt = task.max_prompt_tokens

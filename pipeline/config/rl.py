@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.algorithm import Advantage, Correction, Entropy, GroupAdvantage, Importance, Loss
+from pipeline.config.algorithm import PER_RESPONSE, Advantage, Correction, Entropy, GroupAdvantage, Importance, Loss
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.evaluation import Verification
 from pipeline.config.exploration import Exploration, NoExploration
@@ -145,6 +145,15 @@ class RLConfig(Verification):
             raise ValueError(
                 f"exploration is {exploration.kind}, which looks at which responses are right; beside advantage random, a control that "
                 "must not, choose exploration none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bonus_keeps_its_size(self) -> RLConfig:
+        if self.entropy.acts and self.loss in PER_RESPONSE and self.sampling_budget > 1:
+            raise ValueError(
+                f"entropy is set, sampling_budget is {self.sampling_budget:g} and loss is {self.loss}, which is a mean over responses: "
+                "places that dynamic sampling cannot fill would scale the bonus; choose loss dapo, cispo or bnpo, or sampling_budget=1"
             )
         return self
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.corpus import CorpusConfig
@@ -220,7 +220,8 @@ class EvaluateStage(StageConfig):
     task: Task
     evaluate: EvaluateConfig
     step: int | None = identity_since(None, description="training step whose checkpoint is evaluated instead of the last")
-    trained_on: Task | None = execution(None, description="what RL trained on, if its config does not keep this set apart: then look")
+    trained_on: Task | None = execution(None, description="what training used, if its config does not keep this set apart: then look")
+    trained_splits: tuple[Literal["corpus", "rl"], ...] = execution((), description="those of its splits that the checkpoint has seen")
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"task": self.task.evaluation_identity()}

@@ -177,11 +177,14 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
 
     def evaluated(checkpoint: StageNode, name: str, step: int | None = None) -> StageNode:
         """The stage on the first set; those on others are put into `further`."""
+        texts = [recipe.corpus, *([recipe.midtrain_corpus] if recipe.midtrain_corpus is not None else [])]
+        read = {"corpus": any(text.uses_task for text in texts), "rl": checkpoint.kind == "rl"}
         on_sets = {}
         for of_set, (task, protocol) in recipe.evaluation_sets.items():
             slug = f"{name}-{checkpoint.kind}" + ("" if step is None else f"-{step}") + (f"-{of_set}" if recipe.evaluate.sets else "")
-            apart = checkpoint.kind != "rl" or recipe.task.keeps_apart(task)
-            config = EvaluateStage(task=task, evaluate=protocol, step=step, trained_on=None if apart else recipe.task)
+            seen = () if recipe.task.keeps_apart(task) else tuple(split for split, is_seen in read.items() if is_seen)
+            trained_on = recipe.task if seen else None
+            config = EvaluateStage(task=task, evaluate=protocol, step=step, trained_on=trained_on, trained_splits=seen)
             on_sets[of_set] = add(config, slug, {"task": of_set}, checkpoint=checkpoint, corpus=corpus)
         first, *others = on_sets
         if others:

@@ -71,7 +71,7 @@ def _folder(checkpoint: str) -> Path:
 
     name, _, revision = checkpoint.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_KEPT)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_KEPT), ignore_patterns=["*/*"]))
     except Exception as error:  # of any library underneath: no network, no such name, no access
         raise PriorlabError(
             f"there is no folder {checkpoint}, and the hub gives no model {name!r}: {type(error).__name__}: "

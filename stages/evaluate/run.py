@@ -114,15 +114,15 @@ def evaluate(stage: Stage) -> dict[str, Any]:
 
 
 def _refuse_trained_on(config: EvaluateStage, problems: list[Problem]) -> None:
-    """Raises `PriorlabError` if RL may have trained on one of the problems: it leaves out only what `task.held_out` declares."""
+    """Raises `PriorlabError` if training may have seen one of the problems: it leaves out only what `task.held_out` declares."""
     if not isinstance(config.trained_on, MathTask):
         return
-    seen = Math(config.trained_on).rl_problems & {problem.id for problem in problems}
+    seen = Math(config.trained_on).trained_on(*config.trained_splits) & {problem.id for problem in problems}
     if seen:
         example = next(problem.prompt for problem in problems if problem.id in seen)
         raise PriorlabError(
-            f"RL may have trained on {len(seen)} of the {len(problems)} problems of the evaluation set {config.task.name!r}, such as "
-            f"{example[:60]!r}; add the set to task.held_out, which trains RL again without them, or leave it out of evaluate.sets"
+            f"training may have seen {len(seen)} of the {len(problems)} problems of the evaluation set {config.task.name!r}, such as "
+            f"{example[:60]!r}; add the set to task.held_out, which trains again without them, or leave it out of evaluate.sets"
         )
 
 

@@ -64,10 +64,12 @@ def describe(
     ratios = of_tokens.exp()
     tokens, total, squares, ratio_total, ratio_squares, above = sum_over_ranks(
         [
-            len(of_tokens), of_tokens.sum().item(), of_tokens.square().sum().item(),
-            ratios.sum().item(), ratios.square().sum().item(), (ratios > cap).sum().item(),
+            len(of_tokens),
+            *torch.stack(
+                [of_tokens.sum(), of_tokens.square().sum(), ratios.sum(), ratios.square().sum(), (ratios > cap).sum()]
+            ).tolist(),
         ]
-    )  # fmt: skip
+    )
     mean = total / tokens
     of_sequences = mode.startswith("sequence")
     by_length = lengths.argsort(stable=True)
@@ -75,7 +77,7 @@ def describe(
     return {
         "token_log_ratio_mean": mean,
         "token_log_ratio_sd": max(0.0, squares / tokens - mean**2) ** 0.5,
-        **{f"token_log_ratio_{name}": _quantile(of_tokens, at) for name, at in QUANTILES.items()},
+        **{f"token_log_ratio_{name}": value for name, value in zip(QUANTILES, _quantiles(of_tokens), strict=True)},
         "token_ess": ratio_total**2 / (tokens * ratio_squares),
         "response_log_ratio_mean": float(log_weights.mean()),
         "response_log_ratio_sd": float(log_weights.std(correction=0)),
@@ -87,5 +89,6 @@ def describe(
     }
 
 
-def _quantile(values: Float[Tensor, " tokens"], at: float) -> float:
-    return float(np.quantile(values.cpu().numpy(), at)) if len(values) else 0.0
+def _quantiles(values: Float[Tensor, " tokens"]) -> list[float]:
+    at = list(QUANTILES.values())
+    return np.quantile(values.cpu().numpy(), at).tolist() if len(values) else [0.0] * len(at)

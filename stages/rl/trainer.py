@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from pipeline.config.algorithm import PER_RESPONSE
 from pipeline.config.rl import RLConfig
 from pipeline.errors import PriorlabError
 from stages.checkpoint import save_export
@@ -30,8 +31,6 @@ from stages.training.gradient_norms import GradientNorms
 from stages.training.step_checkpoints import StepCheckpoints
 
 _OF_THE_STEP = ("loss", "grad_norm", "grad_norm_max", "clipped_steps", "learning_rate")
-_PER_RESPONSE = {"grpo", "gspo", "dr_grpo", "luspo", "sapo"}
-"""Losses that TRL divides by the number of responses, those included that do not count."""
 
 Validate = Callable[[Callable[[list[Problem]], list[Response]], slice, Callable[[list[Any]], list[Any]]], dict[str, float]]
 """`validation.validate` with its problems, settings and verifier given."""
@@ -138,7 +137,7 @@ class RLTrainer(OpenGRPOTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *positional: Any, **named: Any) -> torch.Tensor:
         """TRL's loss, and what exploration adds to it; TRL leaves dividing by the number of accumulated passes to us."""
         loss = super().compute_loss(model, inputs, *positional, **named)
-        if self.settings.loss in _PER_RESPONSE:
+        if self.settings.loss in PER_RESPONSE:
             loss = loss * inputs["response_weight"].mean()
         counted = _counted(inputs)
         log_probs = self.take_log_probs()[:, -counted.shape[1] :]

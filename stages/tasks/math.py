@@ -99,10 +99,9 @@ class Math:
                 found[_identity(text)] = render_prompt(self.config, text)
         return found
 
-    @cached_property
-    def rl_problems(self) -> set[str]:
-        """The identities of all problems that RL may draw."""
-        return {row.problem.id for row in self._training["rl"]}
+    def trained_on(self, *splits: Split) -> set[str]:
+        """The identities of all problems in these splits, which training may draw."""
+        return {row.problem.id for split in splits for row in self._training[split]}
 
     @cached_property
     def _training(self) -> dict[Split, list[_Row]]:

@@ -37,12 +37,13 @@ def furthest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 def test_advantages_reach_the_policy_and_leave_the_verdicts_alone(
     kind: str, tmp_path: Path, smoke: FinishedSweep, plain: tuple[list[dict[str, float]], dict[str, torch.Tensor]]
 ) -> None:
-    found, policy = run(tmp_path, smoke, f"rl.advantage={kind}")
+    # A mean over responses: on policy, where every ratio is 1, it is minus the mean advantage, whatever the lengths.
+    found, policy = run(tmp_path, smoke, f"rl.advantage={kind}", *(["rl.loss=grpo"] if kind == "negative" else []))
     first, usual = found[0], plain[0][0]
     assert first["reward_raw"] == usual["reward_raw"]  # the same first sample, judged alike
     assert furthest(policy, plain[1]) > 1e-5
-    if kind == "negative" and first["completions/min_length"] == first["completions/max_length"]:
-        right = first["reward_raw"]  # on policy every ratio is 1, so the loss is minus the mean advantage
+    if kind == "negative":
+        right = first["reward_raw"]
         assert first["loss"] == pytest.approx((1 - right) - 0.1 * right, abs=1e-5)
     if kind == "random":  # what is paid is coin flips
         assert 0.2 < first["reward"] < 0.8
@@ -83,6 +84,19 @@ def test_the_split_into_passes_does_not_matter_and_neither_do_fillers(loss: str,
         assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         assert row["importance/token_log_ratio_sd"] == pytest.approx(other["importance/token_log_ratio_sd"], rel=0.5, abs=1e-7)
     assert furthest(weights, split_weights) < 1e-3  # Adam's first steps are of the learning rate's size whatever the gradient's
+
+
+@pytest.mark.parametrize("loss", ["dapo", "gspo", "dr_grpo"])
+def test_fillers_leave_the_mean_to_what_counts(loss: str, smoke: FinishedSweep, tmp_path: Path) -> None:
+    """Groups that teach nothing have no advantage. Kept, they dilute the mean of the first step; as fillers, they must not."""
+    kept, _ = run(tmp_path / "kept", smoke, f"rl.loss={loss}", "rl.steps=1")
+    filled, _ = run(tmp_path / "filled", smoke, f"rl.loss={loss}", "rl.steps=1", "rl.sampling_budget=1.01")  # samples no more
+    assert (filled[0]["reward_raw"], kept[0]["batch_fill"]) == (kept[0]["reward_raw"], 1)
+    assert 0 < filled[0]["batch_fill"] < 1
+    if loss == "dapo":  # a mean over tokens
+        assert filled[0]["grad_norm"] > kept[0]["grad_norm"] * 1.01
+    else:
+        assert filled[0]["grad_norm"] * filled[0]["batch_fill"] == pytest.approx(kept[0]["grad_norm"], rel=1e-3)
 
 
 def test_the_correction_reports_what_trl_applies_and_the_temperature_is_one_in_engine_and_trainer(

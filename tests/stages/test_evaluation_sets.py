@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -36,28 +37,36 @@ def test_a_further_set_is_evaluated_on_the_checkpoints_that_are_there(smoke: Fin
         assert found[cell, after, "average"] == pytest.approx((value + found[cell, after, "smaller"]) / 2, abs=1e-5)
 
 
+GOES_ON = "has no record.json"  # to the checkpoint, which this home lacks
+
+
 @pytest.mark.parametrize(
-    ("numbers", "message"),
+    ("after", "solved", "numbers", "message"),
     [
-        (range(195, 205), "problems of the evaluation set 'benchmark', such as '"),
-        (range(200, 210), "has no record.json"),  # it goes on to the checkpoint, which this home lacks
+        ("rl", False, range(195, 205), "problems of the evaluation set 'benchmark', such as '"),
+        ("rl", False, range(200, 210), GOES_ON),
+        ("pretrain", True, range(190, 205), "problems of the evaluation set 'benchmark', such as '"),
+        ("pretrain", False, range(195, 205), GOES_ON),  # without solutions, nothing but RL sees a problem
     ],
-    ids=["shared", "new"],
+    ids=["shared with RL", "new", "shared with the text", "not in the text"],
 )
-def test_a_set_that_nobody_declared_is_refused_if_rl_may_have_trained_on_it(
-    lab: Lab, tmp_path: Path, numbers: range, message: str
+def test_a_set_that_nobody_declared_is_refused_if_training_may_have_seen_it(
+    lab: Lab, tmp_path: Path, after: str, solved: bool, numbers: range, message: str
 ) -> None:
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for name, of in (("train", range(200)), ("benchmark", numbers)):
         source = tmp_path / f"{name}.jsonl"
-        source.write_text("".join(json.dumps({"problem": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in of))
+        rows = ({"problem": f"{i}+1?", "answer": str(i + 1), "solution": f"{i}+1={i + 1}"} for i in of)
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         files[name] = {"kind": "math", "max_prompt_tokens": 32, {"train": "train"}.get(name, "evaluate"): {"file": str(source)}}
     files["train"]["held_out"] = []
+    if solved:
+        files["train"]["train"]["solution"] = "solution"
     for name, task in files.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(task))
     sets = f"evaluate.sets=[{{task: {tmp_path}/benchmark.yaml, problems: 10}}]"
     (plan,) = smoke_graph("axes.prior=[ce]", "task=null", f"task={tmp_path}/train.yaml", sets).cells
-    node = plan.evaluations["rl"]
+    node = plan.evaluations[after]
     folder = lab.folder(node)
     folder.path.mkdir(parents=True)
     write_json_atomically(folder.spec, node.spec(lab.home, "test"))
