@@ -131,5 +131,8 @@ def test_each_prior_is_compared_at_the_rate_that_its_last_validation_prefers(tmp
     better = {one.plan.cell.id for one in evaluations if one.plan.cell.id.startswith("tail") and "0.0002" in one.plan.cell.id}
     unfinished = found_in([one for one in evaluations if one.plan.cell.id not in better], [one.plan for one in evaluations])
     assert [one.setting.name for one in best_rates(unfinished.planned, unfinished.settings, home)] == ["ce"]
+    one_seed = {min(better)}
+    partly = found_in([one for one in evaluations if one.plan.cell.id not in one_seed], [one.plan for one in evaluations])
+    assert [one.setting.name for one in best_rates(partly.planned, partly.settings, home)] == ["ce"]
     (rate,) = (one.rate for one in best_rates(found.planned, found.settings, home, better) if one.setting.name == "tail")
     assert rate == 1e-4  # the better one has diverged
