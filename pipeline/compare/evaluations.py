@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.compare.intervals import Floats, perplexity
 from pipeline.compare.sets import averaged
+from pipeline.compare.validations import Validation, load_validation
 from pipeline.config.stages import EvaluateStage
 from pipeline.experiment.graph import CellPlan, Graph, StageNode
 from pipeline.store.files import read_json
@@ -43,6 +44,8 @@ class Evaluation:
     """Whether it is a checkpoint along the way, not one that RL starts from."""
     sets: dict[str, Evaluation] = field(default_factory=dict)
     """The same checkpoint on each of several evaluation sets, over which this evaluation's metrics are averaged; empty for one set."""
+    validation: Validation | None = None
+    """After RL, its validation; None without one."""
 
     @property
     def tokens(self) -> int:
@@ -109,6 +112,7 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
                 "step": evaluated_step(plan, after, home) if at is None else at,
                 "step_seconds": _step_seconds(plan, home) if after == "rl" else np.array([]),
                 "milestone": at is not None,
+                "validation": _validation(plan, home) if after == "rl" else None,
             }
             of_sets = {name: _loaded(node, record, home, common) for name, node in on_sets.items() if (record := records[name])}
             found.append(_joined(of_sets) if len(of_sets) > 1 else next(iter(of_sets.values())))
@@ -170,6 +174,13 @@ def evaluated_step(plan: CellPlan, after: str, home: Home) -> int:
 
 def _step_seconds(plan: CellPlan, home: Home) -> NDArray[np.float64]:
     return np.array([row["step_time"] for row in stage_rows(plan, "rl", home) if "step_time" in row][1:])
+
+
+def _validation(plan: CellPlan, home: Home) -> Validation | None:
+    settings = plan.cell.recipe.rl
+    if settings is None or settings.validation is None:
+        return None
+    return load_validation(plan.chain["rl"].folder(home), stage_rows(plan, "rl", home), settings.validation.samples)
 
 
 def stage_rows(plan: CellPlan, kind: str, home: Home) -> list[dict[str, float]]:

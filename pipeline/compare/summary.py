@@ -13,6 +13,7 @@ from pipeline.compare.budgets import equal_budgets
 from pipeline.compare.contrasts import Difference, Kind, compare_pairs, differences, gains
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval, JointInterval, mean_interval
+from pipeline.compare.learning import LearningCurve, learning_curves
 from pipeline.compare.measured import MeasuredSetting, Quantity, measured_settings, on_each_set, quantities, shown_ks
 from pipeline.compare.power import evaluated_on, measured_spreads
 from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
@@ -54,6 +55,7 @@ class Findings:
     """By setting and quantity; they hold jointly."""
     differences: dict[Kind, list[Difference]]
     on_sets: OnSets
+    learning: list[LearningCurve]
     pooled: bool
     points: Points
     predictors: list[Predictor]
@@ -88,6 +90,7 @@ def findings(cells: Sequence[Cell], evaluations: list[Evaluation], *, pooled: bo
             gains(compared, by_set, pooled=pooled),
             {kind: differences(kind, compared, cells, by_set, pooled=pooled) for kind in _ON_SETS.values()},
         ),
+        learning_curves(compared, cells, pooled=pooled),
         pooled,
         points,
         predictors(points),
@@ -99,9 +102,9 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
 
     `rows` (one per setting); contrasts between settings: `levels` after RL, `differences` of gains, `adjusted` levels given the base,
     and levels at each one's `best_temperature`; `temperatures` (one row per setting and temperature); `best_rates`, each setting at
-    the learning rate that validated best; `problems` that each setting lost and gained; `equal_budgets`; `predictors` of the level;
-    `spreads`, from which the next sweep is planned; the `verdict`; and `not_finite`, the evaluations left out and what is NaN or
-    infinite in each.
+    the learning rate that validated best; `problems` that each setting lost and gained; `equal_budgets`; `learning` curves, compared;
+    `predictors` of the level; `spreads`, from which the next sweep is planned; the `verdict`; and `not_finite`, the evaluations left
+    out and what is NaN or infinite in each.
     """
     spreads = measured_spreads(found.differences["level"], found.settings)
     return {
@@ -113,6 +116,7 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
         "sets": _sets(found),
         "starts": _starts(found),
         "equal_budgets": equal_budgets(found.settings, home),
+        "learning": [one.as_dict() for one in found.learning],
         "predictors": [one.__dict__ | {"shown": one.shown} for one in found.predictors],
         "spreads": None if spreads is None else {"task": evaluated_on(found.planned[0].cells)} | asdict(spreads),
         "not_finite": {evaluation.name: evaluation.not_finite for evaluation in found.not_finite},

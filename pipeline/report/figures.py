@@ -15,6 +15,7 @@ from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import Points, Predictor
 from pipeline.compare.starts import curves
 from pipeline.compare.summary import Findings
+from pipeline.compare.validations import BUDGETS, timed
 from pipeline.report import plots
 from pipeline.store.folders import Home
 
@@ -94,7 +95,7 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     if any(evaluation.milestone for evaluation in found.evaluations):
         caption = f"Each is evaluated like the last, on held-out text and on the problems.{few}"
         shown.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, found.evaluations, ks), caption))
-    return shown + _training(drawn, home, few)
+    return shown + _learning(found) + _training(drawn, home, few)
 
 
 def _between(compared: Sequence[MeasuredSetting], between: Sequence[Difference], title: str, what: str) -> list[Figure]:
@@ -113,6 +114,25 @@ def _between(compared: Sequence[MeasuredSetting], between: Sequence[Difference],
             )
         )
     return found
+
+
+def _learning(found: Findings) -> list[Figure]:
+    shown = []
+    for axis in dict.fromkeys(one.axis for one in found.learning):
+        for budget in BUDGETS:
+            curves_ = [one for one in found.learning if (one.axis, one.budget) == (axis, budget)]
+            names = list(dict.fromkeys((one.setting, one.reference) for one in curves_))
+            drawn = [one for one in curves_ if (one.setting, one.reference) in names[:_MOST_LINES]]
+            intervals = [difference.interval for one in curves_ for _, difference in one.points]
+            said = "Setting minus reference on the validation problems, paired per problem and seed."
+            shown.append(
+                Figure(
+                    f"Learning at equal {budget}, along {axis}",
+                    plots.learning_curves(drawn, found.settings, label=f"{'RL steps' if budget == 'steps' else budget}"),
+                    f"{said} {_jointly(intervals, 'difference')}{_few(_MOST_LINES, len(names), 'differences')}",
+                )
+            )
+    return shown
 
 
 def _jointly(intervals: Iterable[Interval], what: str) -> str:
@@ -148,7 +168,7 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
         for kind in ("rl", "pretrain", "midtrain")
     }
     bands = " Bands: lowest to highest seed." if any(len(setting.before) > 1 for setting in drawn) else ""
-    runs["rl"] = [(name, [_timed(run) for run in of_setting]) for name, of_setting in runs["rl"]]
+    runs["rl"] = [(name, [timed(run) for run in of_setting]) for name, of_setting in runs["rl"]]
     rl_rows = [row for _, of_setting in runs["rl"] for run in of_setting for row in run]
     known = {metric for row in rl_rows for metric in row}
     panels = [panel for panel in _RL_PANELS if any(row.get(panel[0]) for row in rl_rows)]
@@ -176,14 +196,3 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
             curve = plots.training_curves(runs[kind], _PRETRAIN_PANELS, x="tokens", label="tokens")
             found.append(Figure(title, curve, f"Measured on the training batches; the first tenth is not drawn.{bands}{few}"))
     return found
-
-
-def _timed(run: plots.Rows) -> list[dict[str, float]]:
-    """Rows of RL with the `seconds` that its steps have taken so far; a row's `step_time` is the mean since the row before."""
-    seconds = step = 0.0
-    rows = []
-    for row in run:
-        seconds += row.get("step_time", 0.0) * (row["step"] - step)
-        step = row["step"]
-        rows.append(row | {"seconds": seconds})
-    return rows

@@ -16,6 +16,7 @@ from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.format import share
 from pipeline.compare.intervals import Interval, JointInterval
+from pipeline.compare.learning import LearningCurve
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import MEASUREMENTS, Points, Predictor
 from pipeline.compare.problems import TAUS, cover, drawn_taus
@@ -244,6 +245,32 @@ def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], shown: Sequenc
         for panel in panels[-columns:]:
             panel.set_xlabel(label)
         _legend(figure, panels)
+        return to_svg(figure)
+
+
+def learning_curves(found: Sequence[LearningCurve], settings: Sequence[MeasuredSetting], *, label: str) -> str:
+    """One panel per setting and reference: pass@k minus the reference's against what RL has spent, with bands, a line per k.
+
+    `label` is that of the x axis; colours are as in the figures of `settings`.
+    """
+    indices = {setting.name: index for index, setting in enumerate(settings)}
+    of_panel: dict[tuple[str, str], list[LearningCurve]] = {}
+    for curve in found:
+        of_panel.setdefault((curve.setting, curve.reference), []).append(curve)
+    with plt.rc_context(STYLE):
+        columns = min(3, len(of_panel))
+        figure, panels = _panels(len(of_panel), columns, (3.3, 2.4), sharex=True, sharey=True)
+        for axis, ((name, reference), curves) in zip(panels, of_panel.items(), strict=True):
+            index = indices[name]
+            axis.axhline(0, color=QUIET, lw=0.8)
+            for curve, ink, line in zip(curves, (colour(index), QUIET), ("-", "--"), strict=False):
+                at, intervals = zip(*((place, one.interval) for place, one in curve.points), strict=True)
+                axis.plot(at, [one.value for one in intervals], line, color=ink, label=f"pass@{curve.k}")
+                axis.fill_between(at, [one.low for one in intervals], [one.high for one in intervals], color=ink, alpha=0.15, lw=0)
+            axis.set_title(f"{name} - {reference}", color=colour(index), fontweight="bold")
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.legend(loc="best")
+        _label(panels, columns, label, "difference")
         return to_svg(figure)
 
 

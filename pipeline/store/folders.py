@@ -1,7 +1,7 @@
 """Where results live on disk, and the rules that keep them trustworthy.
 
     HOME/stages/KIND/SLUG-FP12/   spec.json  status.json  lock  cancelled.json  metrics.jsonl  attempts/0001/  checkpoints/
-                                  leases/  export/  record.json
+                                  validation.json (of RL)  leases/  export/  record.json
     HOME/sweeps/NAME/             sweep.yaml  cells.jsonl  results.csv  samples.parquet  report.html  report.md  figures/
 
 `record.json` is written last and atomically; a stage without it is not done. To run a stage is to hold its `lock` (an OS file lock: the
@@ -65,6 +65,11 @@ class StageFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def validation(self) -> Path:
+        """Of RL: by step, how many samples of each validation problem were correct."""
+        return self.path / "validation.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -160,7 +165,7 @@ class StageFolder:
         self.record_file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.export):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.status, self.cancelled):
+        for file in (self.metrics, self.validation, self.status, self.cancelled):
             file.unlink(missing_ok=True)
 
 

@@ -62,6 +62,8 @@ def log_comparison(
     }
     if summary["starts"]:
         contrasts |= _starts(summary["starts"])
+    if summary["learning"]:
+        contrasts |= _learning(summary["learning"])
     if sets["rows"]:
         contrasts["sets"] = on_sets
         told = [[one[column] for column in ["set", *columns]] for one in sets["levels"]]
@@ -130,6 +132,23 @@ def _starts(found: dict[str, Any]) -> dict[str, Any]:
     ]
     equal = wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in found["matched"]])
     return {"starts": table, "gain_against_tokens": chart, "equal_bases": equal}
+
+
+def _learning(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Differences while RL runs, as a table and a chart of pass@1 against steps; W&B has no bands, so low and high are lines too."""
+    import wandb
+
+    columns = ["budget", "axis", "arm", "reference", "k", "at", "value", "low", "high"]
+    points = [{**curve, **point} for curve in found for point in curve["points"]]
+    table = wandb.Table(columns=columns, data=[[point[column] for column in columns] for point in points])
+    lines = wandb.Table(columns=["line", "step", "pass@1"])
+    for point in points:
+        if point["budget"] == "steps" and point["k"] == 1:
+            for key, end in (("value", ""), ("low", " (low)"), ("high", " (high)")):
+                if point[key] is not None:
+                    lines.add_data(f"{point['arm']} - {point['reference']}{end}", point["at"], point[key])
+    chart = wandb.plot.line(lines, x="step", y="pass@1", stroke="line", title="pass@1 during RL, compared, joint 95% bands")
+    return {"learning": table, "learning_curves": chart}
 
 
 def _summarise(run: Any, name: str, numbers: Sequence[float | None]) -> None:

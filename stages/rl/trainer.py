@@ -25,14 +25,14 @@ from stages.rl.exploration import Context, Tokens, build_exploration
 from stages.rl.importance import describe
 from stages.rl.rollouts import Rollouts, correct
 from stages.rl.trl_internals import OpenGRPOTrainer
-from stages.rl.validation import Response, best_step, forget_others, keep
+from stages.rl.validation import Measured, Response, best_step, forget_others, keep, record_solved
 from stages.tasks import Problem
 from stages.training.gradient_norms import GradientNorms
 from stages.training.step_checkpoints import StepCheckpoints
 
 _OF_THE_STEP = ("loss", "grad_norm", "grad_norm_max", "clipped_steps", "learning_rate")
 
-Validate = Callable[[Callable[[list[Problem]], list[Response]], slice, Callable[[list[Any]], list[Any]]], dict[str, float]]
+Validate = Callable[[Callable[[list[Problem]], list[Response]], slice, Callable[[list[Any]], list[Any]]], Measured]
 """`validation.validate` with its problems, settings and verifier given."""
 
 
@@ -169,8 +169,10 @@ class RLTrainer(OpenGRPOTrainer):
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(np.random.SeedSequence([self.args.seed, step, rank]).generate_state(1)[0]))
             measured = self.validate(self._respond, slice(rank, None, ranks), gather_object)
-        self.validations.append({"step": step, **measured})
-        self.stage.log(step, **measured, **self._counts())
+        self.validations.append({"step": step, **measured.row})
+        if self.stage.rank == 0:
+            record_solved(self.stage.folder.validation, step, measured.solved)  # before its row, which says that it is measured
+        self.stage.log(step, **measured.row, **self._counts())
         if best_step(self.validations, self.best_k) == step:
             self.stage.guard.check()
             keep(
@@ -179,7 +181,7 @@ class RLTrainer(OpenGRPOTrainer):
                 lambda folder: save_export(self, self.processing_class, folder),
                 main=self.stage.rank == 0,
             )
-        return measured
+        return measured.row
 
     @property
     def best_k(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.config.rl import ValidationConfig
+from pipeline.store.files import read_json, write_json_atomically
 from stages.evaluate.metrics import doubling_ks, pass_at_k
 from stages.tasks import Problem
 from stages.tasks.verifier import Verifier
@@ -34,6 +35,13 @@ class Response(NamedTuple):
     """log pi(response) - log pi_base(response), in nats."""
 
 
+class Measured(NamedTuple):
+    """A policy on the validation problems: `row` for metrics.jsonl, and by the problem's id how many of its samples are correct."""
+
+    row: dict[str, float]
+    solved: dict[str, int]
+
+
 def validate(
     problems: list[Problem],
     settings: ValidationConfig,
@@ -41,23 +49,30 @@ def validate(
     respond: Callable[[list[Problem]], list[Response]],
     part: slice,
     gather: Callable[[list[Any]], list[Any]],
-) -> dict[str, float]:
+) -> Measured:
     """pass@k for k = 1, 2, 4, ..., the samples and `best_k`, mean length in tokens, share of responses that end by themselves, and
     the KL divergence from the base policy, estimated by the mean log-ratio, in nats per response and per token.
 
     Each rank samples and verifies its `part` of the problems; all get the same result.
     """
-    repeated = [problem for problem in problems[part] for _ in range(settings.samples)]
-    responses = respond(repeated)
-    verdicts = verifier.verify((problem, response.text) for problem, response in zip(repeated, responses, strict=True))
-    mine = [(verdict.correct, *response[1:]) for verdict, response in zip(verdicts, responses, strict=True)]
-    correct, tokens, ended, ratios = (np.array(column) for column in zip(*gather(mine), strict=True))
-    solved = correct.reshape(-1, settings.samples).sum(axis=1)
+    mine = [at for at in range(len(problems))[part] for _ in range(settings.samples)]
+    responses = respond([problems[at] for at in mine])
+    verdicts = verifier.verify((problems[at], response.text) for at, response in zip(mine, responses, strict=True))
+    rows = [(at, verdict.correct, *response[1:]) for at, verdict, response in zip(mine, verdicts, responses, strict=True)]
+    of_problem, correct, tokens, ended, ratios = (np.array(column) for column in zip(*gather(rows), strict=True))
+    solved = np.bincount(of_problem, weights=correct, minlength=len(problems))
     ks = sorted({*doubling_ks(settings.samples), settings.best_k})
     measured = {f"pass@{k}": float(pass_at_k(solved, settings.samples, k).mean()) for k in ks}
     measured |= {"length": float(tokens.mean()), "ended": float(ended.mean())}
     measured |= {"kl_response": float(ratios.mean()), "kl_token": float(ratios.sum() / tokens.sum())}
-    return {_PREFIX + name: value for name, value in measured.items()}
+    by_id = {problem.id: int(count) for problem, count in zip(problems, solved, strict=True)}
+    return Measured({_PREFIX + name: value for name, value in measured.items()}, by_id)
+
+
+def record_solved(path: Path, step: int, solved: dict[str, int]) -> None:
+    """Add a policy to the file of correct samples by step and problem; a step that is measured again replaces what it was."""
+    known = read_json(path) or {}
+    write_json_atomically(path, {**known, str(step): solved})
 
 
 def best_step(rows: Iterable[dict[str, float]], best_k: int) -> int | None:

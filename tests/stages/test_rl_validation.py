@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.compare.evaluations import load_evaluations
+from pipeline.compare.validations import load_validation
 from pipeline.config.stages import RLStage
 from pipeline.experiment.graph import StageNode
 from pipeline.store.folders import Home
@@ -39,6 +40,21 @@ def test_it_is_measured_before_the_first_step_at_intervals_and_at_the_end(valida
     assert [row["step"] for row in measured] == [0, 2, 3]
     assert [row["rollouts_generated"] for row in measured] == [0, 64, 96]
     assert all(0 <= row["validation/pass@1"] <= row["validation/pass@8"] <= 1 for row in measured)
+
+
+def test_the_correct_samples_of_each_problem_are_kept(validated: tuple[Lab, StageNode]) -> None:
+    """Killed after step 2 and resumed, the file has every validation once, with the problems that training leaves out."""
+    lab, node = validated
+    measured = [row for row in rows(lab, node) if "validation/pass@8" in row]
+    found = load_validation(lab.folder(node), rows(lab, node), samples=8)
+    assert found is not None
+    assert found.solved.shape == (3, 4)
+    assert (found.solved.mean(axis=1) / 8).tolist() == pytest.approx([row["validation/pass@1"] for row in measured])
+    assert {name: spent.tolist() for name, spent in found.spent.items() if name != "seconds"} == {
+        "steps": [0, 2, 3],
+        "rollouts": [0, 64, 96],
+    }
+    assert found.spent["seconds"][0] == 0 < found.spent["seconds"][1] < found.spent["seconds"][2]
 
 
 def test_the_divergence_from_the_base_starts_at_0_and_is_that_of_the_trained_policy(

@@ -52,13 +52,14 @@ def test_every_problem_is_measured_once_however_many_ranks_share_them() -> None:
         for rank in (0, 1):  # the second rank's call sees what both have gathered
             shared = validate(PROBLEMS, settings, verifier, respond, slice(rank, None, 2), gather)
     assert whole == shared
-    assert whole["validation/pass@1"] == pytest.approx((0 + 1 + 2 + 3) / 16)
-    assert whole["validation/pass@3"] == pytest.approx((0 + 3 / 4 + 1 + 1) / 4)
-    assert whole["validation/pass@4"] == pytest.approx(3 / 4)
-    assert whole["validation/ended"] == pytest.approx(6 / 16)
-    assert whole["validation/kl_response"] == pytest.approx((6 * 2 - 10 * 0.5) / 16)
-    assert whole["validation/kl_token"] == pytest.approx((6 * 2 - 10 * 0.5) / (6 * 3 + 10 * 5))
-    assert whole["validation/length"] == pytest.approx((6 * 3 + 10 * 5) / 16)
+    assert whole.solved == {problem.id: number for number, problem in enumerate(PROBLEMS)}
+    assert whole.row["validation/pass@1"] == pytest.approx((0 + 1 + 2 + 3) / 16)
+    assert whole.row["validation/pass@3"] == pytest.approx((0 + 3 / 4 + 1 + 1) / 4)
+    assert whole.row["validation/pass@4"] == pytest.approx(3 / 4)
+    assert whole.row["validation/ended"] == pytest.approx(6 / 16)
+    assert whole.row["validation/kl_response"] == pytest.approx((6 * 2 - 10 * 0.5) / 16)
+    assert whole.row["validation/kl_token"] == pytest.approx((6 * 2 - 10 * 0.5) / (6 * 3 + 10 * 5))
+    assert whole.row["validation/length"] == pytest.approx((6 * 3 + 10 * 5) / 16)
 
 
 def test_the_best_policy_has_the_highest_score_and_of_equals_the_earliest() -> None:
