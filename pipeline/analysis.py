@@ -35,6 +35,10 @@ _CONTRAST = (
     "axis", "setting", "reference", "task", "metric", "k", "family", "seeds",
     "value", "low", "high", "superiority", "detectable", "shown",
 )  # fmt: skip
+_LEARNING = (
+    "axis", "setting", "reference", "budget", "at", "metric", "k", "family", "seeds",
+    "value", "low", "high", "superiority", "detectable", "shown",
+)  # fmt: skip
 _SETTING = (
     "setting", "prior", "seeds", "task", "metric", "k",
     "before", "before_low", "before_high", "after", "after_low", "after_high", "gain", "gain_low", "gain_high",
@@ -91,6 +95,19 @@ class SweepResults:
     def adjusted(self) -> pandas.DataFrame:
         """Where RL ends in pass@1, given where it began: setting minus reference. Empty with too few seeds."""
         return self._contrasts("adjusted")
+
+    @cached_property
+    def learning(self) -> pandas.DataFrame:
+        """While RL runs: setting minus reference in pass@k on the validation problems, where as much has been spent `at` of a budget.
+
+        The intervals along one axis hold jointly for each budget. Empty without validation.
+        """
+        rows = [
+            one.__dict__ | one.interval.__dict__
+            | {"budget": curve.budget, "at": at, "metric": "pass@k", "k": curve.k, "shown": one.interval.shown}
+            for curve in self.findings.learning for at, one in curve.points
+        ]  # fmt: skip
+        return pandas.DataFrame(rows, columns=_LEARNING)
 
     @cached_property
     def settings(self) -> pandas.DataFrame:
