@@ -42,7 +42,8 @@ def prepare() -> None:
         import stages.midtrain.model
         import stages.pretrain.model
         import stages.pretrain.train
-        import stages.rl.train  # noqa: F401
+        import stages.rl.train
+        import stages.sft.solutions  # noqa: F401
     import torch
     import tqdm
     from vllm.v1.sample.ops.topk_topp_sampler import compiled_random_sample

@@ -49,17 +49,15 @@ class Evaluation:
 
     @property
     def tokens(self) -> int:
-        """The text tokens the checkpoint was trained on: pre-training's plus mid-training's."""
-        recipe = self.plan.cell.recipe
-        first, later = recipe.pretrain, recipe.midtrain
-        block = recipe.corpus.block_size
-        if self.after == "pretrain":
-            return self.step * first.global_batch * block
-        before = (recipe.start_step or first.steps) * first.global_batch * block
-        if later is None:
-            return before
-        steps = self.step if self.after == "midtrain" else later.steps
-        return before + steps * later.global_batch * (later.corpus or recipe.corpus).block_size
+        """The text tokens the checkpoint was trained on, in all stages before RL."""
+        recipe, total = self.plan.cell.recipe, 0
+        for kind, (settings, block) in recipe.trainings.items():
+            until = recipe.start_step if kind == "pretrain" else None
+            steps = self.step if self.after == kind else until or settings.steps
+            total += steps * settings.global_batch * block
+            if self.after == kind:
+                break
+        return total
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -164,10 +162,9 @@ def _measured(details: dict[str, Any]) -> dict[str, Any]:
 def evaluated_step(plan: CellPlan, after: str, home: Home) -> int:
     """Optimizer steps behind the evaluated checkpoint in its stage; RL may export an earlier checkpoint than its last."""
     recipe = plan.cell.recipe
-    if after == "midtrain" and recipe.midtrain is not None:
-        return recipe.midtrain.steps
-    if after != "rl" or recipe.rl is None:
-        return recipe.start_step or recipe.pretrain.steps
+    if after in recipe.trainings:
+        return (recipe.start_step if after == "pretrain" else None) or recipe.trainings[after][0].steps
+    assert recipe.rl is not None
     record = plan.chain["rl"].folder(home).record() if recipe.rl.export == "best" else None
     return recipe.rl.steps if record is None else int(record["metrics"]["exported_step"])
 

@@ -57,9 +57,12 @@ def pairs(of_sweep: Sequence[Setting]) -> dict[str, list[tuple[Setting, Setting]
 
 def _is_baseline(setting: Setting, axis: str) -> bool:
     recipe, keys = setting.cells[0].recipe, axis_keys(axis)
-    return ("prior" in keys and recipe.prior.name == BASELINE) or (
-        "midtrain.prior" in keys and recipe.midtrain is not None and recipe.midtrain_prior.name == BASELINE
-    )
+    priors = {
+        "prior": recipe.prior,
+        "midtrain.prior": recipe.midtrain and recipe.midtrain_prior,
+        "sft.prior": recipe.sft and recipe.sft.prior,
+    }
+    return any(key in keys and prior is not None and prior.name == BASELINE for key, prior in priors.items())
 
 
 def _others(setting: Setting, axis: str) -> str:

@@ -64,6 +64,7 @@ class ClusterConfig(Config):
     corpus: Resources = execution(Resources())
     pretrain: Resources = execution(Resources())
     midtrain: Resources = execution(Resources())
+    sft: Resources = execution(Resources())
     rl: Resources = execution(Resources())
     evaluate: Resources = execution(Resources())
 

@@ -8,6 +8,7 @@ from pipeline.config.base import Config, execution
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.evaluation import AVERAGE, EvaluateConfig
+from pipeline.config.finetuning import SFTConfig
 from pipeline.config.midtraining import MidtrainConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.prior import Prior
@@ -29,6 +30,7 @@ class RecipeConfig(Config):
     prior: Prior
     pretrain: PretrainConfig
     midtrain: MidtrainConfig | None = None
+    sft: SFTConfig | None = None
     rl: RLConfig | None = None
     evaluate: EvaluateConfig
     seed: int = Field(0, ge=0, lt=2**32)
@@ -82,10 +84,19 @@ class RecipeConfig(Config):
         return None if own is None else own.model_copy(update={"tokenizer": self.corpus.tokenizer})
 
     @property
-    def midtrain_positions(self) -> int:
-        """Positions of the model RL starts from: mid-training extends them to fit its blocks."""
-        longer = None if self.midtrain is None else self.midtrain.corpus
-        return max(self.model.max_positions, 0 if longer is None else longer.block_size)
+    def trainings(self) -> dict[str, tuple[NextTokenTraining, int]]:
+        """By kind of stage, in their order: what is trained before RL, and how many tokens its blocks have."""
+        found: dict[str, tuple[NextTokenTraining, int]] = {"pretrain": (self.pretrain, self.corpus.block_size)}
+        if self.midtrain is not None:
+            found["midtrain"] = self.midtrain, (self.midtrain_corpus or self.corpus).block_size
+        if self.sft is not None:
+            found["sft"] = self.sft, self.sft.block_size
+        return found
+
+    @property
+    def last_positions(self) -> int:
+        """Positions of the model RL starts from: mid-training and fine-tuning extend them to fit their blocks."""
+        return max(self.model.max_positions, *(block for _, block in self.trainings.values()))
 
     @model_validator(mode="after")
     def _adopted_stays_as_it_is(self) -> RecipeConfig:
@@ -102,10 +113,9 @@ class RecipeConfig(Config):
         if self.rl is None or step is None:
             return self
         start = f"rl.start is {self.rl.start:g}"
-        if self.midtrain is not None:
-            raise ValueError(
-                f"{start}, but mid-training goes on from the end of pre-training; leave out one of the two (midtrain=null)"
-            )
+        for key, what in (("midtrain", "mid-training"), ("sft", "fine-tuning")):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{start}, but {what} goes on from the end of pre-training; leave out one of the two ({key}=null)")
         if self.pretrain.adopted is not None:
             raise ValueError(f"{start}, but an adopted checkpoint (pretrain.adopted) has no earlier ones; leave rl.start out")
         if step not in self.pretrain.milestones:
@@ -150,7 +160,7 @@ class RecipeConfig(Config):
     def _lengths_fit(self) -> RecipeConfig:
         if self.corpus.block_size > self.model.max_positions:
             raise ValueError(f"corpus.block_size ({self.corpus.block_size}) exceeds model.max_positions ({self.model.max_positions})")
-        limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.task, "task", self.midtrain_positions)]
+        limits = [] if self.rl is None else [("rl", self.rl.longest_response, self.task, "task", self.last_positions)]
         # The same protocol evaluates the model before mid-training adds positions.
         for number, (task, protocol) in enumerate(self.evaluation_sets.values()):
             key = "task" if task is self.task else f"evaluate.sets.{number}.task"

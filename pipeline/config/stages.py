@@ -14,6 +14,7 @@ from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.costs import Costs, evaluation_costs, rl_costs, training_costs
 from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.finetuning import SFTConfig
 from pipeline.config.launch import Launch
 from pipeline.config.midtraining import MidtrainConfig
 from pipeline.config.model import ModelConfig
@@ -172,6 +173,39 @@ class MidtrainStage(StageConfig):
         return training_costs(model, vocabulary, self.midtrain, block_size)
 
 
+class SFTStage(StageConfig):
+    """Input of the stage `sft`; parent: checkpoint."""
+
+    kind, version, imports_gib = "sft", 1, 1.5
+    charted: ClassVar = {"tokens": ("*",)}
+
+    task: Task
+    sft: SFTConfig
+    seed: int
+    checkpoint_temperature: float = execution(1.0, gt=0, description="of the checkpoint's prior, undone before training")
+
+    @property
+    def launch(self) -> Launch:
+        return self.sft.launch
+
+    @property
+    def reads_hub(self) -> bool:
+        return self.task.reads_hub if self.sft.source is None else self.sft.source.hub is not None
+
+    def identity(self) -> dict[str, Any]:
+        """The task is part of it if the solutions are its own."""
+        kept = super().identity() | {"task": self.task.text_identity()}
+        if self.sft.source is not None:
+            del kept["task"]
+        return kept
+
+    def work(self, block_size: int) -> str:
+        return _training_work(self.sft, self.sft.block_size)
+
+    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
+        return training_costs(model, vocabulary, self.sft, self.sft.block_size)
+
+
 class RLStage(StageConfig):
     """Input of the stage `rl`; parent: checkpoint."""
 
@@ -253,6 +287,6 @@ class EvaluateStage(StageConfig):
 
 
 KINDS: dict[str, type[StageConfig]] = {
-    config.kind: config for config in (CorpusStage, PretrainStage, MidtrainStage, RLStage, EvaluateStage)
+    config.kind: config for config in (CorpusStage, PretrainStage, MidtrainStage, SFTStage, RLStage, EvaluateStage)
 }
 """All kinds by name."""

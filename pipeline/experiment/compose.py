@@ -28,8 +28,9 @@ from pipeline.experiment.config_files import bare_name, parse_yaml, read_config
 from pipeline.experiment.explain import explain, unknown_key
 from pipeline.store.folders import NAME
 
-GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain", "rl", "evaluate", "cluster")} | {
-    "midtrain.corpus": "corpus", "midtrain.prior": "prior", "rl.exploration": "exploration", "rl.advantage": "advantage",
+GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain", "sft", "rl", "evaluate", "cluster")} | {
+    "midtrain.corpus": "corpus", "midtrain.prior": "prior", "sft.prior": "prior",
+    "rl.exploration": "exploration", "rl.advantage": "advantage",
 }  # fmt: skip
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
 _RENAMING = {"prior": renaming}

@@ -1,10 +1,10 @@
 """From cells to stages: a cell is a short chain, and equal stages of different cells are one stage.
 
-    corpus -> pretrain -> midtrain -> rl
-       |         |           |         |
-       +---> evaluate    evaluate   evaluate
+    corpus -> pretrain -> midtrain -> sft -> rl
+       |         |           |         |      |
+       +---> evaluate    evaluate  evaluate evaluate
 
-`midtrain` may be left out, and so may `rl`. Mid-training can have a corpus of its own, which takes the tokenizer of the first. Each
+`midtrain`, `sft` and `rl` may be left out. Mid-training can have a corpus of its own, which takes the tokenizer of the first. Each
 evaluation is one stage per evaluation set, so that a further set runs nothing else again. All look at the first corpus's held-out
 text, so that perplexities compare. RL may start from a checkpoint along the way of pre-training.
 
@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.config.recipe import RecipeConfig
-from pipeline.config.stages import KINDS, CorpusStage, EvaluateStage, MidtrainStage, PretrainStage, RLStage, StageConfig
+from pipeline.config.stages import KINDS, CorpusStage, EvaluateStage, MidtrainStage, PretrainStage, RLStage, SFTStage, StageConfig
 from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
@@ -92,8 +92,10 @@ class StageNode:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell and its stages by role. `evaluations` maps what was evaluated (pretrain, midtrain, rl) to the stage that did; where RL
-    starts before pre-training ends (`rl.start`), pre-training is evaluated there, and what comes later is no part of the cell.
+    """A cell and its stages by role.
+
+    `evaluations` maps what was evaluated (pretrain, midtrain, sft, rl) to the stage that did; where RL starts before pre-training ends
+    (`rl.start`), pre-training is evaluated there, and what comes later is no part of the cell.
 
     `milestones` are the evaluations of checkpoints along the way, by role and step. Both are on the recipe's first evaluation set;
     `further` has those on its other sets, by role and step (None for the last) and then by set.
@@ -108,7 +110,7 @@ class CellPlan:
     @property
     def base(self) -> str:
         """The role of the checkpoint that RL starts from, and whose evaluation is the "before" of every gain."""
-        return "midtrain" if "midtrain" in self.chain else "pretrain"
+        return next(role for role in ("sft", "midtrain", "pretrain") if role in self.chain)
 
     def measurements(self) -> Iterator[tuple[str, int | None, dict[str, StageNode]]]:
         """What is evaluated, in training order: role, step (None for the last), and the evaluating stages by evaluation set."""
@@ -178,7 +180,8 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
     def evaluated(checkpoint: StageNode, name: str, step: int | None = None) -> StageNode:
         """The stage on the first set; those on others are put into `further`."""
         texts = [recipe.corpus, *([recipe.midtrain_corpus] if recipe.midtrain_corpus is not None else [])]
-        read = {"corpus": any(text.uses_task for text in texts), "rl": checkpoint.kind == "rl"}
+        tuned = recipe.sft is not None and recipe.sft.source is None and checkpoint.kind in ("sft", "rl")
+        read = {"corpus": tuned or any(text.uses_task for text in texts), "rl": checkpoint.kind == "rl"}
         on_sets = {}
         for of_set, (task, protocol) in recipe.evaluation_sets.items():
             slug = f"{name}-{checkpoint.kind}" + ("" if step is None else f"-{step}") + (f"-{of_set}" if recipe.evaluate.sets else "")
@@ -209,6 +212,12 @@ def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
         base = chain["midtrain"] = add(later, slug, checkpoint=base, corpus=text)
         evaluations["midtrain"] = evaluated(base, slug)
         along.append(("midtrain", base, slug, recipe.midtrain.milestones))
+    if recipe.sft is not None:
+        before = recipe.prior if recipe.midtrain is None else recipe.midtrain_prior
+        tuned = SFTStage(task=recipe.task, sft=recipe.sft, seed=seed, checkpoint_temperature=before.temperature)
+        base = chain["sft"] = add(tuned, slug, checkpoint=base)
+        evaluations["sft"] = evaluated(base, slug)
+        along.append(("sft", base, slug, recipe.sft.milestones))
     if recipe.rl is not None:
         slug += "" if start is None else f"-from-{start}"
         chain["rl"] = add(RLStage(task=recipe.task, rl=recipe.rl, seed=seed, step=start), slug, checkpoint=base)
@@ -266,9 +275,10 @@ def _labels(recipe: RecipeConfig) -> dict[str, dict[str, Any]]:
     if recipe.pretrain.adopted is not None:
         model["adopted"] = recipe.pretrain.adopted[:19]
     later = model if recipe.midtrain is None else model | {"midtrain.prior.name": recipe.midtrain_prior.name}
-    policy = later if recipe.rl is None else later | {
+    tuned = later if recipe.sft is None else later | {"sft.prior.name": recipe.sft.prior.name}
+    policy = tuned if recipe.rl is None else tuned | {
         "exploration": recipe.rl.exploration.name, "advantage": recipe.rl.advantage.name,
     }  # fmt: skip
     if recipe.start_step is not None and recipe.rl is not None:
         policy = policy | {"rl.start": recipe.rl.start}
-    return {"corpus": text, "pretrain": model, "midtrain": later, "rl": policy, "evaluate": model}
+    return {"corpus": text, "pretrain": model, "midtrain": later, "sft": tuned, "rl": policy, "evaluate": model}

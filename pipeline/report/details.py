@@ -37,13 +37,13 @@ def settings(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str]]:
         "evaluate": f"{_problems(recipe)}, {protocol.samples} samples each at temperature {protocol.temperature:g}, "
         f"up to {protocol.max_response_tokens} tokens",
     }
-    if recipe.midtrain is not None:
-        later = recipe.midtrain
-        block = (later.corpus or recipe.corpus).block_size
-        found["midtrain"] = (
-            f"{later.steps * later.global_batch * block:,} tokens in {later.steps:,} steps, blocks of {block}, learning rate "
-            f"{later.optimizer.learning_rate:g}, prior {recipe.midtrain_prior.name}"
-        )
+    for kind, prior in (("midtrain", recipe.midtrain_prior), ("sft", recipe.sft and recipe.sft.prior)):
+        if prior is not None and kind in recipe.trainings:
+            later, block = recipe.trainings[kind]
+            found[kind] = (
+                f"{later.steps * later.global_batch * block:,} tokens in {later.steps:,} steps, blocks of {block}, learning rate "
+                f"{later.optimizer.learning_rate:g}, prior {prior.name}"
+            )
     if rl is not None:
         found["rl"] = (
             f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.samples_per_prompt} samples, learning rate "

@@ -165,7 +165,7 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
     found = []
     runs = {
         kind: [(setting.name, [stage_rows(e.plan, kind, home) for e in setting.before]) for setting in drawn]
-        for kind in ("rl", "pretrain", "midtrain")
+        for kind in ("rl", "pretrain", "midtrain", "sft")
     }
     bands = " Bands: lowest to highest seed." if any(len(setting.before) > 1 for setting in drawn) else ""
     runs["rl"] = [(name, [timed(run) for run in of_setting]) for name, of_setting in runs["rl"]]
@@ -191,7 +191,7 @@ def _training(drawn: Sequence[MeasuredSetting], home: Home, few: str) -> list[Fi
                 ("seconds", "seconds", " Of training steps, without start-up and validation itself."),
             )
         ]
-    for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training")):
+    for kind, title in (("pretrain", "Pre-training"), ("midtrain", "Mid-training"), ("sft", "Fine-tuning")):
         if any(run for _, of_setting in runs[kind] for run in of_setting):
             curve = plots.training_curves(runs[kind], _PRETRAIN_PANELS, x="tokens", label="tokens")
             found.append(Figure(title, curve, f"Measured on the training batches; the first tenth is not drawn.{bands}{few}"))

@@ -54,7 +54,7 @@ class TaskText:
         documents = self.task.documents(_TASK_SPLIT[part], count, self.seed)
         end = [self.tokenizer.eos_token_id]
         while batch := list(itertools.islice(documents, _DOCUMENTS_AT_A_TIME)):
-            prompts, responses = (_encode(self.tokenizer, list(texts)) for texts in zip(*batch, strict=True))
+            prompts, responses = (encode(self.tokenizer, list(texts)) for texts in zip(*batch, strict=True))
             for prompt, response in zip(prompts, responses, strict=True):
                 yield np.array(prompt + response + end, dtype=np.int32)
 
@@ -149,7 +149,7 @@ class Cutter:
 
     def __call__(self, texts: pa.Table) -> pa.Table:
         end = self.tokenizer.eos_token_id
-        documents = _encode(self.tokenizer, texts.column("text").to_pylist(), split_special_tokens=True)
+        documents = encode(self.tokenizer, texts.column("text").to_pylist(), split_special_tokens=True)
         lengths = [len(ids) + 1 for ids in documents]
         flat = np.fromiter(
             itertools.chain.from_iterable(itertools.chain(ids, (end,)) for ids in documents), dtype=np.int32, count=sum(lengths)
@@ -158,8 +158,8 @@ class Cutter:
         return pa.table({"ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))})
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
-    """By tokenizers itself: on short texts, transformers' wrapper doubles the time."""
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, split_special_tokens: bool = False) -> list[list[int]]:
+    """Token ids of each text, by tokenizers itself: on short texts, transformers' wrapper doubles the time."""
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = split_special_tokens
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

@@ -14,12 +14,13 @@ def run(stage: Stage) -> dict[str, Any]:
     prepare(settings.launch.threads)
     with heavy_imports():
         from stages.midtrain.model import continued_model
-        from stages.pretrain.train import train
+        from stages.pretrain.train import corpus_of, train
 
     base = stage.parent("checkpoint")
+    tokenizer, blocks = corpus_of(stage)
     return train(
-        stage, settings, config.prior, config.seed,
-        lambda tokenizer, blocks: continued_model(
+        stage, settings, config.prior, config.seed, tokenizer, blocks,
+        lambda: continued_model(
             base, tokenizer, rope_base=settings.rope_base, positions=blocks.block_size, temperature=config.checkpoint_temperature
         ),
     )  # fmt: skip

@@ -20,9 +20,12 @@ def run(stage: Stage) -> dict[str, Any]:
     prepare(settings.launch.threads)
     with heavy_imports():
         from stages.pretrain.model import build_model
-        from stages.pretrain.train import train
+        from stages.pretrain.train import corpus_of, train
 
-    return train(stage, settings, config.prior, config.seed, lambda tokenizer, _: build_model(config.model, tokenizer, config.seed))
+    tokenizer, blocks = corpus_of(stage)
+    return train(
+        stage, settings, config.prior, config.seed, tokenizer, blocks, lambda: build_model(config.model, tokenizer, config.seed)
+    )
 
 
 if __name__ == "__main__":

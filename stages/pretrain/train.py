@@ -1,4 +1,4 @@
-"""Training on packed blocks, from scratch (pre-training) or on from a checkpoint (mid-training): HF Trainer + DeepSpeed.
+"""Training on packed blocks, from scratch (pre-training) or on from a checkpoint (mid-training, fine-tuning): HF Trainer + DeepSpeed.
 
 The order of blocks depends on the seed alone. It is drawn up front and read sequentially, so a step sees the same blocks however they
 are split over processes and micro-batches, and a resumed run continues exactly where the step checkpoint stands.
@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
@@ -40,10 +39,20 @@ from stages.training.resharding import AsItWas, load_universal, reshard
 from stages.training.step_checkpoints import StepCheckpoints, is_split_otherwise, last_complete, step_of
 
 
+class Packed(Protocol):
+    """Blocks to train on, by number: of token ids, shaped (rows, block), or of ids and labels, shaped (rows, 2, block)."""
+
+    block_size: int
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: list[int] | np.ndarray) -> Tensor: ...
+
+
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
     """`steps x global_batch` blocks: whole passes over the corpus, each in a fresh random order."""
 
-    def __init__(self, blocks: Blocks, count: int, seed: int) -> None:
+    def __init__(self, blocks: Packed, count: int, seed: int) -> None:
         rng = np.random.default_rng([seed, 0x0DE5])
         passes = [rng.permutation(len(blocks)) for _ in range(math.ceil(count / len(blocks)))]
         self._order = np.concatenate(passes)[:count]
@@ -52,16 +61,18 @@ class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, index: int) -> Int[Tensor, " block"]:
+    def __getitem__(self, index: int) -> Tensor:
         return self._blocks.rows(self._order[index : index + 1])[0]
 
-    def __getitems__(self, indices: list[int]) -> Int[Tensor, "rows block"]:
+    def __getitems__(self, indices: list[int]) -> Tensor:
         return self._blocks.rows(self._order[indices])
 
 
-def collate(rows: Int[Tensor, "rows block"] | list[Tensor]) -> dict[str, Tensor]:
+def collate(rows: Tensor | list[Tensor]) -> dict[str, Tensor]:
+    """Of rows as in `Packed`; without labels, every token is one."""
     batch = torch.stack(rows) if isinstance(rows, list) else rows
-    return {"input_ids": batch, "labels": batch}
+    ids, labels = (batch, batch) if batch.ndim == 2 else batch.unbind(1)
+    return {"input_ids": ids, "labels": labels}
 
 
 class FollowSchedule(TrainerCallback):
@@ -88,6 +99,7 @@ class NextTokenTrainer(Trainer):
         prior: Prior,
         global_batch: int,
         block_size: int,
+        every_token: bool,
         launch: Launch,
         **trainer: Any,
     ) -> None:
@@ -96,7 +108,7 @@ class NextTokenTrainer(Trainer):
         self.head = head
         self.experts = experts
         self.tokens_per_step = global_batch * block_size
-        self.predicted_per_step = global_batch * (block_size - 1)
+        self.predicted_per_step = global_batch * (block_size - 1) if every_token else None
         self.remove_callback(PrinterCallback)
         if experts is not None:
             self.add_callback(experts)  # before the one below whose mark covers its file
@@ -109,20 +121,26 @@ class NextTokenTrainer(Trainer):
         if self._scheduled:
             self.add_callback(FollowSchedule(head, prior))
         self._last_log = time.perf_counter()
-        self._steps = 0  # since then, as is the time waited
+        self._steps = 0  # since then, as are the tokens to predict and the time waited
+        self._predicted = 0
         self._waited = 0.0
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], int]:
         """The micro-batches of a step, and how many tokens all ranks predict in it; keeps the time that training waits here.
 
-        Every block is full, so that number is known. Trainer would count it and have all ranks agree: on a small model, two processes
-        spent 5% of their time there. `_statistics` compares it with what the head has seen.
+        Where every token of a block is predicted, that number is known. Trainer would count it and have all ranks agree: on a small
+        model, two processes spent 5% of their time there. `_statistics` compares it with what the head has seen.
         """
         started = time.perf_counter()
         samples = list(itertools.islice(epoch_iterator, num_batches))
         self._waited += time.perf_counter() - started
         self._steps += 1
-        return samples, self.predicted_per_step
+        predicted = self.predicted_per_step
+        if predicted is None:
+            own = sum((batch["labels"][:, 1:] != self.head.ignore_index).sum() for batch in samples)
+            predicted = int(self.accelerator.reduce(torch.as_tensor(own, device=device), reduction="sum"))
+        self._predicted += predicted
+        return samples, predicted
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Nothing: Trainer walks through all modules for it at each micro-batch, and counts experts that no token passes through."""
@@ -143,12 +161,12 @@ class NextTokenTrainer(Trainer):
         if sums is None:
             raise RuntimeError("the head saw no token since the last log")
         count, *totals = self.accelerator.reduce(sums, reduction="sum").tolist()
-        expected = self._steps * self.predicted_per_step
+        expected = self._predicted
         if not math.isclose(count, expected, rel_tol=1e-3):  # a float32 sum of micro-batches is off by up to their number / 2^25
-            raise RuntimeError(f"the head saw {count:.0f} tokens since the last log; full blocks hold {expected} to predict")
+            raise RuntimeError(f"the head saw {count:.0f} tokens since the last log; the blocks hold {expected} to predict")
         now = time.perf_counter()
         elapsed, steps, waited = now - self._last_log, self._steps, self._waited
-        self._last_log, self._steps, self._waited = now, 0, 0.0
+        self._last_log, self._steps, self._predicted, self._waited = now, 0, 0, 0.0
         means = {name: total / count for name, total in zip(STATISTICS, totals, strict=True)}
         tokens = self.state.global_step * self.tokens_per_step
         speed = {"tokens_per_s": steps * self.tokens_per_step / elapsed, "data_wait_share": waited / elapsed}
@@ -156,23 +174,28 @@ class NextTokenTrainer(Trainer):
         return means | {"perplexity": float(np.exp(means["cross_entropy"])), "tokens": tokens} | balance | speed
 
 
+def corpus_of(stage: Stage) -> tuple[PreTrainedTokenizerBase, Blocks]:
+    """The tokenizer and the training blocks of the stage's corpus."""
+    corpus = stage.parent("corpus")
+    return AutoTokenizer.from_pretrained(corpus / "tokenizer", trust_remote_code=False), Blocks(corpus / "train")
+
+
 def train(
     stage: Stage,
     settings: NextTokenTraining,
     prior: Prior,
     seed: int,
-    build: Callable[[PreTrainedTokenizerBase, Blocks], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: Packed,
+    build: Callable[[], PreTrainedModel],
 ) -> dict[str, Any]:
-    """Run or resume the stage on its corpus; exports a checkpoint and returns the record's metrics.
+    """Run or resume the stage on these blocks; exports a checkpoint and returns the record's metrics.
 
     `build` makes the float32 model that training starts from, whole on every rank.
     """
     launch = settings.launch
-    corpus = stage.parent("corpus")
-    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer", trust_remote_code=False)
-    blocks = Blocks(corpus / "train")
     checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0, any_processes=True)
-    model = build(tokenizer, blocks)
+    model = build()
     if prior.temperature != 1:
         last_norm(model)  # refuse before training what the export would
     head = attach(model, objective_of(prior.at(0.0)), settings.head_k)
@@ -205,6 +228,7 @@ def train(
             prior=prior,
             global_batch=settings.global_batch,
             block_size=blocks.block_size,
+            every_token=blocks.rows([0]).ndim == 2,
             launch=launch,
             model=model,
             args=TrainingArguments(**arguments, remove_unused_columns=False, train_sampling_strategy="sequential"),

@@ -180,7 +180,7 @@ def test_intermediate_checkpoints_are_spread_over_the_steps(evaluate_at: str, st
 
 def test_rl_may_use_the_positions_that_midtraining_adds_and_evaluation_may_not() -> None:
     longer = ["midtrain=countdown", "midtrain.corpus.block_size=512"]
-    assert only_recipe(*longer, "rl.max_response_tokens=400").midtrain_positions == 512
+    assert only_recipe(*longer, "rl.max_response_tokens=400").last_positions == 512
     with pytest.raises(PriorlabError, match=r"evaluate.max_response_tokens \(400\) plus .* exceed model.max_positions \(256\)"):
         only_recipe(*longer, "evaluate.max_response_tokens=400")
 
