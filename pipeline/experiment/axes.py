@@ -35,10 +35,12 @@ def words(axis: str, told: Any) -> str:
 
 
 def label(value: Any) -> Any:
-    """A value as one word or number: a config with changes is called by its name, or its base and its changes.
+    """A value as one word or number: a config with changes is called by its name, or its base and its changes; null is `none`.
 
     The form of a prior's reward stands in brackets: `precision[power]`.
     """
+    if value is None:
+        return "none"
     if not isinstance(value, dict):
         return value
     if "name" in value:

@@ -28,6 +28,7 @@ STAGES = (
     {"stages.engine", "stages.corpus"},
     {"stages.evaluate", "stages.pretrain", "stages.adopt"},
     {"stages.midtrain", "stages.rl"},
+    {"stages.sft"},
     {"stages.warm"},
 )
 OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store"}

@@ -36,9 +36,9 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
     assert {role: value[:12] for role, value in by_role(quickstart()).items()} == {
         "corpus": "c9975b39ea40",
         "pretrain": "063e7ba2f112",
-        "rl": "444f7d0adf06",
+        "rl": "bc4942326e6d",
         "evaluate@pretrain": "2e66dcf1efd4",
-        "evaluate@rl": "95c1ee319481",
+        "evaluate@rl": "e298d2223ebb",
     }
 
 
@@ -50,7 +50,7 @@ def test_golden_fingerprints_of_the_quickstart() -> None:
         "rl.kv_cache_gib=2", "evaluate.verify_workers=2",
         "rl.verify_workers=2", "rl.max_verify_failures=0.1", "task.max_prompt_tokens=100",
         "tracking.mode=disabled", "tracking.project=other",
-        "pretrain.optimizer.decay=linear", "midtrain=null", "pretrain.evaluate_at=null",
+        "pretrain.optimizer.decay=linear", "midtrain=null", "sft=null", "pretrain.evaluate_at=null",
         "prior.name=renamed", "task.name=renamed", "prior.k=7", "prior.form=power", "prior.temperature=1",
         "evaluate.temperatures=[]", "rl.exploration=none", "rl.exploration={kind: none, name: plain}",
         "rl.loss=dapo", "rl.advantage=group", "rl.entropy.coefficient=0", "rl.kl=0", "rl.importance.mode=none", "rl.importance.cap=2",
