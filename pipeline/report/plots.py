@@ -249,29 +249,33 @@ def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], shown: Sequenc
 
 
 def learning_curves(found: Sequence[LearningCurve], settings: Sequence[MeasuredSetting], *, label: str) -> str:
-    """One panel per setting and reference: pass@k minus the reference's against what RL has spent, with bands, a line per k.
+    """A panel per k, setting and reference: pass@k minus the reference's against what RL has spent, with bands.
 
-    `label` is that of the x axis; colours are as in the figures of `settings`.
+    `label` is that of the x axis; colours are as in the figures of `settings`. Panels of one k share their scale.
     """
     indices = {setting.name: index for index, setting in enumerate(settings)}
-    of_panel: dict[tuple[str, str], list[LearningCurve]] = {}
-    for curve in found:
-        of_panel.setdefault((curve.setting, curve.reference), []).append(curve)
+    ordered = sorted(found, key=lambda curve: curve.k)
+    most = {k: max(abs(end) for curve in found if curve.k == k for end in _ends(curve)) for k in {curve.k for curve in found}}
     with plt.rc_context(STYLE):
-        columns = min(3, len(of_panel))
-        figure, panels = _panels(len(of_panel), columns, (3.3, 2.4), sharex=True, sharey=True)
-        for axis, ((name, reference), curves) in zip(panels, of_panel.items(), strict=True):
-            index = indices[name]
+        columns = min(4, len({(curve.setting, curve.reference) for curve in found}))
+        figure, panels = _panels(len(ordered), columns, (9.9 / columns if columns > 2 else 3.3, 2.2), sharex=True)
+        for axis, curve in zip(panels, ordered, strict=True):
+            ink = colour(indices[curve.setting])
+            at, intervals = zip(*((place, one.interval) for place, one in curve.points), strict=True)
             axis.axhline(0, color=QUIET, lw=0.8)
-            for curve, ink, line in zip(curves, (colour(index), QUIET), ("-", "--"), strict=False):
-                at, intervals = zip(*((place, one.interval) for place, one in curve.points), strict=True)
-                axis.plot(at, [one.value for one in intervals], line, color=ink, label=f"pass@{curve.k}")
-                axis.fill_between(at, [one.low for one in intervals], [one.high for one in intervals], color=ink, alpha=0.15, lw=0)
-            axis.set_title(f"{name} - {reference}", color=colour(index), fontweight="bold")
+            axis.plot(at, [one.value for one in intervals], color=ink)
+            axis.fill_between(at, [one.low for one in intervals], [one.high for one in intervals], color=ink, alpha=0.2, lw=0)
+            axis.set_ylim(-1.05 * most[curve.k], 1.05 * most[curve.k])
+            axis.set_title(f"{curve.setting} - {curve.reference}, pass@{curve.k}", color=ink, fontweight="bold", fontsize=8)
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axis.legend(loc="best")
         _label(panels, columns, label, "difference")
         return to_svg(figure)
+
+
+def _ends(curve: LearningCurve) -> list[float]:
+    """Where its intervals end, or its values where there are none."""
+    intervals = [one.interval for _, one in curve.points]
+    return [end for one in intervals for end in (one.low, one.high, one.value) if np.isfinite(end)]
 
 
 def milestone_curves(settings: Sequence[MeasuredSetting], evaluations: Sequence[Evaluation], ks: Sequence[int]) -> str:
