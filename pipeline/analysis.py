@@ -53,7 +53,8 @@ def load_sweep_results(name: str, home: Path | str | None = None, *, pooled: boo
     frames do if a file is damaged and, except for `metrics`, while no evaluation has finished.
     """
     folder = Home.from_environment() if home is None else Home(Path(home).absolute())
-    return SweepResults(name, folder, build_graph(known_sweep(name, folder).cells()), pooled)
+    known = known_sweep(name, folder)
+    return SweepResults(name, folder, build_graph(known.cells()), pooled, known.contrasts)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class SweepResults:
     home: Home
     graph: Graph
     pooled: bool
+    contrasts: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def results(self) -> pandas.DataFrame:
@@ -157,7 +159,7 @@ class SweepResults:
                 f"sweep {self.name!r} below {self.home.path} has no finished evaluation yet; `priorlab status {self.name}` shows its "
                 "progress"
             )
-        return findings([plan.cell for plan in self.graph.cells], evaluations, pooled=self.pooled)
+        return findings([plan.cell for plan in self.graph.cells], evaluations, self.contrasts, pooled=self.pooled)
 
     @cached_property
     def _setting_of(self) -> dict[str, str]:

@@ -68,7 +68,7 @@ def report(
     if as_csv:
         sys.stdout.write(_csv(comparison.report.with_name("results.csv"), chosen))
         return
-    whole = summary(_findings(graph, home, pooled=False), home) if unpooled else comparison.summary
+    whole = summary(_findings(saved, graph, home, pooled=False), home) if unpooled else comparison.summary
     shown = _of(chosen, whole, sort)
     if not shown["rows"]:
         bad = [f"{evaluation} ({', '.join(what)})" for evaluation, what in shown["not_finite"].items()]
@@ -92,7 +92,8 @@ def compare(
     from pipeline.compare.two_sweeps import compare_across
 
     home = Home.from_environment()
-    both = [_findings(build_graph(known_sweep(name, home).cells()), home) for name in (first, second)]
+    sweeps = [known_sweep(name, home) for name in (first, second)]
+    both = [_findings(one, build_graph(one.cells()), home) for one in sweeps]
     for name, one in zip((first, second), both, strict=True):
         for sentence in not_finite(one.not_finite):
             errors.print(Text(f"note: {name}: {sentence}"), soft_wrap=True)
@@ -107,8 +108,8 @@ def compare(
         console.print(f"\n{said if told else 'no intervals: the same on every problem, or too few problems'}", soft_wrap=True)
 
 
-def _findings(graph: Graph, home: Home, *, pooled: bool = True) -> Findings:
-    return findings([plan.cell for plan in graph.cells], load_evaluations(graph, home), pooled=pooled)
+def _findings(sweep: Sweep, graph: Graph, home: Home, *, pooled: bool = True) -> Findings:
+    return findings([plan.cell for plan in graph.cells], load_evaluations(graph, home), sweep.contrasts, pooled=pooled)
 
 
 def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:

@@ -95,7 +95,7 @@ def plan(
             _show_costs(found)
             _show_slow_launches(best_launches(graph, home, assumed, factors=(1,)))
         return
-    expected = power_of(cells, home)
+    expected = power_of(cells, home, planned.contrasts)
     if effect is not None:
         if expected is None:
             raise PriorlabError(

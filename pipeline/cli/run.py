@@ -11,6 +11,7 @@ from pipeline.cli.compare import show_comparison
 from pipeline.cli.options import Jobs, Overrides
 from pipeline.cli.terminal import console, errors
 from pipeline.cli.view import choose_view
+from pipeline.compare.settings import declared_pairs, planned_settings
 from pipeline.experiment.compose import Sweep, load_recipe, load_sweep
 from pipeline.experiment.saved import redefinition, saved_sweep
 from pipeline.run.state import Outcome
@@ -69,6 +70,8 @@ def stage(
 
 def _run(chosen: Sweep, jobs: int | None) -> None:
     home = Home.from_environment()
+    if chosen.contrasts:
+        declared_pairs(planned_settings(list(chosen.cells())), chosen.contrasts)  # refuse now what the comparison would
     changes = redefinition(chosen, home)
     if changes:
         more = f" (and {len(changes) - _SHOWN_CHANGES} more)" if len(changes) > _SHOWN_CHANGES else ""

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.compare.intervals import Floats, JointInterval, Sample, Spread, components, joint_intervals
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.pooling import pooled_spread, residuals
-from pipeline.compare.settings import pairs, planned_settings
+from pipeline.compare.settings import DECLARED, Setting, declared_pairs, pairs, planned_settings
 from pipeline.experiment.compose import Cell
 
 Kind = Literal["level", "gain", "adjusted", "best"]
@@ -63,24 +63,46 @@ def differences(
     Only settings measured on the same problems with the same seeds are compared; seeds that either lacks are left out. `pooled` as in
     `compare_pairs`.
     """
-    by_name = {setting.name: setting for setting in compared}
     found = []
     for axis, along in pairs(planned_settings(cells)).items():
-        measured = [(by_name[one.name], by_name[other.name]) for one, other in along if {one.name, other.name} <= by_name.keys()]
-        found += compare_pairs(kind, axis, measured, shown, pooled=pooled)
+        found += compare_pairs(kind, axis, measured_pairs(along, compared), shown, pooled=pooled)
     return found
 
 
-def compare_pairs(kind: Kind, axis: str, along: Sequence[Pair], shown: Sequence[Quantity], *, pooled: bool = True) -> list[Difference]:
+def declared_differences(
+    compared: Sequence[MeasuredSetting], cells: Sequence[Cell], contrasts: Sequence[tuple[str, str]], *, pooled: bool = True
+) -> list[Difference]:
+    """Levels of pass@1 in the contrasts that the sweep declares, a family by themselves; `pooled` as in `compare_pairs`.
+
+    How much seeds differ is estimated over the whole sweep, not over the settings of the contrasts alone. Raises `PriorlabError` if a
+    contrast names no setting of the sweep.
+    """
+    planned = planned_settings(cells)
+    declared = measured_pairs(declared_pairs(planned, contrasts), compared)
+    every = measured_pairs([pair for along in pairs(planned).values() for pair in along], compared)
+    return compare_pairs("level", DECLARED, declared, [Quantity("pass@k", 1)], pooled=pooled, over=[*declared, *every])
+
+
+def measured_pairs(planned: Sequence[tuple[Setting, Setting]], compared: Sequence[MeasuredSetting]) -> list[Pair]:
+    """The pairs both of which have been measured."""
+    by_name = {setting.name: setting for setting in compared}
+    return [(by_name[one.name], by_name[other.name]) for one, other in planned if {one.name, other.name} <= by_name.keys()]
+
+
+def compare_pairs(
+    kind: Kind, axis: str, along: Sequence[Pair], shown: Sequence[Quantity], *, pooled: bool = True, over: Sequence[Pair] | None = None
+) -> list[Difference]:
     """Each setting minus its reference, by each quantity, where the two can be paired; the intervals hold jointly.
 
-    `pooled`: how much seeds differ is estimated over all settings on the same problems, unless they differ in it.
+    `pooled`: how much seeds differ is estimated over all settings of `over` (default: `along`) on the same problems, unless they
+    differ in it.
     """
     found: list[tuple[int, Pair, Quantity, Sample]] = []
     order = {(setting.name, reference.name): at for at, (setting, reference) in enumerate(along)}
     for quantity in shown:
-        for pairs_ in _on_the_same_problems(along, quantity):
-            for (setting, reference), sample in _samples(kind, pairs_, quantity, pooled):
+        wider = {} if over is None else _on_the_same_problems(over, quantity)
+        for problems, pairs_ in _on_the_same_problems(along, quantity).items():
+            for (setting, reference), sample in _samples(kind, pairs_, quantity, wider.get(problems, pairs_) if pooled else None):
                 found.append((order[setting.name, reference.name], (setting, reference), quantity, sample))
     found.sort(key=lambda one: one[0])
     intervals = joint_intervals([sample for *_, sample in found])
@@ -102,14 +124,14 @@ def level_spread(along: Sequence[Pair], quantity: Quantity) -> Spread | None:
     return None if spread is None else spread.difference
 
 
-def _on_the_same_problems(along: Sequence[Pair], quantity: Quantity) -> list[list[Pair]]:
+def _on_the_same_problems(along: Sequence[Pair], quantity: Quantity) -> dict[tuple[str, ...], list[Pair]]:
     """The pairs that have the quantity and a seed in common, by their problems."""
     found: dict[tuple[str, ...], list[Pair]] = {}
     for setting, reference in along:
         measured = all(one.values(quantity) is not None for one in (setting, reference))
         if measured and _seeds(setting, reference):
             found.setdefault(_problems(setting, quantity), []).append((setting, reference))
-    return list(found.values())
+    return found
 
 
 def _problems(setting: MeasuredSetting, quantity: Quantity) -> tuple[str, ...]:
@@ -130,12 +152,13 @@ def _seeds(setting: MeasuredSetting, reference: MeasuredSetting) -> list[int]:
     return [seed for seed in setting.seeds if seed in reference.seeds]
 
 
-def _samples(kind: Kind, along: Sequence[Pair], quantity: Quantity, pooled: bool) -> list[tuple[Pair, Sample]]:
+def _samples(kind: Kind, along: Sequence[Pair], quantity: Quantity, over: Sequence[Pair] | None) -> list[tuple[Pair, Sample]]:
+    """`over`: the pairs over whose settings the spread is pooled; None to estimate each difference's from its own values."""
     fitted = _fitted(along, quantity) if kind == "adjusted" else None
     if kind == "adjusted" and fitted is None:
         return []
     less = 1.0 if kind == "gain" else 0.0 if fitted is None else fitted.slope
-    spread = pooled_spread(_table(along, quantity, less), len(_problems(along[0][0], quantity))) if pooled else None
+    spread = pooled_spread(_table(over, quantity, less), len(_problems(along[0][0], quantity))) if over else None
     found = []
     for setting, reference in along:
         seeds = _seeds(setting, reference)

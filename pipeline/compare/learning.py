@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.contrasts import Difference, Pair, compare_pairs
+from pipeline.compare.contrasts import Difference, Pair, compare_pairs, measured_pairs
 from pipeline.compare.intervals import Floats
 from pipeline.compare.measured import MeasuredSetting, Quantity, none_of
 from pipeline.compare.settings import pairs, planned_settings
@@ -55,11 +55,10 @@ def learning_curves(compared: Sequence[MeasuredSetting], cells: Sequence[Cell], 
 
     Settings without validation are left out, as are those whose reference has none.
     """
-    by_name = {one.name: one for one in compared if one.finished and all(e.validation is not None for e in one.after)}
+    validated = [one for one in compared if one.finished and all(e.validation is not None for e in one.after)]
     found = []
     for axis, along in pairs(planned_settings(cells)).items():
-        measured = [(by_name[one.name], by_name[other.name]) for one, other in along if {one.name, other.name} <= by_name.keys()]
-        if measured:
+        if measured := measured_pairs(along, validated):
             found += [curve for budget in BUDGETS for curve in _along(axis, measured, budget, pooled)]
     return found
 

@@ -19,7 +19,7 @@ from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import CONFIDENCE, FEWEST_PROBLEMS, POWER, Components, Error, Spread, components
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.sets import as_telling_as
-from pipeline.compare.settings import pairs, planned_settings
+from pipeline.compare.settings import DECLARED, declared_pairs, pairs, planned_settings
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
 from pipeline.store.files import read_json
@@ -130,6 +130,8 @@ class Power:
     spreads: Spreads
     sets: tuple[int, ...] = ()
     """The problems of each of several sets."""
+    declared: bool = False
+    """Whether it is about the contrasts that the sweep declares."""
 
     def detectable(self, power: float = POWER) -> float:
         """The difference that a share `power` of such sweeps would show, each interval at Bonferroni's level."""
@@ -153,9 +155,14 @@ class Power:
         return self.spreads.both + 2 * self.spreads.sampling / self.samples
 
 
-def power_of(cells: Sequence[Cell], home: Home) -> Power | None:
-    """For a sweep's axis with the most differences; None without RL or without anything to compare."""
-    along = pairs(planned_settings(cells))
+def power_of(cells: Sequence[Cell], home: Home, contrasts: Sequence[tuple[str, str]] = ()) -> Power | None:
+    """For a sweep's declared contrasts, or else its axis with the most differences; None without RL or without anything to compare.
+
+    Raises `PriorlabError` if a contrast names no setting of the sweep.
+    """
+    planned = planned_settings(cells)
+    declared = declared_pairs(planned, contrasts)
+    along = {DECLARED: declared} if declared else pairs(planned)
     if not along or any(cell.recipe.rl is None for cell in cells):
         return None
     protocol = cells[0].recipe.evaluate
@@ -167,7 +174,8 @@ def power_of(cells: Sequence[Cell], home: Home) -> Power | None:
         samples=protocol.samples,
         seeds=len({cell.recipe.seed for cell in cells}),
         arms=1 + max(sum(reference is other for _, other in most) for _, reference in most),
-        comparisons=len(most) * (len(shown) + _VOTES),
+        comparisons=len(most) * (1 if declared else len(shown) + _VOTES),
+        declared=bool(declared),
         spreads=known_spreads(evaluated_on(cells), home),
         sets=sizes if len(sizes) > 1 else (),
     )
@@ -182,7 +190,8 @@ def in_words(found: Power, sweep: str) -> str:
     if found.seeds == 1:
         size += ": one seed shows nothing about settings. With axes.seed=[0,1,2,3,4]"
         found = replace(found, seeds=5)
-    jointly = f", with {found.comparisons} intervals that hold jointly" if found.comparisons > 1 else ""
+    which = "declared contrasts" if found.declared else "intervals"
+    jointly = f", with {found.comparisons} {which} that hold jointly" if found.comparisons > 1 else ""
     return (
         f"{size}, four in five such sweeps would show a true difference of {found.detectable():.3f} in pass@1 after RL{jointly}. "
         f"Spreads from {found.spreads.source}; `priorlab plan {sweep} --effect 0.015` says what such an effect takes."

@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.errors import PriorlabError
 from pipeline.experiment.axes import axis_keys, words
 from pipeline.experiment.compose import Cell
 
 BASELINE = "ce"
 """The reference on an axis of priors that has it; on any other axis, the first value is."""
+
+DECLARED = "declared contrasts"
+"""Stands for an axis, in everything that is told along one: the pairs that the sweep declares."""
+_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,18 @@ def pairs(of_sweep: Sequence[Setting]) -> dict[str, list[tuple[Setting, Setting]
         if along:
             found[axis] = along
     return found
+
+
+def declared_pairs(of_sweep: Sequence[Setting], contrasts: Sequence[tuple[str, str]]) -> list[tuple[Setting, Setting]]:
+    """The sweep's own contrasts. Raises `PriorlabError` if one names no setting of the sweep, or a setting twice."""
+    by_name = {setting.name: setting for setting in of_sweep}
+    for pair in contrasts:
+        unknown = next((name for name in pair if name not in by_name), None)
+        if unknown is not None or pair[0] == pair[1]:
+            why = f"names {pair[0]!r} twice" if unknown is None else f"names {unknown!r}, which is no setting of this sweep"
+            known = ", ".join(list(by_name)[:_LISTED]) + (", ..." if len(by_name) > _LISTED else "")
+            raise PriorlabError(f"contrasts has [{', '.join(pair)}], which {why}; there are: {known}. contrasts=[] declares none")
+    return [(by_name[setting], by_name[reference]) for setting, reference in contrasts]
 
 
 def _is_baseline(setting: Setting, axis: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.compare.best import at_best_temperature, best_rates, temperatures
 from pipeline.compare.budgets import equal_budgets
-from pipeline.compare.contrasts import Difference, Kind, compare_pairs, differences, gains
+from pipeline.compare.contrasts import Difference, Kind, compare_pairs, declared_differences, differences, gains
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval, JointInterval, mean_interval
 from pipeline.compare.learning import LearningCurve, learning_curves
@@ -65,8 +65,10 @@ class Findings:
         return [evaluation for evaluation in self.evaluations if evaluation.not_finite]
 
 
-def findings(cells: Sequence[Cell], evaluations: list[Evaluation], *, pooled: bool = True) -> Findings:
-    """From the finished evaluations of a sweep with these cells; `pooled` as in `contrasts.compare_pairs`."""
+def findings(
+    cells: Sequence[Cell], evaluations: list[Evaluation], contrasts: Sequence[tuple[str, str]] = (), *, pooled: bool = True
+) -> Findings:
+    """From the finished evaluations of a sweep with these cells and declared contrasts; `pooled` as in `contrasts.compare_pairs`."""
     compared, ks = measured_settings(cells, evaluations), shown_ks(evaluations)
     shown, points = quantities(evaluations, ks), cell_points(compared)
     first = [one for one in shown if one == Quantity("pass@k", 1)]
@@ -77,6 +79,8 @@ def findings(cells: Sequence[Cell], evaluations: list[Evaluation], *, pooled: bo
         ("adjusted", compared, first),
         ("best", at_best, shown),
     ]
+    between = {kind: differences(kind, settings, cells, of, pooled=pooled) for kind, settings, of in of_kind}
+    between["level"] = declared_differences(compared, cells, contrasts, pooled=pooled) + between["level"]
     return Findings(
         evaluations,
         planned_settings(cells),
@@ -84,7 +88,7 @@ def findings(cells: Sequence[Cell], evaluations: list[Evaluation], *, pooled: bo
         ks,
         shown,
         gains(compared, shown, pooled=pooled),
-        {kind: differences(kind, settings, cells, of, pooled=pooled) for kind, settings, of in of_kind},
+        between,
         OnSets(
             by_set := on_each_set(shown, evaluations),
             gains(compared, by_set, pooled=pooled),

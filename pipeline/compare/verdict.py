@@ -11,7 +11,7 @@ from pipeline.compare.format import share, signed, with_interval
 from pipeline.compare.intervals import JointInterval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import MEASUREMENTS, Predictor
-from pipeline.compare.settings import Setting, pairs
+from pipeline.compare.settings import DECLARED, Setting, pairs
 
 _NAMED = 4
 """Differences, and settings, that are named; the rest are counted."""
@@ -90,7 +90,7 @@ def _along(kind: Kind, axis: str, between: Sequence[Difference]) -> list[str]:
         said = f"Along {axis}, {'; '.join(named)}{more}.{scope}"
     elif either:
         references = {one.reference for one in between}
-        which = "prior" if axis == "prior" else f"value of {axis}"
+        which = {"prior": "prior", DECLARED: "setting of a declared contrast"}.get(axis, f"value of {axis}")
         said = f"No {which} is shown {either.format('its reference' if len(references) > 1 else references.pop())}: {jointly}."
     else:
         return []

@@ -37,7 +37,7 @@ _RENAMING = {"prior": renaming}
 """By group, which changes turn a file's config into a different one; its name then lists them after the file's."""
 _WRITTEN_OUT = {"prior": (with_waypoints, "prior"), "evaluate": (with_sets, "task"), "task": (with_held_out, "task")}
 """By group, a function that resolves file names nested in its other keys, and the group that these are of."""
-_SWEEP_KEYS = {"recipe", "axes", "description"}
+_SWEEP_KEYS = {"recipe", "axes", "description", "contrasts"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Sweep:
     axes: dict[str, list[Any]]
     recipe: dict[str, Any]
     description: str = ""
+    contrasts: tuple[tuple[str, str], ...] = ()
+    """Declared before the sweep runs: settings and what each is compared with, by name."""
     saved_cells: tuple[Cell, ...] | None = None
     """Cells of a sweep read back from its folder: what it ran with, whatever the config files say now."""
 
@@ -83,7 +85,9 @@ class Sweep:
             )
 
     def as_yaml(self) -> str:
-        return yaml.safe_dump({"description": self.description, "axes": self.axes, "recipe": self.recipe}, sort_keys=False, width=120)
+        declared = {"contrasts": [list(pair) for pair in self.contrasts]} if self.contrasts else {}
+        tree = {"description": self.description, "axes": self.axes, **declared, "recipe": self.recipe}
+        return yaml.safe_dump(tree, sort_keys=False, width=120)
 
 
 def _cell_word(path: str, value: Any) -> str:
@@ -104,8 +108,8 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
         path, value = parse_override(override)
         if path[0] == "axes":
             axes |= flat_axes({".".join(path[1:]): value} if path[1:] else value, name)
-        elif path == ["description"]:
-            tree["description"] = value
+        elif path in (["description"], ["contrasts"]):
+            tree[path[0]] = value
         elif path == ["recipe"]:
             recipe = _recipe_tree(value)
         else:
@@ -121,7 +125,19 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
                 f"{key} is {part} of sweep {name!r}, so {key}=... would change nothing; narrow the axis instead, e.g. axes.{axis}=[...]"
             )
     check_axes(axes, name)
-    return Sweep(_sweep_name(rename or bare_name(name)), axes, recipe, tree.get("description", ""))
+    contrasts = _contrasts(tree.get("contrasts") or [], name)
+    return Sweep(_sweep_name(rename or bare_name(name)), axes, recipe, tree.get("description", ""), contrasts)
+
+
+def _contrasts(given: Any, sweep: str) -> tuple[tuple[str, str], ...]:
+    pairs = given if isinstance(given, list) else [given]
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair)):
+            raise PriorlabError(
+                f"contrasts of sweep {sweep!r} has {pair!r}; give a list of pairs, a setting and what it is compared with, e.g. "
+                "contrasts=[[precision, ce]]"
+            )
+    return tuple((setting, reference) for setting, reference in pairs)
 
 
 def _sweep_name(name: str) -> str:

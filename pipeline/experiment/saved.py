@@ -49,7 +49,8 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
         tree = yaml.safe_load(definition.read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
         cells = tuple(Cell(row["cell"], row["coordinates"], RecipeConfig.model_validate(row["recipe"])) for row in rows)
-        return Sweep(name, tree["axes"], tree["recipe"], tree["description"], cells)
+        contrasts = tuple((setting, reference) for setting, reference in tree.get("contrasts", ()))
+        return Sweep(name, tree["axes"], tree["recipe"], tree["description"], contrasts, cells)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise PriorlabError(
             f"{folder} is damaged, or from another version of priorlab ({error}); start it again with its `priorlab sweep` command"
@@ -77,6 +78,7 @@ def redefinition(sweep: Sweep, home: Home) -> list[str]:
     after = {cell.id: cell.recipe for cell in sweep.cells()}
     changes = [f"cell {name} is new" for name in after.keys() - before.keys()]
     changes += [f"cell {name} is no longer part of it" for name in before.keys() - after.keys()]
+    changes += ["its contrasts are not those declared before"] if saved.contrasts != sweep.contrasts else []
     fields: dict[str, None] = {}  # ordered, each change once however many cells share it
     for name in after.keys() & before.keys():
         if before[name] != after[name]:

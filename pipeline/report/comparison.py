@@ -17,7 +17,7 @@ from pipeline.store.files import read_json, write_json_atomically
 from pipeline.store.folders import Home
 from pipeline.tracking.comparison import log_comparison, summary_run_id
 
-_VERSION = 10
+_VERSION = 11
 """Raise it when the same results make different files, so that old ones are rewritten."""
 
 
@@ -44,7 +44,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
     from pipeline.report.build import write_comparison  # matplotlib and pyarrow take a second to import
 
     folder.mkdir(parents=True, exist_ok=True)
-    found = findings([plan.cell for plan in graph.cells], evaluations)
+    found = findings([plan.cell for plan in graph.cells], evaluations, sweep.contrasts)
     shown = summary(found, home)
     write_comparison(sweep.name, sweep.description, graph, found, shown, home)
     log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, shown, summary_run_id(sweep.name, graph))
@@ -62,8 +62,9 @@ def _kept_comparison(stamp: Path) -> dict[str, Any]:
 
 
 def _digest(sweep: Sweep, graph: Graph, home: Home) -> str:
-    """Changes with the sweep's records and its description."""
-    digest = hashlib.sha256(json.dumps([_VERSION, sweep.name, sweep.description, [plan.cell.id for plan in graph.cells]]).encode())
+    """Changes with the sweep's records, its description and its contrasts."""
+    told = [_VERSION, sweep.name, sweep.description, sweep.contrasts, [plan.cell.id for plan in graph.cells]]
+    digest = hashlib.sha256(json.dumps(told).encode())
     for node in graph.stages.values():
         record = node.folder(home).record_file
         try:
