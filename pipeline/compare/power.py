@@ -124,7 +124,9 @@ class Power:
     samples: int
     seeds: int
     arms: int
-    """The reference and the settings compared with it, from which the spread over seeds is estimated."""
+    """The settings that the spread over seeds is estimated from: the reference and those compared with it, or all of a sweep that
+    declares contrasts.
+    """
     comparisons: int
     """Intervals that hold jointly."""
     spreads: Spreads
@@ -173,7 +175,7 @@ def power_of(cells: Sequence[Cell], home: Home, contrasts: Sequence[tuple[str, s
         problems=round(as_telling_as(sizes)),
         samples=protocol.samples,
         seeds=len({cell.recipe.seed for cell in cells}),
-        arms=1 + max(sum(reference is other for _, other in most) for _, reference in most),
+        arms=len(planned) if declared else 1 + max(sum(reference is other for _, other in most) for _, reference in most),
         comparisons=len(most) * (1 if declared else len(shown) + _VOTES),
         declared=bool(declared),
         spreads=known_spreads(evaluated_on(cells), home),

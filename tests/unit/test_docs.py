@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.compare.results import COLUMNS
-from pipeline.compare.settings import planned_settings
+from pipeline.compare.settings import declared_pairs, planned_settings
 from pipeline.config.algorithm import Advantage, Loss
 from pipeline.config.cluster import ClusterConfig, Resources
 from pipeline.config.corpus import AnySource, CorpusConfig
@@ -23,7 +23,6 @@ from pipeline.config.rl import RLConfig
 from pipeline.config.training import AdamWConfig
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import available, read_config
-from pipeline.experiment.graph import build_graph
 from pipeline.home.status import STATES, StageReport
 from scripts.figures import importance as importance_figures
 from scripts.figures import objective as objective_figures
@@ -69,11 +68,15 @@ def test_the_index_names_each_page() -> None:
 def test_the_sweeps_that_are_built_as_examples_have_the_cells_of_their_axes(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     path = tmp_path / "example.yaml"
-    for example, cells in zip(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL), (3 * 3 * 2, 2 * 3), strict=True):
+    names = []
+    for example, cells in zip(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL), (3 * 3 * 2, 2 * 3, 3 * 5), strict=True):
         path.write_text(example)
-        found = list(load_sweep(str(path)).cells())
-        assert len(build_graph(found).cells) == cells
-    assert all(f"`{setting.name}`" in page for setting in planned_settings(found))
+        sweep = load_sweep(str(path))
+        settings = planned_settings(list(sweep.cells()))
+        assert sum(len(setting.cells) for setting in settings) == cells
+        assert len(declared_pairs(settings, sweep.contrasts)) == len(sweep.contrasts)
+        names.append([setting.name for setting in settings])
+    assert all(f"`{name}`" in page for name in names[1])
 
 
 def test_the_table_of_priors_is_the_configs() -> None:
