@@ -137,6 +137,8 @@ def _contrasts(given: Any, sweep: str) -> tuple[tuple[str, str], ...]:
                 f"contrasts of sweep {sweep!r} has {pair!r}; give a list of pairs, a setting and what it is compared with, e.g. "
                 "contrasts=[[precision, ce]]"
             )
+        if pairs.count(pair) > 1:
+            raise PriorlabError(f"contrasts of sweep {sweep!r} has [{', '.join(pair)}] twice")
     return tuple((setting, reference) for setting, reference in pairs)
 
 

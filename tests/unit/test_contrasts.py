@@ -65,6 +65,7 @@ def test_without_a_difference_the_verdict_says_so() -> None:
         ("precision", r"contrasts of sweep 'quickstart' has 'precision'"),
         ("[[precision, ce, tail]]", r"has \['precision', 'ce', 'tail'\]"),
         ("[[1, ce]]", r"has \[1, 'ce'\]"),
+        ("[[tail, ce], [tail, ce]]", r"has \[tail, ce\] twice"),
     ],
 )
 def test_what_is_no_list_of_pairs_is_refused(contrasts: str, message: str) -> None:

@@ -84,6 +84,11 @@ def test_the_bands_of_all_settings_hold_jointly() -> None:
         assert wide.interval.high - wide.interval.low > narrow.interval.high - narrow.interval.low
 
 
+def test_a_run_that_has_spent_nothing_yet_leaves_nothing_to_compare() -> None:
+    begun, ended = validation([0.1], seed=0, steps=(0,)), validation([0.1, 0.3, 0.5], seed=1)
+    assert found_in(sweep({"ce": begun, "tail": ended})).learning == []
+
+
 @pytest.mark.parametrize("without", ["ce", "tail"])
 def test_a_run_without_its_validation_is_not_compared(without: str) -> None:
     of = {name: None if name == without else validation([0.1, 0.3, 0.5], seed=0) for name in ("ce", "tail")}
