@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
+from datasets.utils.py_utils import temp_seed
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
@@ -165,9 +166,8 @@ class RLTrainer(OpenGRPOTrainer):
         if self.validate is None or any(row["step"] == step for row in self.validations):
             return {}
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(int(np.random.SeedSequence([self.args.seed, step, rank]).generate_state(1)[0]))
+        draw_from = int(np.random.SeedSequence([self.args.seed, step, rank]).generate_state(1)[0])
+        with temp_seed(draw_from, set_pytorch=True):  # numpy's too: vLLM seeds its samples from there on GPUs
             measured = self.validate(self._respond, slice(rank, None, ranks), gather_object)
         self.validations.append({"step": step, **measured.row})
         if self.stage.rank == 0:
