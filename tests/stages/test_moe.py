@@ -41,11 +41,17 @@ def test_vllm_routes_an_exported_mixture_as_transformers_does(moe: Trained) -> N
     engines.prepare(threads=1)
     from vllm import SamplingParams, TokensPrompt
 
+    from stages.rl.train import router_biases
+
     engine = engines.build_engine(moe.export, dtype="float32", seed=0, max_tokens=64 + 1, kv_cache_gib=1, gpu_memory_share=0.5)
     ids = Blocks(moe.lab.folder(moe.nodes["corpus"]).export / "heldout").rows([0, 1, 2])
     sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     results = engine.generate([TokensPrompt(prompt_token_ids=row.tolist()) for row in ids], sampling, use_tqdm=False)
     model = AutoModelForCausalLM.from_pretrained(moe.export, dtype=torch.float32)
+    # What a sleeping engine must keep goes by its name there; vLLM forgets other parameters, and TRL syncs no buffers.
+    (names,) = engine.collective_rpc(lambda worker: [name for name, _ in worker.get_model().named_parameters()])
+    assert len(router_biases(model)) == 2
+    assert set(router_biases(model)) <= set(names)
     with torch.inference_mode():
         expected = model(input_ids=ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     for row, result, log_probs in zip(ids, results, expected, strict=True):
