@@ -134,6 +134,12 @@ def _stages(graph: Graph, home: Home, assumed: Assumptions) -> Iterator[tuple[St
             config = node.config
             if assumed.devices is not None and config.launch is not None:
                 config = config.launched(processes=assumed.devices)
+                together = config.rl.processes_per_engine if isinstance(config, RLStage) else 1
+                if assumed.devices % together:
+                    raise PriorlabError(
+                        f"--devices is {assumed.devices}, but an engine of {node.name} takes {together}; give a multiple, "
+                        "or another rl.engine.tensor_parallel"
+                    )
             yield node, _Planned(role, plan.cell.recipe, config, vocabulary, node.block_size)
 
 
