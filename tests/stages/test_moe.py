@@ -59,8 +59,14 @@ def test_vllm_routes_an_exported_mixture_as_transformers_does(moe: Trained) -> N
         torch.testing.assert_close(torch.tensor(found), log_probs, rtol=0, atol=1e-4)
 
 
-def test_rl_trains_a_mixture_and_its_engine_keeps_up(moe: Trained, lab: Lab) -> None:
-    node = ready(lab, moe.nodes["rl"], *((moe.lab, moe.nodes[kind]) for kind in ("corpus", "pretrain")))
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("rl.launch={processes: 2, micro_batch: 8, zero_stage: 3}", "rl.engine={tensor_parallel: 2, sleep: true}")],
+    ids=["alone", "one engine for two under zero3"],
+)
+def test_rl_trains_a_mixture_and_its_engine_keeps_up(overrides: tuple[str, ...], moe: Trained, lab: Lab) -> None:
+    rl = smoke_graph(*MOE_RECIPE, *overrides).cells[0].chain["rl"]
+    node = ready(lab, rl, *((moe.lab, moe.nodes[kind]) for kind in ("corpus", "pretrain")))
     found = [row for row in finish(lab, node, start(lab, node)) if "loss" in row]
     assert [row["step"] for row in found] == [1, 2]
     for row in found:  # the second step uses weights that the first changed
