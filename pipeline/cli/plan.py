@@ -35,7 +35,9 @@ def plan(
     costs: Annotated[bool, typer.Option("--costs", help="estimate what each stage takes: FLOPs, hours, memory, disk")] = False,
     launches: Annotated[
         bool,
-        typer.Option("--launches", help="find the fastest ZeRO stage, micro-batch and checkpointing for several numbers of devices"),
+        typer.Option(
+            "--launches", help="find the fastest ZeRO stage, micro-batch, checkpointing and engine for several numbers of devices"
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help=f"for --costs: {', '.join(DEVICES)}")] = "h100",
     devices: Annotated[
@@ -156,8 +158,9 @@ def _show_costs(entries: list[dict[str, Any]]) -> None:
     memory = "memory per device (GiB)"
     table = plain_table("stage", "parameters", "tokens", "steps", "FLOPs", "hours", memory, "disk", wrapped=(memory,))
     for entry in entries:
-        count, held = len(entry["stages"]), sum(entry["memory_gib"].values())
+        count, held = len(entry["stages"]), entry["memory"] / GIB
         parts = ", ".join(f"{name} {size:.3g}" for name, size in entry["memory_gib"].items() if size >= 0.01 * held)
+        parts += "; not all at once: the engine sleeps" * entry.get("sleep", False)
         table.add_row(
             entry["stage"] if count == 1 else f"{count} x {entry['stage']}",
             f"{_short(entry['parameters'])} ({_short(entry['active_parameters'])} active)",
@@ -192,8 +195,8 @@ def _show_slow_launches(entries: list[dict[str, Any]]) -> None:
         if own["own"] and not best["own"] and best["devices"] > 1 and best["expected_hours"] < 0.9 * own["expected_hours"]:
             console.print(
                 f"{own['stage']} would take {best['expected_hours']:,.1f} hours with launch.zero_stage={best['zero_stage']}, "
-                f"micro_batch={best['micro_batch']}, gradient_checkpointing={str(best['gradient_checkpointing']).lower()}; "
-                "--launches shows more",
+                f"micro_batch={best['micro_batch']}, gradient_checkpointing={str(best['gradient_checkpointing']).lower()}"
+                f"{_engine(best, ', rl.engine.tensor_parallel={}, sleep={}, rl.gpu_memory_share={}')}; --launches shows more",
                 soft_wrap=not console.is_terminal,
             )
 
@@ -201,8 +204,9 @@ def _show_slow_launches(entries: list[dict[str, Any]]) -> None:
 def _show_launches(entries: list[dict[str, Any]]) -> None:
     """The recipe's launch of each training stage, and the fastest for several numbers of devices."""
     headings = ["stage", "devices", "zero_stage", "micro_batch", "checkpointing", "memory (GiB)", "hours", "device-hours"]
-    priced = any(entry["price"] is not None for entry in entries)
-    table = plain_table(*headings, *["price"] * priced, wrapped=())
+    priced, samples = (any(entry.get(name) is not None for entry in entries) for name in ("price", "sleep"))
+    engine = ["tensor_parallel", "sleep", "gpu_memory_share"] * samples
+    table = plain_table(*headings, *engine, *["price"] * priced, wrapped=())
     for entry in entries:
         table.add_row(
             entry["stage"] + " as it is" * entry["own"],
@@ -213,14 +217,23 @@ def _show_launches(entries: list[dict[str, Any]]) -> None:
             f"{entry['memory'] / GIB:,.1f}" + ("" if entry["fits"] else ", does not fit"),
             f"{entry['expected_hours']:,.1f}",
             f"{entry['expected_hours'] * entry['devices']:,.0f}",
+            *(str(entry.get(name, "-")).lower() for name in engine),
             *([f"{entry['price']:,.0f}"] if priced else []),
         )
     print_wide(table)
     console.print(
         "Each line below a stage has the fastest launch that leaves a tenth of the memory free. Set it as e.g. "
-        "pretrain.launch.zero_stage; no launch changes results.",
+        "pretrain.launch.zero_stage. No launch changes results, but in RL the number of processes and rl.engine.tensor_parallel decide "
+        "which responses are drawn.",
         soft_wrap=not console.is_terminal,
     )
+
+
+def _engine(entry: dict[str, Any], words: str) -> str:
+    """The settings of RL's engine in these words; nothing for other stages."""
+    if "sleep" not in entry:
+        return ""
+    return words.format(entry["tensor_parallel"], str(entry["sleep"]).lower(), entry["gpu_memory_share"])
 
 
 def _short(number: float) -> str:

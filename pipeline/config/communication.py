@@ -26,7 +26,7 @@ _GATHERS_PER_LAYER = 6
 
 @dataclass(frozen=True)
 class Transfer:
-    """A collective over all processes, as often as one optimizer step needs it."""
+    """A collective, as often as one optimizer step needs it."""
 
     what: str
     collective: Collective
@@ -35,9 +35,12 @@ class Transfer:
     messages: float
     hidden_by: float
     """Share of the step's computing that can go on meanwhile; 0: everybody waits."""
+    among: int | None = None
+    """How many processes it is over, if it is not over all: each so many by themselves."""
 
     def sent(self, processes: int) -> float:
-        """Bytes that each process sends. Bandwidth-optimal rings (Patarasuk and Yuan 2009): twice around for an all-reduce."""
+        """Bytes that each of `processes` sends. Bandwidth-optimal rings (Patarasuk and Yuan 2009): twice around for an all-reduce."""
+        processes = self.among or processes
         return self.size * (2 if self.collective == "all-reduce" else 1) * (processes - 1) / processes
 
 
@@ -93,7 +96,8 @@ class Fabric:
 
     def seconds(self, transfer: Transfer, processes: int) -> float:
         """Of one transfer, if nothing else is sent meanwhile."""
-        return transfer.sent(processes) / self.bandwidth(processes) + transfer.messages * self.latency
+        bandwidth = self.bandwidth(transfer.among or processes)
+        return transfer.sent(processes) / bandwidth + transfer.messages * self.latency
 
     def exposed(self, of_step: Sequence[Transfer], processes: int, computing: float) -> float:
         """Seconds by which a step that computes for `computing` seconds gets longer."""

@@ -5,18 +5,23 @@ Everything follows from the config and the vocabulary size; nothing is run. Each
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.config.base import Dtype
 from pipeline.config.communication import Fabric, Transfer, transfers
-from pipeline.config.devices import bytes_of
+from pipeline.config.devices import Device, bytes_of
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.launch import Launch
 from pipeline.config.model import ModelConfig, MoEConfig
 from pipeline.config.rl import RLConfig
+from pipeline.config.sampling import Draw, Sampling
 from pipeline.config.training import NextTokenTraining
 
 GIB = 2**30
+_WHILE_ASLEEP = ("activations", "logits")
+"""What an update needs and sampling does not."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Utilisation:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of one stage. `memory` is in bytes per device, by use, as if all of it were needed at once."""
+    """Costs of one stage. `memory` is in bytes per device, by use; an engine's comes on top."""
 
     tokens: int
     steps: int
@@ -41,25 +46,59 @@ class Costs:
     checkpoint: float = 0.0
     """Bytes of one step checkpoint."""
     transfers: tuple[Transfer, ...] = ()
-    """What processes send one another, per step."""
+    """What processes send one another, per step, besides the parts of an engine."""
+    sampling: Sampling | None = None
+    sleeps: bool = False
+    """Whether the engine gives its memory back while the policy is updated."""
+
+    def memory_on(self, device: Device) -> dict[str, float]:
+        """`memory`, and an engine's: vLLM takes the whole of its share, and does not start if no sequence fits into its cache."""
+        if self.sampling is None:
+            return self.memory
+        return self.memory | {
+            "engine": self.sampling.weights,
+            "kv cache": max(self.sampling.cache(device), self.sampling.longest),
+        }
+
+    def peak(self, device: Device) -> float:
+        """Bytes per device, at the time when most is needed."""
+        memory = self.memory_on(device)
+        if not self.sleeps:
+            return sum(memory.values())
+        turns = [sum(memory[use] for use in uses) for uses in (("engine", "kv cache"), _WHILE_ASLEEP)]
+        return sum(memory.values()) - min(turns)
+
+    def left_for_engine(self, room: float) -> float:
+        """Bytes per device, if all of it is to take `room`."""
+        return room - sum(size for use, size in self.memory.items() if not (self.sleeps and use in _WHILE_ASLEEP))
+
+    def fits(self, device: Device) -> bool:
+        return self.peak(device) <= device.memory and (self.sampling is None or self.sampling.fits(device))
+
+    def moved(self, device: Device) -> list[Transfer]:
+        """All that processes send one another, per step."""
+        sums = None if self.sampling is None else self.sampling.sums(device, self.steps)
+        return [*self.transfers, *([] if sums is None else [sums])]
 
     @property
     def flops(self) -> float:
         return self.training_flops + self.sampling_flops
 
     def computing(self, fabric: Fabric, count: int, utilisation: Utilisation) -> float:
-        """Hours of arithmetic on `count` devices."""
-        seconds = self.training_flops / utilisation.training + self.sampling_flops / utilisation.sampling
-        return seconds / (count * fabric.device.flops) / 3600
+        """Hours of arithmetic on `count` devices, and in sampling of reading memory, if that takes longer."""
+        peak = count * fabric.device.flops
+        reading = 0.0 if self.sampling is None else self.sampling.reading(fabric.device)
+        seconds = self.training_flops / utilisation.training / peak + max(self.sampling_flops / utilisation.sampling / peak, reading)
+        return seconds / 3600
 
     def sending(self, fabric: Fabric, count: int) -> float:
         """Hours in which messages are under way."""
-        return self.steps * sum(fabric.seconds(one, count) for one in self.transfers) / 3600
+        return self.steps * sum(fabric.seconds(one, count) for one in self.moved(fabric.device)) / 3600
 
     def waiting(self, fabric: Fabric, count: int, utilisation: Utilisation) -> float:
         """Hours of sending behind which nothing is computed. Only training's arithmetic can go on meanwhile."""
         training = self.training_flops / utilisation.training / (count * fabric.device.flops) / self.steps
-        return self.steps * fabric.exposed(self.transfers, count, training) / 3600
+        return self.steps * fabric.exposed(self.moved(fabric.device), count, training) / 3600
 
 
 def forward_flops(model: ModelConfig, vocabulary: int, *, tokens: float, context: float, predicted: float) -> float:
@@ -110,56 +149,57 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
     """
     scored = (settings.correction != "none" or settings.updates_per_rollout > 1) + (settings.kl > 0)
     generated = trained = steps_tokens = 0.0
-    for step in range(0, settings.steps, settings.updates_per_rollout):
-        response = settings.response_tokens_at(step)
-        rollouts = settings.prompts_per_step * settings.samples_per_prompt
+    rollouts, launch, parts = settings.prompts_per_step * settings.samples_per_prompt, settings.launch, settings.processes_per_engine
+    draws = []
+    batches = Counter(settings.response_tokens_at(step) for step in range(0, settings.steps, settings.updates_per_rollout))
+    for response, times in batches.items():
         one = forward_flops(model, vocabulary, tokens=prompt + response, context=(prompt + response) / 2, predicted=response)
-        generated += settings.sampling_budget * rollouts * one
+        generated += times * settings.sampling_budget * rollouts * one
         full = forward_flops(model, vocabulary, tokens=prompt + response, context=prompt + response, predicted=response)
-        trained += rollouts * full * (3 + scored + settings.launch.gradient_checkpointing)
-        steps_tokens += rollouts * (prompt + response)
-    launch, longest = settings.launch, prompt + settings.longest_response
-    at_once = settings.prompts_per_step * settings.samples_per_prompt // launch.processes
+        trained += times * rollouts * full * (3 + scored + launch.gradient_checkpointing)
+        steps_tokens += times * rollouts * (prompt + response)
+        draws.append(Draw(times * settings.sampling_budget, rollouts // launch.processes * parts, prompt, response))
+    longest = prompt + settings.longest_response
     memory = state_memory(model, vocabulary, launch, settings.dtype) | {
         "activations": activation_memory(model, launch, settings.dtype, tokens=launch.micro_batch * longest),
         # TRL keeps all logits of a micro-batch's responses, in forward and in backward.
         "logits": 2.0 * launch.micro_batch * settings.longest_response * vocabulary * bytes_of(settings.dtype),
-        "engine": float(model.parameters(vocabulary).total * bytes_of(settings.dtype)),
-        "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=longest),
     }
     copies = (settings.validation is not None) + (settings.kl > 0)
     if copies:  # of the base policy, whose log-probs validation and the KL penalty need
-        parts = launch.processes if launch.zero_stage == 3 else 1
-        memory["base"] = copies * float(model.parameters(vocabulary).total * bytes_of(settings.dtype)) / parts
+        split = launch.processes if launch.zero_stage == 3 else 1
+        memory["base"] = copies * float(model.parameters(vocabulary).total * bytes_of(settings.dtype)) / split
     total = model.parameters(vocabulary).total
-    responses = settings.prompts_per_step * settings.samples_per_prompt // settings.updates_per_rollout
-    passes = responses // (launch.processes * launch.micro_batch)
+    passes = rollouts // settings.updates_per_rollout // (launch.processes * launch.micro_batch)
     of_step = transfers(launch, total, model.layers, settings.dtype, micro_steps=passes, forwards=1 + scored)
-    if launch.zero_stage == 3 and launch.processes > 1:  # the engine takes whole weights, once per batch of rollouts
-        size = total * bytes_of(settings.dtype) / settings.updates_per_rollout
-        of_step.append(Transfer("weights for rollouts", "all-gather", size, model.layers / settings.updates_per_rollout, 0.0))
+    if launch.zero_stage == 3 and launch.processes > 1:
+        # An engine takes whole weights, of which each process keeps its part: once per batch of rollouts, and if it sleeps, anew for
+        # each round of dynamic sampling. While nothing teaches, a round doubles what has been sampled.
+        rounds = 1 + (math.ceil(math.log2(settings.sampling_budget)) if settings.engine.sleep else 0)
+        of_batch = rounds / settings.updates_per_rollout
+        size = total * bytes_of(settings.dtype) * of_batch
+        of_step.append(Transfer("weights for rollouts", "all-gather", size, model.layers * of_batch, 0.0))
+    sampling = Sampling(model, vocabulary, settings.dtype, tuple(draws), settings.gpu_memory_share, parts)
     return Costs(
         int(steps_tokens), settings.steps, trained, generated, memory,
         stored=_stored(model, vocabulary, settings.dtype, step_checkpoints=2),
         checkpoint=_checkpoint(model, vocabulary, settings.dtype), transfers=tuple(of_step),
+        sampling=sampling, sleeps=settings.engine.sleep,
     )  # fmt: skip
 
 
 def evaluation_costs(model: ModelConfig, vocabulary: int, settings: EvaluateConfig, prompt: int, block_size: int) -> Costs:
     """As if every response had full length; held-out text is read once."""
-    at_once = settings.problems * settings.samples
-    responses = at_once * (1 + len(settings.temperatures))
+    responses = settings.problems * settings.samples * (1 + len(settings.temperatures))
     length = prompt + settings.max_response_tokens
     sampled = responses * forward_flops(
         model, vocabulary, tokens=length, context=length / 2, predicted=settings.max_response_tokens
     )  # fmt: skip
     read = settings.heldout_blocks * block_size
     scored = forward_flops(model, vocabulary, tokens=read, context=block_size, predicted=read)
-    memory = {
-        "parameters": float(model.parameters(vocabulary).total * bytes_of(settings.dtype)),
-        "kv cache": kv_cache_memory(model, settings.dtype, sequences=at_once, length=length),
-    }
-    return Costs(responses * length + read, 1, 0.0, sampled + scored, memory, stored=0.0)
+    draws = (Draw(1 + len(settings.temperatures), settings.problems * settings.samples, prompt, settings.max_response_tokens),)
+    sampling = Sampling(model, vocabulary, settings.dtype, draws, settings.gpu_memory_share, most=_AT_ONCE)
+    return Costs(responses * length + read, 1, 0.0, sampled + scored, {}, stored=0.0, sampling=sampling)
 
 
 # DeepSpeed's defaults, in elements: gradients reduced at a time, and parameters gathered at a time under ZeRO-3.
@@ -222,12 +262,7 @@ def fused_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, toke
 
 
 _AT_ONCE = 256
-"""Most sequences that vLLM samples at once, by default on most devices."""
-
-
-def kv_cache_memory(model: ModelConfig, dtype: Dtype, *, sequences: int, length: int) -> float:
-    """Bytes of keys and values of the sequences sampled at once, at full length; with less, an engine runs fewer."""
-    return 2.0 * model.layers * model.kv_heads * model.head_dim * bytes_of(dtype) * min(sequences, _AT_ONCE) * length
+"""Most sequences that vLLM samples at once, by default on most devices. In RL, TRL has it sample a whole batch."""
 
 
 def _stored(model: ModelConfig, vocabulary: int, dtype: Dtype, *, step_checkpoints: int) -> float:

@@ -20,17 +20,19 @@ class Device:
     """Bytes per second that a device can send to others of its node, in one direction."""
     network: float
     """Bytes per second that a device can send to other nodes: its share of the node's network adapters."""
+    bandwidth: float
+    """Bytes per second that it reads from its memory."""
 
 
 DEVICES = {
-    "a100-40": Device(312e12, 40e9, 300e9, 25e9),
-    "a100": Device(312e12, 80e9, 300e9, 25e9),
-    "h100": Device(989e12, 80e9, 450e9, 50e9),
-    "h200": Device(989e12, 141e9, 450e9, 50e9),
-    "b200": Device(2250e12, 180e9, 900e9, 50e9),
-    "mi300x": Device(1307e12, 192e9, 448e9, 50e9),
-    "rtx4090": Device(165e12, 24e9, 32e9, 1.25e9),
-    "l40s": Device(362e12, 48e9, 32e9, 12.5e9),
+    "a100-40": Device(312e12, 40e9, 300e9, 25e9, 1.555e12),
+    "a100": Device(312e12, 80e9, 300e9, 25e9, 2.039e12),
+    "h100": Device(989e12, 80e9, 450e9, 50e9, 3.35e12),
+    "h200": Device(989e12, 141e9, 450e9, 50e9, 4.8e12),
+    "b200": Device(2250e12, 180e9, 900e9, 50e9, 8e12),
+    "mi300x": Device(1307e12, 192e9, 448e9, 50e9, 5.3e12),
+    "rtx4090": Device(165e12, 24e9, 32e9, 1.25e9, 1.008e12),
+    "l40s": Device(362e12, 48e9, 32e9, 12.5e9, 0.864e12),
 }
 
 

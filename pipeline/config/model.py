@@ -91,6 +91,17 @@ class ModelConfig(Config):
         """How many layers have one feed-forward block of `ffn_width` instead of experts."""
         return self.layers if self.moe is None else self.moe.dense_layers
 
+    def check_tensor_parallel(self, parts: int) -> None:
+        """Raises `ValueError` if vLLM cannot split the model into so many parts. Of key and value heads it repeats what is missing."""
+        sizes = {"heads": self.heads, "kv_heads": self.kv_heads, "ffn_width": self.ffn_width}
+        sizes["moe.expert_width"] = None if self.moe is None else self.moe.expert_width
+        for name, size in sizes.items():
+            if size is not None and size % parts and not (name == "kv_heads" and parts % size == 0):
+                raise ValueError(
+                    f"rl.engine.tensor_parallel is {parts}, but model.{name} is {size}, which vLLM cannot split into {parts} equal "
+                    "parts; set rl.engine.tensor_parallel to a divisor"
+                )
+
     def parameters(self, vocabulary: int) -> Parameters:
         """Counts for a vocabulary of this size; router biases do not count."""
         attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads) + 2 * self.head_dim

@@ -99,6 +99,12 @@ class RecipeConfig(Config):
         return max(self.model.max_positions, *(block for _, block in self.trainings.values()))
 
     @model_validator(mode="after")
+    def _engine_can_split_the_model(self) -> RecipeConfig:
+        if self.rl is not None:
+            self.model.check_tensor_parallel(self.rl.processes_per_engine)
+        return self
+
+    @model_validator(mode="after")
     def _adopted_stays_as_it_is(self) -> RecipeConfig:
         if self.pretrain.adopted is not None and self.prior.temperature != 1:
             raise ValueError(

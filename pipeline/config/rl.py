@@ -32,6 +32,15 @@ class ValidationConfig(Config):
         return self
 
 
+class Engine(Config):
+    """vLLM in the processes that train."""
+
+    tensor_parallel: int = Field(
+        1, ge=1, description="processes that hold an engine together, each its part of the weights, and sample all their prompts"
+    )
+    sleep: bool = execution(False, description="on GPUs: give the engine's memory back while the policy is updated")
+
+
 class Lengthening(Config):
     """Responses may be longer from some step on."""
 
@@ -80,6 +89,7 @@ class RLConfig(Verification):
     validation: ValidationConfig | None = identity_since(None, description="evaluation while RL runs")
     export: Literal["last", "best"] = identity_since("last", description="the policy passed on; validation finds the best")
     rollouts: Literal["vllm", "transformers"] = identity_since("vllm", description="what samples responses")
+    engine: Engine = identity_since(Engine())
     optimizer: AdamWConfig
     dtype: Dtype = "float32"
     max_logprob_mismatch: float | None = execution(
@@ -93,11 +103,12 @@ class RLConfig(Verification):
     launch: Launch = Launch()
 
     def identity(self) -> dict[str, Any]:
-        """Each process seeds its own sampling, so their number decides which responses are drawn."""
+        """Each engine seeds its own sampling, so their number decides which responses are drawn."""
         kept = super().identity() | {"processes": self.launch.processes, "importance": {"mode": self.correction}}
         if self.correction != "none":
             kept["importance"]["cap"] = self.importance.cap
         inert = [] if self.advantage.kind in ("group", "random") else ["scale_rewards"]
+        inert += [] if self.rollouts == "vllm" else ["engine"]
         inert += {"cispo": ["clip_low"], "sapo": ["clip_low", "clip_high"], "vespo": ["clip_low", "clip_high"]}.get(self.loss, [])
         kept = {key: value for key, value in kept.items() if key not in inert}
         # TRL takes these means and this quantile over the tokens of one forward pass.
@@ -111,6 +122,11 @@ class RLConfig(Verification):
         if self.rollouts != "vllm":
             return "none"
         return self.importance.mode or ("none" if self.dtype == "float32" else "token_truncate")
+
+    @property
+    def processes_per_engine(self) -> int:
+        """How many processes sample as one; 1 where each samples by itself."""
+        return self.engine.tensor_parallel if self.rollouts == "vllm" else 1
 
     def allowed_mismatch(self, *, on_gpu: bool) -> float:
         """`max_logprob_mismatch`, or a default above rounding: in float32 that was 1e-6 on a CPU and .005 on the GPU we tried."""
@@ -188,6 +204,21 @@ class RLConfig(Verification):
         if self.validation is not None and self.validation.problems < self.launch.processes:
             raise ValueError(
                 f"validation.problems is {self.validation.problems}; each of the {self.launch.processes} processes needs at least one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_are_whole(self) -> RLConfig:
+        together, processes = self.processes_per_engine, self.launch.processes
+        if processes % together:
+            raise ValueError(
+                f"engine.tensor_parallel is {together}; it must divide launch.processes ({processes}), so that each process is part of "
+                "an engine; lower it, or change launch.processes"
+            )
+        if together > 1 and self.validation is not None and self.validation.problems % processes:
+            raise ValueError(
+                f"validation.problems is {self.validation.problems}; with engine.tensor_parallel {together} it must be a multiple of "
+                f"launch.processes ({processes}): the processes of an engine sample the same number of responses"
             )
         return self
 

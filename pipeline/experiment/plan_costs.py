@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.config.communication import Fabric
-from pipeline.config.costs import GIB, Utilisation
+from pipeline.config.costs import GIB, Costs, Utilisation
 from pipeline.config.devices import Device
 from pipeline.config.interruptions import Interruptions
 from pipeline.config.recipe import RecipeConfig
-from pipeline.config.stages import EvaluateStage, StageConfig
+from pipeline.config.rl import RLConfig
+from pipeline.config.stages import EvaluateStage, RLStage, StageConfig
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import Graph, StageNode
 from pipeline.store.folders import Home
@@ -80,8 +82,9 @@ def best_launches(
 
 def _fastest(planned: _Planned, devices: int, assumed: Assumptions) -> dict[str, Any] | None:
     """Of all launches on so many devices that leave some memory free; None if there is none."""
-    entries = (_entry(way, assumed) for way in _ways(planned, devices))
-    fitting = [entry for entry in entries if entry["memory"] <= _ROOM * assumed.device.memory]
+    ways = itertools.chain.from_iterable(_with_engines(way, assumed) for way in _ways(planned, devices))
+    entries = (_entry(way, assumed) for way in ways)
+    fitting = [entry for entry in entries if entry["fits"] and entry["memory"] <= _ROOM * assumed.device.memory]
     return min(fitting, key=lambda entry: (entry["expected_hours"], entry["zero_stage"], -entry["micro_batch"]), default=None)
 
 
@@ -91,6 +94,31 @@ def _ways(planned: _Planned, devices: int) -> Iterator[_Planned]:
         way = planned.config.launched(processes=devices, zero_stage=zero, gradient_checkpointing=checkpointing, micro_batch=2**power)
         with contextlib.suppress(ValueError):  # the batch cannot be split so, or the dtype needs a higher stage
             yield replace(planned, config=type(way).model_validate(way.model_dump()))
+
+
+def _with_engines(planned: _Planned, assumed: Assumptions) -> Iterator[_Planned]:
+    """A launch with each engine that has room beside it, if it is RL's: the share of memory is what is left, as far as that helps."""
+    stage = planned.config
+    if not isinstance(stage, RLStage) or stage.rl.rollouts != "vllm":
+        yield planned
+        return
+    for parts, sleep in itertools.product((1, 2, 4, 8), (False, True)):
+        with contextlib.suppress(ValueError):  # processes, model or validation cannot be split so, or there is no room
+            planned.recipe.model.check_tensor_parallel(parts)
+            engine = {"engine": {"tensor_parallel": parts, "sleep": sleep}}
+            costs = _costs(_with_rl(planned, engine))
+            assert costs.sampling is not None
+            left = costs.left_for_engine(_ROOM * assumed.device.memory)
+            wanted, step = costs.sampling.weights + costs.sampling.wanted, assumed.device.memory / 20
+            share = min(math.floor(left / step), math.ceil(wanted / step)) / 20
+            yield _with_rl(planned, engine | {"gpu_memory_share": share})
+
+
+def _with_rl(planned: _Planned, changes: dict[str, Any]) -> _Planned:
+    """With other settings of RL. Raises `ValueError` if they do not go together."""
+    assert isinstance(planned.config, RLStage)
+    settings = RLConfig.model_validate(planned.config.rl.model_dump() | changes)
+    return replace(planned, config=planned.config.model_copy(update={"rl": settings}))
 
 
 def _stages(graph: Graph, home: Home, assumed: Assumptions) -> Iterator[tuple[StageNode, _Planned]]:
@@ -106,6 +134,12 @@ def _stages(graph: Graph, home: Home, assumed: Assumptions) -> Iterator[tuple[St
             config = node.config
             if assumed.devices is not None and config.launch is not None:
                 config = config.launched(processes=assumed.devices)
+                together = config.rl.processes_per_engine if isinstance(config, RLStage) else 1
+                if assumed.devices % together:
+                    raise PriorlabError(
+                        f"--devices is {assumed.devices}, but an engine of {node.name} takes {together}; give a multiple, "
+                        "or another rl.engine.tensor_parallel"
+                    )
             yield node, _Planned(role, plan.cell.recipe, config, vocabulary, node.block_size)
 
 
@@ -118,16 +152,18 @@ def _vocabulary(corpus: StageNode, home: Home) -> int:
     return int(record["metrics"]["vocabulary"])
 
 
-def _entry(planned: _Planned, assumed: Assumptions) -> dict[str, Any]:
+def _costs(planned: _Planned) -> Costs:
     config, recipe = planned.config, planned.recipe
     prompt = (config if isinstance(config, EvaluateStage) else recipe).task.max_prompt_tokens
-    costs = config.costs(recipe.model, planned.vocabulary, prompt, planned.block_size)
+    return config.costs(recipe.model, planned.vocabulary, prompt, planned.block_size)
+
+
+def _entry(planned: _Planned, assumed: Assumptions) -> dict[str, Any]:
+    config, recipe = planned.config, planned.recipe
+    costs = _costs(planned)
     devices, launch = config.processes, config.launch
     fabric = Fabric(assumed.device, assumed.per_node or _devices_of_a_node(planned))
-    counts, memory = recipe.model.parameters(planned.vocabulary), dict(costs.memory)
-    if "kv cache" in memory:  # sequences that do not fit the cache wait
-        room = config.gpu_memory_share * assumed.device.memory - memory.get("engine", memory["parameters"])
-        memory["kv cache"] = min(memory["kv cache"], room) if room > 0 else memory["kv cache"]
+    counts = recipe.model.parameters(planned.vocabulary)
     computing, waiting = (measure(fabric, devices, assumed.utilisation) for measure in (costs.computing, costs.waiting))
     hours = computing + waiting
     entry: dict[str, Any] = {
@@ -145,10 +181,10 @@ def _entry(planned: _Planned, assumed: Assumptions) -> dict[str, Any]:
         "waiting_hours": waiting,
         "hours": hours,
         "expected_hours": hours,
-        "sent_gib": {f"{one.what}, {one.collective}": one.sent(devices) / GIB for one in costs.transfers},
-        "memory_gib": {name: size / GIB for name, size in memory.items()},
-        "memory": sum(memory.values()),
-        "fits": sum(memory.values()) <= assumed.device.memory,
+        "sent_gib": {f"{one.what}, {one.collective}": one.sent(devices) / GIB for one in costs.moved(assumed.device)},
+        "memory_gib": {name: size / GIB for name, size in costs.memory_on(assumed.device).items()},
+        "memory": costs.peak(assumed.device),
+        "fits": costs.fits(assumed.device),
         "stored_gib": costs.stored / GIB,
     }
     if launch is not None:
@@ -163,6 +199,12 @@ def _entry(planned: _Planned, assumed: Assumptions) -> dict[str, Any]:
             "saving_hours": saving,
             "failure_hours": failures,
             "expected_hours": hours + saving + failures,
+        }
+    if isinstance(config, RLStage) and config.rl.rollouts == "vllm":
+        entry |= {
+            "tensor_parallel": config.rl.engine.tensor_parallel,
+            "sleep": config.rl.engine.sleep,
+            "gpu_memory_share": config.rl.gpu_memory_share,
         }
     price = None if assumed.price is None else entry["expected_hours"] * devices * assumed.price
     return entry | {"price": price}

@@ -103,7 +103,8 @@ def _train(
         trainer = RLTrainer(
             stage=stage,
             base=base,
-            engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib),
+            engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib)
+            | {"sleep_preserve_parameter_names": router_biases(model)},
             settings=settings,
             model=model,
             args=arguments,
@@ -121,6 +122,11 @@ def _train(
     if trainer.state.global_step != settings.steps:
         raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
     _export(stage, settings, trainer.validations, lambda folder: save_export(trainer, tokenizer, folder))
+
+
+def router_biases(model: torch.nn.Module) -> list[str]:
+    """Names of what a sleeping engine must keep, as TRL does not sync it: it is a buffer to transformers, a parameter to vLLM."""
+    return [name for name, _ in model.named_buffers() if name.endswith("e_score_correction_bias")]
 
 
 class Reward:
@@ -207,5 +213,7 @@ def grpo_arguments(stage: Stage, config: RLStage) -> dict[str, Any]:
         "vllm_mode": "colocate",
         "vllm_model_impl": "vllm",
         "vllm_gpu_memory_utilization": settings.gpu_memory_share,
+        "vllm_tensor_parallel_size": settings.processes_per_engine,
+        "vllm_enable_sleep_mode": settings.engine.sleep and torch.cuda.is_available(),
         "vllm_max_model_length": config.task.max_prompt_tokens + settings.longest_response,
     }

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
+from datasets.utils.py_utils import temp_seed
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
@@ -71,8 +72,9 @@ class RLTrainer(OpenGRPOTrainer):
         self._averages: dict[str, float] = {}
         self._compared: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Of each pass of the step so far: log-probs of the trainer minus the engine's, and which tokens count."""
-        # The engine's start has reseeded the global generators with the process index, which would make all seeds equal.
-        set_seed(seed, device_specific=True)
+        # The engine's start has reseeded the global generators with its number, which would make all seeds equal. Processes that hold
+        # an engine together each draw every token of it, and so from generators that are alike, now and after each resume.
+        set_seed(seed + self.engine_number)
         self.remove_callback(PrinterCallback)
         self.gradient_norms = GradientNorms(self)
         self.add_callback(self.gradient_norms)
@@ -87,6 +89,11 @@ class RLTrainer(OpenGRPOTrainer):
         self.validations = [row for row in rows if "loss" not in row]
         if self.validate is not None and self.stage.rank == 0:
             forget_others(self.stage.folder.checkpoints, best_step(rows, self.best_k))
+
+    @property
+    def engine_number(self) -> int:
+        """Of the engine that this process samples with, or is a part of."""
+        return int(self.accelerator.process_index) // self.settings.processes_per_engine
 
     def complete(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Check a batch of rollouts. Adds our advantages, which responses are correct, and the weight that turns a mean over all
@@ -165,9 +172,8 @@ class RLTrainer(OpenGRPOTrainer):
         if self.validate is None or any(row["step"] == step for row in self.validations):
             return {}
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(int(np.random.SeedSequence([self.args.seed, step, rank]).generate_state(1)[0]))
+        draw_from = int(np.random.SeedSequence([self.args.seed, step, self.engine_number]).generate_state(1)[0])
+        with temp_seed(draw_from, set_pytorch=True):  # numpy's too: vLLM seeds its samples from there on GPUs
             measured = self.validate(self._respond, slice(rank, None, ranks), gather_object)
         self.validations.append({"step": step, **measured.row})
         if self.stage.rank == 0:

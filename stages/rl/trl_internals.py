@@ -34,7 +34,7 @@ from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, pad
 
-from stages.rl.vllm_internals import reload_weights
+from stages.rl.vllm_internals import reload_weights, without_shared_memory
 
 Tokens = list[list[int]]
 
@@ -44,6 +44,8 @@ class OpenGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *, engine_arguments: dict[str, Any], **trainer: Any) -> None:
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # of rollout_func; users can do nothing about it
+        if not torch.cuda.is_available():
+            without_shared_memory()
         # TRL fixes the rest: bf16 whatever the checkpoint, a cache sized for GPUs.
         with patch.object(trl_vllm, "LLM", functools.partial(trl_vllm.LLM, **engine_arguments)):
             super().__init__(**trainer)

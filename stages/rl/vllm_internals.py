@@ -1,7 +1,7 @@
-"""The one place where RL reaches below vLLM's public surface: new weights for an engine on CPU, whose backend keeps packed copies.
+"""The one place where RL reaches below vLLM's public surface, for engines on a CPU.
 
 Written for vllm 0.31.0. `tests/unit/test_internals.py` fails when what is reached into changes. vllm-project/vllm#48312 collects what
-reloading weights gets wrong for RL; no issue is filed on the CPU backend's copies.
+reloading weights gets wrong for RL. No issue is filed on the CPU backend's packed copies of weights, nor on its shared memory's name.
 """
 
 from __future__ import annotations
@@ -9,6 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
+
+def without_shared_memory() -> None:
+    """Have the parts of an engine talk through gloo. vLLM's own way is memory shared under a name that the engines of all stages on a
+    machine have in common where a launcher starts them, and that stays behind.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda _: False
 
 
 def reload_weights(worker: Any, weights: list[tuple[str, torch.Tensor]]) -> None:

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import costs
+from pipeline.config.devices import DEVICES
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.launch import Launch
 from pipeline.config.model import ModelConfig
-from pipeline.config.rl import RLConfig
+from pipeline.config.rl import Engine, RLConfig
 from pipeline.config.training import AdamWConfig, PretrainConfig
 from pipeline.experiment.compose import load_recipe
 from stages.objective.head import attach
@@ -96,6 +97,24 @@ def test_validation_of_rl_keeps_a_copy_of_the_base_in_partitions_under_zero3() -
         plain = costs.rl_costs(DENSE, VOCABULARY, validated.model_copy(update={"validation": None}), 10).memory
         assert "base" not in plain
     assert held == {1: whole, 3: whole / 64}
+
+
+def test_a_sleeping_engine_and_the_update_take_turns() -> None:
+    (cell,) = load_recipe("paper_1b").cells()
+    assert cell.recipe.rl is not None
+    device = DEVICES["h100"]
+    settings = cell.recipe.rl
+    awake, asleep = (
+        costs.rl_costs(DENSE, VOCABULARY, settings.model_copy(update={"engine": Engine(sleep=sleep)}), 10) for sleep in (False, True)
+    )
+    parts = awake.memory_on(device)
+    assert parts == asleep.memory_on(device)
+    assert parts["engine"] + parts["kv cache"] == pytest.approx(0.75 * device.memory)  # vLLM takes its share
+    assert awake.peak(device) == pytest.approx(sum(parts.values()))
+    assert asleep.peak(device) == pytest.approx(awake.peak(device) - parts["activations"] - parts["logits"])
+    # Where nothing teaches, a budget of eight batches is spent in four rounds (1 + 1 + 2 + 4); the engine wakes for each.
+    (kept,), (anew,) = ([one for one in way.transfers if one.what == "weights for rollouts"] for way in (awake, asleep))
+    assert anew.size == 4 * kept.size == 4 * 2 * DENSE.parameters(VOCABULARY).total
 
 
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])

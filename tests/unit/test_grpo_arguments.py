@@ -36,9 +36,7 @@ IRRELEVANT = {
     "transformers_continuous_batching_config": "another engine, not offered",
     "use_transformers_paged": "deprecated name of another engine",
     "vllm_importance_sampling_cap": "deprecated name of vllm_importance_sampling_clip_max",
-    "vllm_enable_sleep_mode": "memory only",
     "vllm_structured_outputs_regex": "off; responses are free text",
-    "vllm_tensor_parallel_size": "speed only",
     **dict.fromkeys(
         ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port"),
         "the engine is in the process",

@@ -31,6 +31,8 @@ READ = {
     ("trl/trainer/utils.py", "add_fused_lm_head"): "c309684c7d75",
     ("trl/generation/vllm_generation.py", "VLLMGeneration._init_vllm"): "255302825d3b",
     ("trl/generation/vllm_generation.py", "VLLMGeneration.sync_weights"): "9ce83a04fd3d",
+    ("trl/generation/vllm_generation.py", "VLLMGeneration.generate"): "9413ba1f7f1a",
+    ("vllm/distributed/device_communicators/cpu_communicator.py", "CpuCommunicator.__init__"): "939558c9e593",
     ("vllm/v1/worker/gpu_model_runner.py", "GPUModelRunner.reload_weights"): "8d29b762e3d8",
     (
         "vllm/model_executor/layers/vocab_parallel_embedding.py",

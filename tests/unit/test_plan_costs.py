@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,15 +77,54 @@ def test_the_best_launches_fit_and_none_is_slower_than_the_recipes(tmp_path: Pat
         hours = [found[devices]["expected_hours"] for devices in sorted(found)]
         assert hours == sorted(hours, reverse=True)
 
+    (own,) = (row for row in rows if row["stage"] == "rl" and row["own"])
+    found = {row["devices"]: row for row in rows if row["stage"] == "rl" and not row["own"]}
+    assert set(found) == {16, 32, 64}  # with more, some would have no problem to validate on
+    assert all(row["memory"] <= 0.9 * 80e9 and row["fits"] for row in found.values())
+    assert (own["tensor_parallel"], own["sleep"]) == (found[64]["tensor_parallel"], found[64]["sleep"]) == (4, True)
+    assert found[64]["expected_hours"] <= own["expected_hours"] < 1.05 * found[64]["expected_hours"]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [*((name, [], False) for name in PAPER), ("paper_20b_a1b", ["rl.engine.tensor_parallel=1"], True)],
+)
+def test_no_papers_engine_is_clearly_slower_than_need_be(name: str, overrides: list[str], said: bool, tmp_path: Path) -> None:
+    command = ["plan", name, *overrides, "--costs", "--vocabulary", "151936"]
+    done = CliRunner().invoke(app, command, env={"PRIORLAB_HOME": str(tmp_path), "COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert ("rl would take" in done.output) == ("rl.engine.tensor_parallel=4, sleep=true" in done.output) == said
+
+
+def test_the_table_of_engines_is_what_the_plan_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(paper_\w[\w.]*)` \| (one per process|16 of 4 processes)(, sleeping)? \| (.*) \|$", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == [name for name in sorted(PAPER, key=lambda name: float(name[6:].split("b")[0])) for _ in "ab"]
+    for name, engine, sleeping, numbers in rows:
+        before = (
+            ()
+            if sleeping
+            else ("rl.engine={tensor_parallel: 1, sleep: false}", f"rl.gpu_memory_share={0.6 if name == 'paper_20b_a1b' else 0.4}")
+        )
+        (entry,) = (one for one in planned(tmp_path, name, *before, "--vocabulary", "151936") if one["stage"] == "rl")
+        assert (entry["tensor_parallel"], entry["sleep"]) == (4 if engine.startswith("16") else 1, bool(sleeping))
+        weights = f"{entry['memory_gib']['engine'] * 64:,.0f} GiB"  # type: ignore[index]
+        hours = [f"{entry[f'{part}hours']:.1f}" for part in ("computing_", "waiting_", "expected_")]
+        assert numbers.split(" | ") == [weights, f"{entry['memory'] / 2**30:.1f}", *hours]  # type: ignore[operator]
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["quickstart"], "give --vocabulary"), (["quickstart", "--vocabulary", "20", "--device", "x1"], "unknown device 'x1'")],
+    [
+        (["quickstart"], "give --vocabulary"),
+        (["quickstart", "--vocabulary", "20", "--device", "x1"], "unknown device 'x1'"),
+        (["paper_20b_a1b", "--vocabulary", "151936", "--devices", "6"], "--devices is 6, but an engine of rl/.* takes 4"),
+    ],
 )
 def test_what_is_missing_is_named(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["plan", *arguments, "--costs"], env={"PRIORLAB_HOME": str(tmp_path)})
     assert done.exit_code != 0
-    assert message in str(done.exception)
+    assert re.search(message, str(done.exception))
 
 
 @pytest.mark.parametrize(("overrides", "said"), [([], False), (["pretrain.launch.gradient_checkpointing=true"], True)])

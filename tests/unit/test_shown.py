@@ -42,6 +42,7 @@ BESIDE = {
     "axes.corpus.sources.": ["corpus=mine", *ROOM],
     "cluster.pretrain.": ["cluster=slurm"],
     "pretrain.dtype=": ["pretrain.launch.zero_stage=1"],
+    "rl.engine.tensor_parallel=": ["recipe=paper_1b"],
     "rl.updates_per_rollout=": ["rl.launch.micro_batch=128"],
     "rl.lengthen=": ["recipe=paper_1b"],
     "rl.export=": ["rl.validation.every=20"],
