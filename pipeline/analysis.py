@@ -84,6 +84,11 @@ class SweepResults:
             return pandas.read_parquet(file)
 
     @cached_property
+    def declared(self) -> pandas.DataFrame:
+        """The contrasts that the sweep declares, in pass@1 after RL: setting minus the one it is compared with. They hold jointly."""
+        return self._contrasts("declared")
+
+    @cached_property
     def levels(self) -> pandas.DataFrame:
         """Where RL ends: setting minus reference. The intervals along one axis hold jointly."""
         return self._contrasts("level")

@@ -130,6 +130,8 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
     for table in [terminal_table(rows, f"sweep {name}, {key}", [key], bayes=bayes) for key in apart] or [whole]:
         console.print()
         print_wide(table)
+    if summary["declared"]:
+        _show_contrasts(summary["declared"], "declared contrasts, after RL [95%, jointly]")
     if summary["levels"]:
         _show_contrasts(summary["levels"], "after RL, compared [95%, jointly]")
     if summary["starts"]:

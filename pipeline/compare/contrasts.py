@@ -2,7 +2,8 @@
 
 The paper claims that RL ends higher from a precise prior, so levels come first. All are after RL minus a multiple of before: 0
 for the level, 1 for the gain, and for the level given the base the slope of after on before over seeds (analysis of covariance).
-`best` are levels of settings at their own best temperature or learning rate (`pipeline.compare.best`).
+`best` are levels of settings at their own best temperature or learning rate (`pipeline.compare.best`), `declared` those that the sweep
+asks for, whatever their axes' references.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pipeline.compare.pooling import pooled_spread, residuals
 from pipeline.compare.settings import DECLARED, Setting, declared_pairs, pairs, planned_settings
 from pipeline.experiment.compose import Cell
 
-Kind = Literal["level", "gain", "adjusted", "best"]
+Kind = Literal["level", "gain", "adjusted", "best", "declared"]
 Pair = tuple[MeasuredSetting, MeasuredSetting]
 """A setting and its reference."""
 _LEAST_RELIABILITY = 0.8
@@ -80,7 +81,7 @@ def declared_differences(
     planned = planned_settings(cells)
     declared = measured_pairs(declared_pairs(planned, contrasts), compared)
     every = measured_pairs([pair for along in pairs(planned).values() for pair in along], compared)
-    return compare_pairs("level", DECLARED, declared, [Quantity("pass@k", 1)], pooled=pooled, over=[*declared, *every])
+    return compare_pairs("declared", DECLARED, declared, [Quantity("pass@k", 1)], pooled=pooled, over=[*declared, *every])
 
 
 def measured_pairs(planned: Sequence[tuple[Setting, Setting]], compared: Sequence[MeasuredSetting]) -> list[Pair]:

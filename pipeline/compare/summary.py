@@ -24,7 +24,13 @@ from pipeline.compare.verdict import verdict
 from pipeline.experiment.compose import Cell
 from pipeline.store.folders import Home
 
-CONTRASTS: dict[str, Kind] = {"levels": "level", "differences": "gain", "adjusted": "adjusted", "best_temperature": "best"}
+CONTRASTS: dict[str, Kind] = {
+    "declared": "declared",
+    "levels": "level",
+    "differences": "gain",
+    "adjusted": "adjusted",
+    "best_temperature": "best",
+}
 """Key in a summary -> which differences between settings it holds."""
 
 
@@ -73,14 +79,14 @@ def findings(
     shown, points = quantities(evaluations, ks), cell_points(compared)
     first = [one for one in shown if one == Quantity("pass@k", 1)]
     at_best = [one for setting in compared if (one := at_best_temperature(setting, shown)) is not None]
+    between: dict[Kind, list[Difference]] = {"declared": declared_differences(compared, cells, contrasts, pooled=pooled)}
     of_kind: list[tuple[Kind, list[MeasuredSetting], list[Quantity]]] = [
         ("level", compared, shown),
         ("gain", compared, shown),
         ("adjusted", compared, first),
         ("best", at_best, shown),
     ]
-    between = {kind: differences(kind, settings, cells, of, pooled=pooled) for kind, settings, of in of_kind}
-    between["level"] = declared_differences(compared, cells, contrasts, pooled=pooled) + between["level"]
+    between |= {kind: differences(kind, settings, cells, of, pooled=pooled) for kind, settings, of in of_kind}
     return Findings(
         evaluations,
         planned_settings(cells),
@@ -104,9 +110,10 @@ def findings(
 def summary(found: Findings, home: Home) -> dict[str, Any]:
     """The comparison as plain data.
 
-    `rows` (one per setting); contrasts between settings: `levels` after RL, `differences` of gains, `adjusted` levels given the base,
-    and levels at each one's `best_temperature`; `temperatures` (one row per setting and temperature); `best_rates`, each setting at
-    the learning rate that validated best; `problems` that each setting lost and gained; `equal_budgets`; `learning` curves, compared;
+    `rows` (one per setting); contrasts between settings: those `declared` by the sweep, `levels` after RL, `differences` of gains,
+    `adjusted` levels given the base, and levels at each one's `best_temperature`; `temperatures` (one row per setting and
+    temperature); `best_rates`, each setting at the learning rate that validated best; `problems` that each setting lost and gained;
+    `equal_budgets`; `learning` curves, compared;
     `predictors` of the level; `spreads`, from which the next sweep is planned; the `verdict`; and `not_finite`, the evaluations left
     out and what is NaN or infinite in each.
     """

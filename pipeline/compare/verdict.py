@@ -24,6 +24,7 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {
         "to end higher or lower than {} with each at its best temperature",
     ),
     "adjusted": ("given the same base, ends higher than", "given the same base, ends lower than", ""),
+    "declared": ("ends higher than", "ends lower than", "to end higher or lower than {} after RL"),
 }
 
 
@@ -45,6 +46,7 @@ def verdict(
         return ["No setting has been measured both before and after RL yet.", *not_finite(bad), *_guessing(compared)]
     what = "training run" if all(len(setting.seeds) == 1 for setting in finished) else "setting"
     sentences = [_gained(gains, Quantity("pass@k", k), what) for k in dict.fromkeys([ks[0], ks[-1]])]
+    sentences += _along("declared", DECLARED, [one for one in between["declared"] if one.seeds > 1])
     levels = between["level"]
     for axis in dict.fromkeys(one.axis for one in levels):
         for kind, of_kind in between.items():

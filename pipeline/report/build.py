@@ -26,6 +26,7 @@ _NOTE = (
     "per problem; the intervals of all gains hold jointly. They cover the choice of problems, and of seeds where there are several."
 )
 _ABOUT = {
+    "declared": ("What the sweep is to answer", "Pass@1 after RL: setting minus the one it is compared with, as declared."),
     "levels": ("Where RL ends", "After RL: setting minus the one it is compared with, paired per problem and seed."),
     "differences": ("What RL gains", "Gain of the setting minus gain of the one it is compared with."),
     "adjusted": (

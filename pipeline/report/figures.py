@@ -13,6 +13,7 @@ from pipeline.compare.evaluations import stage_rows
 from pipeline.compare.intervals import Interval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import Points, Predictor
+from pipeline.compare.settings import DECLARED
 from pipeline.compare.starts import curves
 from pipeline.compare.summary import Findings
 from pipeline.compare.validations import BUDGETS, timed
@@ -59,7 +60,8 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     shown = []
     if any(setting.finished for setting in compared):
         finished = [setting for setting in compared if setting.finished]
-        shown += _between(compared, found.differences["level"], "Who ends higher", "After RL: setting minus reference")
+        for kind in ("declared", "level"):
+            shown += _between(compared, found.differences[kind], "Who ends higher", "After RL: setting minus reference")
         forest = plots.gains(finished[:_MOST_ROWS], compared, found.gains, ks)
         first = _few(_MOST_ROWS, len(finished), "finished settings")
         shown.append(Figure("What RL gains", forest, f"After RL minus before. {_jointly(found.gains.values(), 'change')}{first}"))
@@ -106,7 +108,7 @@ def _between(compared: Sequence[MeasuredSetting], between: Sequence[Difference],
         pairs = every[:_MOST_ROWS]
         found.append(
             Figure(
-                f"{title}, along {axis}",
+                "Declared contrasts" if axis == DECLARED else f"{title}, along {axis}",
                 plots.differences([one for one in along if (one.setting, one.reference) in pairs], compared),
                 f"{what}, paired per problem and seed. {_jointly([one.interval for one in along], 'difference')}"
                 f"{'' if any(one.seeds > 1 for one in along) else ' With one seed, they compare single training runs.'}"

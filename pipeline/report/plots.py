@@ -129,7 +129,9 @@ def differences(found: Sequence[Difference], settings: Sequence[MeasuredSetting]
 
 def _forest(rows: Sequence[tuple[str, Sequence[Interval | None], str]], titles: Sequence[str]) -> str:
     with plt.rc_context(STYLE):
-        size = (max(2.8 + 1.6 / len(titles), 2.2) if len(titles) < 4 else 2.2, 0.7 + 0.3 * len(rows))
+        longest = max(len(name) for name, *_ in rows)
+        width = max(2.8 + 1.6 / len(titles), 2.2) if len(titles) < 4 else 2.2
+        size = (width + max(0, longest - 20) * 0.07 / len(titles), 0.7 + 0.3 * len(rows))
         figure, panels = _panels(len(titles), len(titles), size, sharey=True)
         for column, (title, axis) in enumerate(zip(titles, panels, strict=True)):
             for at, (_, intervals, ink) in enumerate(rows):
@@ -248,6 +250,10 @@ def training_curves(series: Sequence[tuple[str, Sequence[Rows]]], shown: Sequenc
         return to_svg(figure)
 
 
+_TITLE = 26
+"""Characters that a small panel has room for."""
+
+
 def learning_curves(found: Sequence[LearningCurve], settings: Sequence[MeasuredSetting], *, label: str) -> str:
     """A panel per k, setting and reference: pass@k minus the reference's against what RL has spent, with bands.
 
@@ -266,7 +272,9 @@ def learning_curves(found: Sequence[LearningCurve], settings: Sequence[MeasuredS
             axis.plot(at, [one.value for one in intervals], color=ink)
             axis.fill_between(at, [one.low for one in intervals], [one.high for one in intervals], color=ink, alpha=0.2, lw=0)
             axis.set_ylim(-1.05 * most[curve.k], 1.05 * most[curve.k])
-            axis.set_title(f"{curve.setting} - {curve.reference}, pass@{curve.k}", color=ink, fontweight="bold", fontsize=8)
+            name, than = curve.setting, f"- {curve.reference}, pass@{curve.k}"
+            title = f"{name} {than}" if len(name) + len(than) < _TITLE else f"{name}\n{than}"
+            axis.set_title(title, color=ink, fontweight="bold", fontsize=8)
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         _label(panels, columns, label, "difference")
         return to_svg(figure)

@@ -23,7 +23,7 @@ from tests.unit.test_shown import ROOT
 from tests.unit.test_statistics import measured
 
 SEEDS = "axes.seed=[0,1,2]"
-FRAMES = ("results", "samples", "levels", "gains", "adjusted", "learning", "settings", "metrics", "problems", "heldout")
+FRAMES = ("results", "samples", "declared", "levels", "gains", "adjusted", "learning", "settings", "metrics", "problems", "heldout")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.compare.power import power_of
-from pipeline.compare.settings import DECLARED
 from pipeline.compare.summary import findings, summary
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep, load_sweep
@@ -29,11 +28,11 @@ def test_any_two_settings_are_compared_as_a_family_by_themselves() -> None:
     evaluations = measured(PRIORS, seeds=3)
     cells = [one.plan.cell for one in evaluations[::2]]
     found = findings(cells, evaluations, [("tail", "head")])
-    (declared,) = (one for one in found.differences["level"] if one.axis == DECLARED)
+    (declared,) = found.differences["declared"]
     assert (declared.setting, declared.reference, declared.quantity.name, declared.family) == ("tail", "head", "pass@1", 1)
     assert declared.interval.value == pytest.approx(0.1, abs=0.01)
-    ours = findings(cells, evaluations, [("tail", "ce")]).differences["level"]
-    alone, jointly = (next(one.interval for one in ours if (one.axis == DECLARED) is own) for own in (True, False))
+    found = findings(cells, evaluations, [("tail", "ce")])
+    alone, jointly = (found.differences[kind][0].interval for kind in ("declared", "level"))
     assert alone.value == jointly.value
     assert alone.high - alone.low < jointly.high - jointly.low
 
@@ -44,8 +43,9 @@ def test_they_come_first_in_the_verdict_and_are_in_tables_and_figures() -> None:
     told = summary(found, NOWHERE)
     after_rl = [sentence for sentence in told["verdict"] if sentence.startswith(("Along", "No "))]
     assert after_rl[0].startswith("Along declared contrasts, tail ends higher than head in pass@1: +.099 ")
-    assert told["levels"][0]["axis"] == DECLARED
-    assert "Who ends higher, along declared contrasts" in [figure.title for figure in figures(found, NOWHERE)]
+    assert [(one["arm"], one["reference"]) for one in told["declared"]] == [("tail", "head")]
+    assert all(one["axis"] == "prior" for one in told["levels"])
+    assert "Declared contrasts" in [figure.title for figure in figures(found, NOWHERE)]
 
 
 def test_without_a_difference_the_verdict_says_so() -> None:
