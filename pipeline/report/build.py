@@ -26,7 +26,6 @@ _NOTE = (
     "per problem; the intervals of all gains hold jointly. They cover the choice of problems, and of seeds where there are several."
 )
 _ABOUT = {
-    "declared": ("What the sweep is to answer", "Pass@1 after RL: setting minus the one it is compared with, as declared."),
     "levels": ("Where RL ends", "After RL: setting minus the one it is compared with, paired per problem and seed."),
     "differences": ("What RL gains", "Gain of the setting minus gain of the one it is compared with."),
     "adjusted": (
@@ -39,6 +38,10 @@ _ABOUT = {
     ),
 }
 """Title and note of each table of contrasts in a summary, in the order of the report."""
+_DECLARED = (
+    "After RL: setting minus the one that the sweep declares to compare it with, paired per problem and seed. All intervals hold "
+    "jointly with 95%; one that includes 0 shows no difference."
+)
 _PROBLEMS = (
     "What RL does to problems",
     "Lost: the share of problems solved by at least one of the n samples before RL and by none after; gained: the reverse; with 95% "
@@ -127,7 +130,9 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
 
 def _tables(summary: dict[str, Any]) -> list[tuple[str, str, str, tables.Rows]]:
     """Anchor, title, note, and headings with rows, of the tables below the comparison."""
-    found = [
+    declared = summary["declared"]
+    found = [("declared", "Pass@1 after RL, as declared", _DECLARED, tables.contrasts(declared))] if declared else []
+    found += [
         (kind, f"{title}, compared", f"{note} {_JOINTLY}", tables.contrasts(summary[kind]))
         for kind, (title, note) in _ABOUT.items()
         if summary[kind]
