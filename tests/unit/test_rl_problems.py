@@ -25,4 +25,4 @@ def test_a_task_without_other_wordings_is_trained_on_as_it_is() -> None:
     assert cell.recipe.rl is not None
     assert cell.recipe.rl.rewordings
     training, validation = training_and_validation(build_task(cell.recipe.task), cell.recipe.rl, seed=0)
-    assert (len(training), len(validation)) == (40, 0)
+    assert (len(training), len(validation)) == (40, 48)
