@@ -21,7 +21,7 @@ from tests.unit import crash_points
     ("operation", "calls"),
     [
         ("commit", {"rename": 3, "fsync": 7, "link": 1}),  # export, status and record; each file and folder of the export
-        ("force", {"unlink": 6}),
+        ("force", {"unlink": 7}),
         ("overwrite", {"write": 1, "fsync": 2, "rename": 1}),
         ("collect", {"rename": 1}),
         ("lease", {"link": 1, "utimensat": 2}),
