@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from pipeline.config.recipe import RecipeConfig
-from pipeline.config.stages import CorpusStage, MidtrainStage
+from pipeline.config.stages import KINDS, CorpusStage, MidtrainStage
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import GROUPS, load_recipe, load_sweep, parse_override
-from pipeline.experiment.config_files import available, config_folders
+from pipeline.experiment.config_files import available, config_folders, read_config
 from pipeline.experiment.graph import build_graph
 
 
@@ -46,6 +46,11 @@ def test_every_shipped_group_file_fits_a_recipe(group: str, name: str) -> None:
         overrides.append(f"model.max_positions={2048 if group == 'task' else 32768}")
     recipe = only_recipe(*overrides)
     assert attrgetter(group)(recipe).name == name
+
+
+def test_the_slurm_file_asks_for_resources_for_every_kind_of_stage() -> None:
+    """Those it leaves out would run without a GPU."""
+    assert KINDS.keys() <= read_config("cluster", "slurm").keys()
 
 
 def test_the_priors_are_the_papers() -> None:
