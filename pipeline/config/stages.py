@@ -112,24 +112,39 @@ class CorpusStage(StageConfig):
         return self.corpus.size
 
 
-def _training_work(settings: NextTokenTraining, block_size: int) -> str:
-    return f"{settings.steps:,} steps, {settings.steps * settings.global_batch * block_size:,} tokens"
+class TrainingStage(StageConfig):
+    """What stages of next-token training share. Their settings are in the field named after the kind."""
+
+    imports_gib = 1.5
+    charted: ClassVar = {"tokens": ("*",)}
+
+    seed: int
+
+    @property
+    def settings(self) -> NextTokenTraining:
+        found: NextTokenTraining = getattr(self, self.kind)
+        return found
+
+    @property
+    def launch(self) -> Launch:
+        return self.settings.launch
+
+    def work(self, block_size: int) -> str:
+        steps = self.settings.steps
+        return f"{steps:,} steps, {steps * self.settings.global_batch * block_size:,} tokens"
+
+    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
+        return training_costs(model, vocabulary, self.settings, block_size)
 
 
-class PretrainStage(StageConfig):
+class PretrainStage(TrainingStage):
     """Input of the stage `pretrain`; parent: corpus."""
 
-    kind, version, imports_gib = "pretrain", 3, 1.5
-    charted: ClassVar = {"tokens": ("*",)}
+    kind, version = "pretrain", 3
 
     model: ModelConfig
     prior: Prior
     pretrain: PretrainConfig
-    seed: int
-
-    @property
-    def launch(self) -> Launch:
-        return self.pretrain.launch
 
     @property
     def adopted(self) -> str | None:
@@ -140,53 +155,32 @@ class PretrainStage(StageConfig):
         return super().identity() if self.adopted is None else {"adopted": self.adopted}
 
     def work(self, block_size: int) -> str:
-        return _training_work(self.pretrain, block_size) if self.adopted is None else f"adopted checkpoint {self.adopted[:19]}"
-
-    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        return training_costs(model, vocabulary, self.pretrain, block_size)
+        return super().work(block_size) if self.adopted is None else f"adopted checkpoint {self.adopted[:19]}"
 
 
-class MidtrainStage(StageConfig):
+class MidtrainStage(TrainingStage):
     """Input of the stage `midtrain`; parents: checkpoint and corpus."""
 
-    kind, version, imports_gib = "midtrain", 2, 1.5
-    charted: ClassVar = {"tokens": ("*",)}
+    kind, version = "midtrain", 2
 
     prior: Prior
     midtrain: MidtrainConfig
-    seed: int
     checkpoint_temperature: float = execution(1.0, gt=0, description="of the checkpoint's prior, undone before training")
-
-    @property
-    def launch(self) -> Launch:
-        return self.midtrain.launch
 
     def identity(self) -> dict[str, Any]:
         """Without the settings' corpus and prior: the one is a parent, the other is resolved in `prior`."""
         kept = super().identity()
         return kept | {"midtrain": {key: value for key, value in kept["midtrain"].items() if key not in ("corpus", "prior")}}
 
-    def work(self, block_size: int) -> str:
-        return _training_work(self.midtrain, block_size)
 
-    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        return training_costs(model, vocabulary, self.midtrain, block_size)
+class SFTStage(TrainingStage):
+    """Input of the stage `sft`; parent: checkpoint. Its blocks are its own, so it ignores the sizes of a corpus's."""
 
-
-class SFTStage(StageConfig):
-    """Input of the stage `sft`; parent: checkpoint."""
-
-    kind, version, imports_gib = "sft", 1, 1.5
-    charted: ClassVar = {"tokens": ("*",)}
+    kind, version = "sft", 1
 
     task: Task
     sft: SFTConfig
-    seed: int
     checkpoint_temperature: float = execution(1.0, gt=0, description="of the checkpoint's prior, undone before training")
-
-    @property
-    def launch(self) -> Launch:
-        return self.sft.launch
 
     @property
     def reads_hub(self) -> bool:
@@ -200,10 +194,10 @@ class SFTStage(StageConfig):
         return kept
 
     def work(self, block_size: int) -> str:
-        return _training_work(self.sft, self.sft.block_size)
+        return super().work(self.sft.block_size)
 
     def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        return training_costs(model, vocabulary, self.sft, self.sft.block_size)
+        return super().costs(model, vocabulary, prompt_tokens, self.sft.block_size)
 
 
 class RLStage(StageConfig):
