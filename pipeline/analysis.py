@@ -48,9 +48,9 @@ _SETTING = (
 def load_sweep_results(name: str, home: Path | str | None = None, *, pooled: bool = True) -> SweepResults:
     """Results of a sweep so far. `home` defaults to $PRIORLAB_HOME, or to `runs` in the current folder if that is not set.
 
-    `pooled=False` judges the luck of seeds by each setting's own, as `priorlab report --unpooled` does. A frame is computed when it is
-    first used, then kept; load again to see what a running sweep has added. Raises `PriorlabError` if there is no such sweep; its
-    frames do if a file is damaged and, except for `metrics`, while no evaluation has finished.
+    `pooled=False` estimates the spread over seeds for each setting separately, as `priorlab report --unpooled` does. Each frame is
+    computed on first use and cached; load the sweep again to see new results. Raises `PriorlabError` if there is no such sweep. Its
+    frames raise it if a file is damaged and, except for `metrics`, before any evaluation has finished.
     """
     folder = Home.from_environment() if home is None else Home(Path(home).absolute())
     known = known_sweep(name, folder)

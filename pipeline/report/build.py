@@ -55,8 +55,8 @@ _WHOLE_RESPONSES = {
 }
 """More notes, where these were measured."""
 _STARTS = (
-    "Start: the share of pre-training after which RL starts, and the tokens until there. Entropy (nats) is that checkpoint's, on "
-    "held-out text. The intervals of all gains hold jointly, with those of the first table."
+    "Start: the share of pre-training after which RL starts, with the tokens seen by then. Entropy (nats) is that checkpoint's, on "
+    "held-out text. The intervals of all gains, those of the first table included, hold jointly."
 )
 _MATCHED = (
     "After RL: setting minus reference, where the reference is interpolated linearly between two of its starts to the pass@1, or to "

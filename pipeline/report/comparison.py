@@ -53,7 +53,7 @@ def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
 
 
 def _kept_comparison(stamp: Path) -> dict[str, Any]:
-    """The comparison as last written, or {} if there is no readable one: recomputing it is cheap."""
+    """The last comparison written; {} if it is missing or unreadable, since recomputing it is cheap."""
     try:
         kept = read_json(stamp)
     except PriorlabError:
