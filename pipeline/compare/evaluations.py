@@ -104,13 +104,14 @@ def load_evaluations(graph: Graph, home: Home) -> list[Evaluation]:
             records = {name: node.folder(home).record() for name, node in on_sets.items()}
             if None in records.values():
                 continue
+            rows = stage_rows(plan, "rl", home) if after == "rl" else []
             common: dict[str, Any] = {
                 "plan": plan,
                 "after": after,
                 "step": evaluated_step(plan, after, home) if at is None else at,
-                "step_seconds": _step_seconds(plan, home) if after == "rl" else np.array([]),
+                "step_seconds": np.array([row["step_time"] for row in rows if "step_time" in row][1:]),
                 "milestone": at is not None,
-                "validation": _validation(plan, home) if after == "rl" else None,
+                "validation": _validation(plan, rows, home) if after == "rl" else None,
             }
             of_sets = {name: _loaded(node, record, home, common) for name, node in on_sets.items() if (record := records[name])}
             found.append(_joined(of_sets) if len(of_sets) > 1 else next(iter(of_sets.values())))
@@ -169,15 +170,11 @@ def evaluated_step(plan: CellPlan, after: str, home: Home) -> int:
     return recipe.rl.steps if record is None else int(record["metrics"]["exported_step"])
 
 
-def _step_seconds(plan: CellPlan, home: Home) -> NDArray[np.float64]:
-    return np.array([row["step_time"] for row in stage_rows(plan, "rl", home) if "step_time" in row][1:])
-
-
-def _validation(plan: CellPlan, home: Home) -> Validation | None:
+def _validation(plan: CellPlan, rows: list[dict[str, float]], home: Home) -> Validation | None:
     settings = plan.cell.recipe.rl
     if settings is None or settings.validation is None:
         return None
-    return load_validation(plan.chain["rl"].folder(home), stage_rows(plan, "rl", home), settings.validation.samples)
+    return load_validation(plan.chain["rl"].folder(home), rows, settings.validation.samples)
 
 
 def stage_rows(plan: CellPlan, kind: str, home: Home) -> list[dict[str, float]]:

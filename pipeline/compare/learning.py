@@ -15,9 +15,8 @@ import numpy as np
 from pipeline.compare.contrasts import Difference, Pair, compare_pairs, measured_pairs
 from pipeline.compare.intervals import Floats
 from pipeline.compare.measured import MeasuredSetting, Quantity, none_of
-from pipeline.compare.settings import pairs, planned_settings
+from pipeline.compare.settings import Setting, pairs
 from pipeline.compare.validations import BUDGETS, Budget, Validation
-from pipeline.experiment.compose import Cell
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,14 @@ class LearningCurve:
         return named | {"family": one.family, "seeds": one.seeds, "points": points}
 
 
-def learning_curves(compared: Sequence[MeasuredSetting], cells: Sequence[Cell], *, pooled: bool = True) -> list[LearningCurve]:
+def learning_curves(compared: Sequence[MeasuredSetting], planned: Sequence[Setting], *, pooled: bool = True) -> list[LearningCurve]:
     """At k = 1 and the most that all have, for each budget; `pooled` as in `contrasts.compare_pairs`.
 
     Settings without validation are left out, as are those whose reference has none.
     """
     validated = [one for one in compared if one.finished and all(e.validation is not None for e in one.after)]
     found = []
-    for axis, along in pairs(planned_settings(cells)).items():
+    for axis, along in pairs(planned).items():
         if measured := measured_pairs(along, validated):
             found += [curve for budget in BUDGETS for curve in _along(axis, measured, budget, pooled)]
     return found

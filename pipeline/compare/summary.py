@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,14 @@ class Findings:
     """By setting and quantity; they hold jointly."""
     differences: dict[Kind, list[Difference]]
     on_sets: OnSets
-    learning: list[LearningCurve]
     pooled: bool
     points: Points
     predictors: list[Predictor]
+
+    @cached_property
+    def learning(self) -> list[LearningCurve]:
+        """Computed when first asked for: it takes twice as long as all the rest, and much of what is asked needs none."""
+        return learning_curves(self.settings, self.planned, pooled=self.pooled)
 
     @property
     def not_finite(self) -> list[Evaluation]:
@@ -100,7 +105,6 @@ def findings(
             gains(compared, by_set, pooled=pooled),
             {kind: differences(kind, compared, cells, by_set, pooled=pooled) for kind in _ON_SETS.values()},
         ),
-        learning_curves(compared, cells, pooled=pooled),
         pooled,
         points,
         predictors(points),

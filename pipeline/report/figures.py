@@ -130,7 +130,7 @@ def _learning(found: Findings) -> list[Figure]:
             shown.append(
                 Figure(
                     f"Learning at equal {budget}, along {axis}",
-                    plots.learning_curves(drawn, found.settings, label=f"{'RL steps' if budget == 'steps' else budget}"),
+                    plots.learning_curves(drawn, found.settings, label="RL steps" if budget == "steps" else budget),
                     f"{said} {_jointly(intervals, 'difference')}{_few(_MOST_LINES, len(names), 'differences')}",
                 )
             )
