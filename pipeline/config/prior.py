@@ -71,6 +71,13 @@ class SmoothingKnobs(Knobs):
     epsilon: float = Field(0.1, ge=0, le=1, description="share of each target that is spread over the vocabulary; 0 is cross-entropy")
 
 
+class CoverageKnobs(Knobs):
+    """Coverage of whole responses (arXiv 2502.07154); only a stage whose text has responses can train with it."""
+
+    kind: Literal["coverage"] = "coverage"
+    attempts: float = Field(16.0, ge=1, le=1e6, description="samples of which one should hit the response; 1 is cross-entropy")
+
+
 class _At(Knobs):
     """Knobs that apply from some point on (`step`), or are reached by then (`linear`)."""
 
@@ -102,8 +109,13 @@ class SmoothingWaypoint(SmoothingKnobs, _At):
     pass
 
 
+class CoverageWaypoint(CoverageKnobs, _At):
+    pass
+
+
 Waypoint = Annotated[
-    ShapedWaypoint | FocalWaypoint | DeformedWaypoint | GemWaypoint | EntropyWaypoint | SmoothingWaypoint, Field(discriminator="kind")
+    ShapedWaypoint | FocalWaypoint | DeformedWaypoint | GemWaypoint | EntropyWaypoint | SmoothingWaypoint | CoverageWaypoint,
+    Field(discriminator="kind"),
 ]
 
 
@@ -140,6 +152,11 @@ class PriorConfig(Knobs):
     def rank_aware_ever(self) -> bool:
         """Whether any reward, now or later, depends on a token's rank."""
         return any(stop.rank_aware for stop in self._shaped)
+
+    @property
+    def needs_responses(self) -> bool:
+        """Whether it can train, now or later, only on text that tells responses from prompts."""
+        return any(stop.kind == "coverage" for stop in self._stops)
 
     def at(self, share: float) -> Prior:
         """The setting, without a schedule, once `share` (0 to 1) of the token budget is consumed."""
@@ -266,11 +283,15 @@ class SmoothingPrior(SmoothingKnobs, PriorConfig):
     pass
 
 
+class CoveragePrior(CoverageKnobs, PriorConfig):
+    pass
+
+
 def _shaped_unless_given(value: Any) -> Any:
     return {"kind": "shaped"} | value if isinstance(value, dict) else value
 
 
-_AnyPrior = ShapedPrior | FocalPrior | DeformedPrior | GemPrior | EntropyPrior | SmoothingPrior
+_AnyPrior = ShapedPrior | FocalPrior | DeformedPrior | GemPrior | EntropyPrior | SmoothingPrior | CoveragePrior
 Prior = Annotated[_AnyPrior, Field(discriminator="kind"), BeforeValidator(_shaped_unless_given)]
 _PRIORS: dict[str, Any] = {one.model_fields["kind"].default: one for one in get_args(_AnyPrior)}
 _NO_KNOBS = frozenset(PriorConfig.model_fields)

@@ -105,6 +105,17 @@ class RecipeConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _text_has_no_responses(self) -> RecipeConfig:
+        own = None if self.midtrain is None else self.midtrain.prior
+        for training, key, prior in (("pre-training", "prior", self.prior), ("mid-training", "midtrain.prior", own)):
+            if prior is not None and prior.needs_responses:
+                raise ValueError(
+                    f"{key} is {prior.name}, which weighs whole responses, and the text of {training} does not tell them apart; "
+                    "use it in fine-tuning: sft.prior=coverage"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _adopted_stays_as_it_is(self) -> RecipeConfig:
         if self.pretrain.adopted is not None and self.prior.temperature != 1:
             raise ValueError(

@@ -29,6 +29,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from stages.objective.coverage import Coverage
 from stages.objective.deformed import Deformed
 from stages.objective.entropy import Entropy
 from stages.objective.focal import Focal
@@ -68,6 +69,7 @@ def variants(head_k: int) -> dict[str, Loss]:
         "cross-entropy, z-loss": Shaped(z_loss=1e-4),
     }
     found |= {f"fused {name}": functools.partial(fused_linear_loss, objective=objective) for name, objective in family.items()}
+    found["fused coverage, responses of 127"] = lambda h, w, t: fused_linear_loss(h, w, _in_responses(t, 127), Coverage())
     try:
         from cut_cross_entropy import linear_cross_entropy
 
@@ -93,6 +95,11 @@ def variants(head_k: int) -> dict[str, Loss]:
     return found
 
 
+def _in_responses(targets: Tensor, size: int) -> Tensor:
+    """Targets of which each `size` are followed by one that does not count."""
+    return targets.masked_fill(torch.arange(len(targets), device=targets.device) % (size + 1) == size, -100)
+
+
 def _with_statistics(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Shaped, head_k: int) -> Tensor:
     return fused_loss_and_statistics(hidden, weight, targets, prior, head_k=head_k, divisor=len(targets))[0]
 
@@ -105,6 +112,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--head-k", type=int, default=100, help="size of the head, of priors and of statistics")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--only", default="", help="regular expression: these variants, and the two cross-entropies they are compared with"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -112,6 +122,7 @@ def main() -> None:
     if arguments.memory_of:
         print(_extra_memory(losses[arguments.memory_of], *_inputs(arguments, arguments.vocab[0], arguments.dtype[0])))
         return
+    losses = {name: loss for name, loss in losses.items() if name in (PLAIN, FUSED) or re.search(arguments.only, name)}
     device = torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} thread(s)"
     sizes = {"tokens": arguments.tokens, "width": arguments.width, "head_k": arguments.head_k}
     settings = {"device": device, "torch": torch.__version__} | sizes

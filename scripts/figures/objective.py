@@ -19,6 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from stages.objective.coverage import Coverage
 from stages.objective.deformed import Deformed
 from stages.objective.entropy import Entropy
 from stages.objective.focal import Focal
@@ -45,8 +46,10 @@ FAMILY: dict[str, Objective] = {
     "gem": Gem(),
     "entropy": Entropy(),
     "smoothing": Smoothing(),
+    "coverage": Coverage(attempts=4),
 }
-"""By name, the objectives of the figure and the table of the family; `dft` is not among them, since it has no point of rest."""
+"""By name, the objectives of the figure and the table of the family, `coverage` for responses of one token. `dft` is not among them,
+since it has no point of rest."""
 
 
 def settled(truth: Float[Tensor, " vocab"], objective: Objective) -> Float[Tensor, " vocab"]:
@@ -82,17 +85,17 @@ def _earnings(log_probs: Float[Tensor, " vocab"], truth: Float[Tensor, " vocab"]
         return truth / log_probs.exp() - objective.alpha * log_probs
     if isinstance(objective, Smoothing):
         return ((1 - objective.epsilon) * truth + objective.epsilon / len(truth)) / log_probs.exp()
-    assert isinstance(objective, WeightedCrossEntropy | Shaped)
+    assert isinstance(objective, WeightedCrossEntropy | Shaped | Coverage)
     return truth * objective.weight(log_probs) / log_probs.exp()
 
 
 def stationary(truth: Float[Tensor, " vocab"], objective: Objective, steps: int = 300) -> Float[Tensor, " vocab"]:
     """The same by optimisation, for any objective: natural-gradient steps (a logit's gradient over its probability) from the truth."""
     logits = truth.log().requires_grad_()
-    targets = torch.arange(len(truth))
+    targets = torch.arange(len(truth)).unsqueeze(-1)  # each in a row of its own, so that it is a whole response
     for _ in range(steps):
-        losses = objective_loss(logits.expand(len(truth), -1), targets, objective, reduction="none")
-        (gradient,) = torch.autograd.grad((truth * losses).sum(), logits)
+        losses = objective_loss(logits.expand(len(truth), 1, -1), targets, objective, reduction="none")
+        (gradient,) = torch.autograd.grad((truth * losses.squeeze(-1)).sum(), logits)
         with torch.no_grad():
             step = gradient / logits.softmax(-1)
             logits -= 0.2 * step
@@ -163,7 +166,9 @@ def draw_family(path: Path) -> None:
 
 def shown(objective: Objective) -> str:
     """The knob that the figure's legend names."""
-    knob = {"shaped": "beta", "focal": "gamma", "gem": "tau", "smoothing": "epsilon"}.get(objective.kind, "alpha")
+    knob = {"shaped": "beta", "focal": "gamma", "gem": "tau", "smoothing": "epsilon", "coverage": "attempts"}.get(
+        objective.kind, "alpha"
+    )
     return f"{knob} = {getattr(objective, knob):g}"
 
 

@@ -28,4 +28,5 @@ class Deformed(WeightedCrossEntropy):
         return (self.alpha * log_target).exp()
 
     def value(self, log_target: Tensor) -> Tensor:
-        return -log_target if self.alpha == 0 else -(self.alpha * log_target).expm1() / self.alpha
+        # Below this bound the two differ by less than rounding, and a division by the least of numbers would overflow.
+        return -log_target if self.alpha < 1e-12 else -(self.alpha * log_target).expm1() / self.alpha

@@ -35,7 +35,7 @@ class Entropy(Objective):
     def head_size(self) -> int:
         return 2 if self.gate < 1 else 0
 
-    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor, responses: Tensor) -> Tensor:
         probabilities = log_probs.exp()
         entropy = -(probabilities * log_probs).sum(-1)
         if self.gate < 1:

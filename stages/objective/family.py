@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from stages.objective.coverage import Coverage
 from stages.objective.deformed import Deformed
 from stages.objective.entropy import Entropy
 from stages.objective.focal import Focal
@@ -13,7 +14,7 @@ from stages.objective.protocol import Objective
 from stages.objective.shaped import Shaped
 from stages.objective.smoothing import Smoothing
 
-OBJECTIVES: dict[str, type[Objective]] = {one.kind: one for one in (Shaped, Focal, Deformed, Gem, Entropy, Smoothing)}
+OBJECTIVES: dict[str, type[Objective]] = {one.kind: one for one in (Shaped, Focal, Deformed, Gem, Entropy, Smoothing, Coverage)}
 
 
 def objective_of(prior: Any) -> Objective:

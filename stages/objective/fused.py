@@ -7,13 +7,12 @@ consume while it is at hand. Backward only scales what forward has computed. Sta
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from stages.objective.protocol import Objective
+from stages.objective.protocol import Objective, response_numbers
 from stages.objective.row_step import STATISTICS, Passes, passes_for, row_step_
 
 if TYPE_CHECKING:
@@ -25,6 +24,9 @@ _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
 _MIN_CHUNK_ROWS = 256
 # Rows of the weight's gradient summed up at a time: a half-precision product of this many rows is still in the cache when it is added.
 _WEIGHT_BLOCK = 4096
+
+Chunk = tuple[slice, Tensor | None]
+"""Rows whose logits are in memory together, and how many of them belong to each response if the objective wants to know."""
 
 
 def fused_linear_loss(
@@ -89,11 +91,30 @@ def fused_loss_and_statistics(
     vocab = weight.shape[0]
     chunk_bytes = _CHUNK_BYTES["cpu" if weight.is_cpu else "cuda"]
     chunk = chunk_tokens or max(_MIN_CHUNK_ROWS, chunk_bytes // (vocab * weight.element_size()))
-    rows = (targets != ignore_index).nonzero().squeeze(-1)
+    counted = targets != ignore_index
+    rows = counted.nonzero().squeeze(-1)
     if len(rows) < len(targets):  # rows that do not count cost nothing
         hidden, targets = hidden.index_select(0, rows), targets[rows]
-    total, statistics = _FusedLoss.apply(hidden, weight, targets, objective, head_k, divisor, chunk, passes or passes_for(vocab))
+    chunks: list[Chunk] = [(slice(start, start + chunk), None) for start in range(0, len(hidden), chunk)]
+    if objective.wants_responses:
+        chunks = _whole_responses(response_numbers(counted)[rows], chunk)
+    total, statistics = _FusedLoss.apply(hidden, weight, targets, objective, head_k, divisor, chunks, passes or passes_for(vocab))
     return total, statistics
+
+
+def _whole_responses(numbers: Int[Tensor, " rows"], chunk: int) -> list[Chunk]:
+    """As many responses as fit into `chunk` rows, but at least one, however long."""
+    sizes = numbers.bincount()
+    chunks: list[Chunk] = []
+    start = first = end = 0
+    for number, size in enumerate(sizes.tolist()):
+        if end + size - start > chunk and end > start:
+            chunks.append((slice(start, end), sizes[first:number]))
+            start, first = end, number
+        end += size
+    if end > start:
+        chunks.append((slice(start, end), sizes[first:]))
+    return chunks
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -106,28 +127,29 @@ class _FusedLoss(torch.autograd.Function):
         objective: Objective,
         head_k: int,
         divisor: Tensor | float,
-        chunk: int,
+        chunks: list[Chunk],
         passes: Passes,
     ) -> tuple[Tensor, Tensor]:
         accumulator = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         scale = 1 / torch.as_tensor(divisor, dtype=accumulator, device=hidden.device)
         sums = torch.zeros(2 + len(STATISTICS), dtype=accumulator, device=hidden.device)
-        chunks = math.ceil(len(hidden) / chunk)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.empty_like(weight, dtype=accumulator if chunks > 1 else None) if wants_weight else None
+        d_weight = torch.empty_like(weight, dtype=accumulator if len(chunks) > 1 else None) if wants_weight else None
         # One buffer for all chunks: fresh memory of this size is given back to the system each time and costs as much as a softmax.
-        buffer = hidden.new_empty(min(chunk, len(hidden)), weight.shape[0])
-        for start in range(0, len(hidden), chunk):
-            part = hidden[start : start + chunk]
+        buffer = hidden.new_empty(max((len(hidden[rows]) for rows, _ in chunks), default=0), weight.shape[0])
+        for rows, response_sizes in chunks:
+            part = hidden[rows]
             logits = torch.mm(part, weight.T, out=buffer[: len(part)])
-            sums += row_step_(logits, targets[start : start + chunk], objective, head_k=head_k, scale=scale, passes=passes)
+            sums += row_step_(
+                logits, targets[rows], objective, head_k=head_k, scale=scale, passes=passes, response_sizes=response_sizes
+            )
             d_logits = logits
             if d_hidden is not None:
-                torch.mm(d_logits, weight, out=d_hidden[start : start + chunk])
+                torch.mm(d_logits, weight, out=d_hidden[rows])
             if d_weight is not None:
-                _add_product_(d_weight, d_logits, part, keep=start > 0)
-        if d_weight is not None and chunks == 0:
+                _add_product_(d_weight, d_logits, part, keep=rows.start > 0)
+        if d_weight is not None and not chunks:
             d_weight.zero_()
         ctx.gradients = (d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype

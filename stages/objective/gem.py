@@ -30,7 +30,7 @@ class Gem(Objective):
     def second_temperature(self) -> float:
         return self.tau
 
-    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor, responses: Tensor) -> Tensor:
         sharper = (logits.detach() / self.tau).softmax(-1)
         return (sharper * log_probs).sum(-1) - of_targets(log_probs, targets)
 

@@ -18,10 +18,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 
 class Row(NamedTuple):
@@ -42,6 +43,10 @@ class Row(NamedTuple):
     """Mean of log pi over the vocabulary."""
     sharper: Tensor
     """Sum of q_a log pi_a, for an objective with a tau."""
+    log_response: Tensor
+    """Sum of log pi_x over the response that the row is part of."""
+    response_size: Tensor
+    """Rows of that response."""
     vocab: int
 
 
@@ -102,9 +107,18 @@ class Objective(ABC):
         """Whether `Row.log_mean` is needed."""
         return False
 
+    @property
+    def wants_responses(self) -> bool:
+        """Whether a token's loss depends on the whole response that it is part of (`response_numbers`)."""
+        return False
+
     @abstractmethod
     def losses(
-        self, logits: Float[Tensor, "*batch vocab"], log_probs: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]
+        self,
+        logits: Float[Tensor, "*batch vocab"],
+        log_probs: Float[Tensor, "*batch vocab"],
+        targets: Int[Tensor, "*batch"],
+        responses: Int[Tensor, "*batch"],
     ) -> Float[Tensor, "*batch"]:
         """The reference: the loss of each target in nats, without `z_loss`, whose gradient by autograd is the objective's."""
 
@@ -124,7 +138,7 @@ class WeightedCrossEntropy(Objective):
     def value(self, log_target: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """The loss, in nats."""
 
-    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor, responses: Tensor) -> Tensor:
         return self.value(of_targets(log_probs, targets))
 
     def terms(self, row: Row) -> Terms:
@@ -135,6 +149,15 @@ class WeightedCrossEntropy(Objective):
 def of_targets(log_probs: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """log pi_x."""
     return log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def response_numbers(counted: Bool[Tensor, "*batch time"]) -> Int[Tensor, "*batch time"]:
+    """Of each target the number of its response, from 0; -1 where it does not count. A response is a run of targets that count, one
+    after the other in the last dimension.
+    """
+    goes_on = torch.nn.functional.pad(counted[..., :-1], (1, 0))
+    numbers = (counted & ~goes_on).flatten().cumsum(0).view(counted.shape) - 1
+    return numbers.masked_fill(~counted, -1)
 
 
 def complement(log_probs: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:

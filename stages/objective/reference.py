@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from stages.objective.protocol import Objective, of_targets
+from stages.objective.protocol import Objective, of_targets, response_numbers
 from stages.objective.shaped import negative_masses
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def objective_loss(
     safe_targets = targets.masked_fill(~counted, 0)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     log_probs = logits.log_softmax(dim=-1)
-    losses = objective.losses(logits, log_probs, safe_targets)
+    losses = objective.losses(logits, log_probs, safe_targets, response_numbers(counted))
     if objective.z_loss:
         losses = losses + objective.z_loss * logits.logsumexp(-1) ** 2
     losses = losses.masked_fill(~counted, 0.0)

@@ -84,10 +84,12 @@ def row_step_(
     head_k: int,
     scale: Tensor,
     passes: Passes,
+    response_sizes: Int[Tensor, " responses"] | None = None,
 ) -> Float[Tensor, " sums"]:
     """Sums over the rows of the loss, of 1, and of `STATISTICS`; the logits become the gradient of the loss times `scale`.
 
     `head_k` is the size of the head whose masses are reported; 0 leaves them out (zeros) unless the objective has a head itself.
+    `response_sizes`, for an objective that wants responses, are the rows of each; together they are all rows.
     """
     column = targets.unsqueeze(-1)
     k = objective.head_size or head_k
@@ -107,6 +109,10 @@ def row_step_(
     head = tail = zero = torch.zeros_like(target)
     if threshold is not None:
         head, tail = _masses(sums.head / total, target, target_logit >= threshold)
+    log_response = response_size = zero
+    if response_sizes is not None:
+        log_response = torch.segment_reduce(log_target, "sum", lengths=response_sizes).repeat_interleave(response_sizes, 0)
+        response_size = response_sizes.repeat_interleave(response_sizes).unsqueeze(-1)
     vocab = logits.shape[-1]
     terms = objective.terms(
         Row(
@@ -115,6 +121,8 @@ def row_step_(
             log_last=zero if threshold is None else threshold - log_total,
             log_mean=sums.plain / vocab - total.log() if objective.wants_mean else zero,
             sharper=zero if sharpness is None else sums.sharper_weighted / sums.sharper - total.log(),
+            log_response=log_response,
+            response_size=response_size,
             vocab=vocab,
         )
     )  # fmt: skip

@@ -82,7 +82,7 @@ class Shaped(Objective):
             return factor
         return torch.exp(log_target * (1 - factor))
 
-    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor, responses: Tensor) -> Tensor:
         log_target = of_targets(log_probs, targets)
         found = -self.weight(log_target.detach()) * log_target
         if self.rank_aware:

@@ -29,7 +29,7 @@ class Smoothing(Objective):
     def wants_mean(self) -> bool:
         return True
 
-    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, log_probs: Tensor, targets: Tensor, responses: Tensor) -> Tensor:
         return -(1 - self.epsilon) * of_targets(log_probs, targets) - self.epsilon * log_probs.mean(-1)
 
     def terms(self, row: Row) -> Terms:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config.stages import SFTStage
 from pipeline.experiment.graph import StageNode
 from pipeline.store.folders import Home
+from stages.objective.coverage import Coverage
+from stages.objective.reference import objective_loss
 from stages.pretrain.train import OrderedBlocks
 from stages.sft.solutions import find_solutions, pack
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, smoke_graph, start
@@ -92,6 +94,23 @@ def test_the_same_solutions_from_a_file_make_the_same_model(
     node, _ = trained(lab, smoke, "sft.documents=null", f"sft.source={{file: {file}}}")
     expected = weights(*tuned)
     assert all(torch.equal(value, expected[name]) for name, value in weights(lab, node).items())
+
+
+def test_coverage_is_of_whole_responses(tuned: tuple[Lab, StageNode], smoke: FinishedSweep, lab: Lab, tmp_path: Path) -> None:
+    """The first step's loss, from transformers' own log-probabilities, in one process of two micro-batches and in two processes."""
+    config, base = tuned[1].config, smoke.folder("pretrain").export
+    assert isinstance(config, SFTStage)
+    solutions = pack(find_solutions(config), AutoTokenizer.from_pretrained(base), config.sft.block_size)
+    batch = OrderedBlocks(solutions, 8 * 8, config.seed).__getitems__(list(range(8)))
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(input_ids=batch[:, 0]).logits
+    expected = objective_loss(logits[:, :-1], batch[:, 1, 1:], Coverage(attempts=1e6))
+    _, found = trained(lab, smoke, "sft.prior={use: coverage, attempts: 1.0e+6}")
+    two_processes = "sft.launch={processes: 2, zero_stage: 2}"
+    _, split = trained(Lab(Home(tmp_path)), smoke, "sft.prior={use: coverage, attempts: 1.0e+6}", two_processes)
+    assert found[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert [row["loss"] for row in split] == pytest.approx([row["loss"] for row in found], rel=1e-4)
+    assert found[0]["loss"] < found[0]["cross_entropy"]
 
 
 def test_it_learns_under_any_prior(tuned: tuple[Lab, StageNode], smoke: FinishedSweep, lab: Lab) -> None:

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from stages.objective.coverage import Coverage
 from stages.objective.entropy import Entropy
 from stages.objective.fused import fused_linear_loss, fused_loss_and_statistics
 from stages.objective.gem import Gem
-from stages.objective.protocol import Objective
+from stages.objective.protocol import Objective, response_numbers
 from stages.objective.reference import distribution_statistics, objective_loss
 from stages.objective.row_step import EAGER, STATISTICS, passes_for
 from stages.objective.shaped import Shaped
@@ -103,7 +104,11 @@ def test_statistics_are_those_of_the_reference(prior: Objective, head_k: int) ->
     counted = targets != -100
     expected = distribution_statistics((hidden @ weight.T)[counted], targets[counted], head_k)
     pull = getattr(prior, "weight", lambda log_target: torch.full_like(log_target, 1 - getattr(prior, "epsilon", 0.0)))
-    expected["weight"] = pull(-expected["cross_entropy"])
+    log_target = -expected["cross_entropy"]
+    if prior.wants_responses:
+        numbers = response_numbers(counted)[counted]
+        log_target = torch.stack([log_target[numbers == number].sum() for number in numbers])
+    expected["weight"] = pull(log_target)
     assert sums[0] == counted.sum()
     for name, value in zip(STATISTICS, sums[1:], strict=True):
         torch.testing.assert_close(value, expected[name].sum(), rtol=1e-4, atol=1e-5, msg=name)
@@ -148,6 +153,15 @@ def test_logits_are_never_whole_in_memory() -> None:
         objective_loss(hidden @ weight.T, targets, PRIORS[6]).backward()
     assert fused_largest.elements == 16 * vocab
     assert plain_largest.elements == tokens * vocab
+
+
+def test_chunks_of_whole_responses_hold_no_more_rows_than_asked_for_unless_one_is_longer() -> None:
+    hidden, weight, targets = batch(100, 1000, 4, masked=0)
+    targets[9::10] = -100
+    for chunk, rows in ((16, 9), (18, 18), (5, 9)):
+        with LargestTensor() as largest:
+            fused_linear_loss(hidden, weight, targets, Coverage(), chunk_tokens=chunk).backward()
+        assert largest.elements == rows * 1000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
+from stages.objective.coverage import Coverage
 from stages.objective.head import attach
 from stages.objective.reference import objective_loss
 from stages.objective.row_step import STATISTICS
@@ -46,6 +47,16 @@ def test_loss_and_gradients_equal_those_computed_from_logits(tied: bool) -> None
     found.backward()
     for (name, ours), theirs in zip(shaped.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+def test_a_response_ends_with_its_row() -> None:
+    """Also where the next row starts with one."""
+    ids, labels = batch()[0], batch()[0]
+    model = tiny_model()
+    attach(model, Coverage(attempts=1e6), head_k=0)
+    together = model(input_ids=ids, labels=labels, num_items_in_batch=1).loss
+    alone = [model(input_ids=ids[[row]], labels=labels[[row]], num_items_in_batch=1).loss for row in range(len(ids))]
+    torch.testing.assert_close(together, sum(alone, start=torch.zeros(())))
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:

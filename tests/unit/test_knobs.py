@@ -18,6 +18,7 @@ GIVEN: list[tuple[str, dict[str, Any]]] = [
     ("shaped", {"beta": -1.0, "lambda_head": 0.1, "lambda_tail": -0.2, "k": 3}),
     ("focal", {"gamma": 0.5, "z_loss": 1e-4}),
     ("entropy", {"alpha": -0.2, "gate": 0.9}),
+    ("coverage", {"attempts": 64.0}),
 ]
 
 
@@ -51,6 +52,7 @@ def test_a_prior_and_an_objective_with_the_same_knobs_are_the_same(kind: str, gi
         ("entropy", {"alpha": -1.1}, "alpha is -1.1; expected at least -1"),
         ("entropy", {"gate": 1.1}, "gate is 1.1; expected 0 to 1"),
         ("smoothing", {"epsilon": 1.1}, "epsilon is 1.1; expected 0 to 1"),
+        ("coverage", {"attempts": 0.5}, "attempts is 0.5; expected 1 to 1e\\+06"),
     ],
 )
 def test_knobs_that_make_no_sense_are_refused_by_both(kind: str, given: dict[str, Any], message: str) -> None:

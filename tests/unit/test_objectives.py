@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stages.objective.coverage import Coverage
 from stages.objective.deformed import Deformed
 from stages.objective.entropy import Entropy
 from stages.objective.focal import Focal
 from stages.objective.gem import Gem
-from stages.objective.protocol import Objective
+from stages.objective.protocol import Objective, response_numbers
 from stages.objective.reference import objective_loss
 from stages.objective.shaped import Shaped
 from stages.objective.smoothing import Smoothing
@@ -34,10 +35,20 @@ FAMILY: list[Objective] = [
     Entropy(alpha=-0.2),
     Entropy(alpha=0.5, gate=0.6),
     Smoothing(epsilon=0.1),
+    Coverage(attempts=16),
+    Coverage(attempts=1000, z_loss=1e-2),
     Gem(tau=0.7, z_loss=1e-2),
     Shaped(beta=-0.25, lambda_head=0.1, lambda_tail=-0.1, k=3, z_loss=1e-2),
 ]
-NEUTRAL: list[Objective] = [Shaped(), Focal(gamma=0), Deformed(alpha=0), Gem(tau=1), Entropy(alpha=0), Smoothing(epsilon=0)]
+NEUTRAL: list[Objective] = [
+    Shaped(),
+    Focal(gamma=0),
+    Deformed(alpha=0),
+    Gem(tau=1),
+    Entropy(alpha=0),
+    Smoothing(epsilon=0),
+    Coverage(attempts=1),
+]
 _Z_LOSSES = st.sampled_from([0.0, 1e-3])
 objectives = st.one_of(
     st.builds(Focal, gamma=st.floats(0, 5), z_loss=_Z_LOSSES),
@@ -45,6 +56,7 @@ objectives = st.one_of(
     st.builds(Gem, tau=st.floats(0.2, 3), z_loss=_Z_LOSSES),
     st.builds(Entropy, alpha=st.floats(-0.9, 2), gate=st.sampled_from([0.3, 0.7, 1.0]), z_loss=_Z_LOSSES),
     st.builds(Smoothing, epsilon=st.floats(0, 1), z_loss=_Z_LOSSES),
+    st.builds(Coverage, attempts=st.floats(1, 1e4), z_loss=_Z_LOSSES),
 )
 
 
@@ -65,6 +77,9 @@ def formula(objective: Any, logits: Tensor, targets: Tensor) -> Tensor:
         if objective.kind == "focal":
             g = objective.gamma
             weight = (1 - p) ** g - g * p * (1 - p) ** (g - 1) * p.log()
+        elif objective.kind == "coverage":
+            n, whole = objective.attempts, p.prod()  # all targets count, so they are one response
+            weight = n * whole * (1 - whole) ** (n - 1) / -torch.expm1(n * torch.log1p(-whole))
         else:
             weight = p**objective.alpha
         found = weight * (pi - one_hot)
@@ -145,6 +160,29 @@ def test_certain_and_impossible_targets_stay_finite(objective: Objective, dtype:
     loss = objective_loss(logits, torch.tensor([0, 1, 0, 2]), objective, reduction="sum")
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient(loss, logits)).all()
+
+
+def test_coverage_asks_for_one_hit_in_n_samples() -> None:
+    """Responses of two, one and three tokens: the loss is that of sampling each, and what is likely already is not learned."""
+    logits, targets = random_batch(8, 5, seed=2, scale=2.0)
+    targets[[2, 4]] = -100
+    log_probs = F.cross_entropy(logits, targets, reduction="none").neg()
+    hit = torch.stack([log_probs[start:end].sum().exp() for start, end in ((0, 2), (3, 4), (5, 8))])
+    found = objective_loss(logits, targets, Coverage(attempts=20), reduction="none")
+    torch.testing.assert_close(found.sum(), -(1 - (1 - hit) ** 20).log().sum())
+    torch.testing.assert_close(found[5:], found[5].expand(3))
+    assert found[[2, 4]].tolist() == [0, 0]
+    rare, likely = Coverage(attempts=20).weight(torch.tensor([-200.0, -0.01]))
+    assert (rare, likely) == (1, pytest.approx(0, abs=1e-12))
+
+
+@pytest.mark.parametrize(
+    ("counted", "numbers"),
+    [([0, 1, 1, 0, 1], [-1, 0, 0, -1, 1]), ([1, 0, 1, 1, 1], [0, -1, 1, 1, 1]), ([[1, 1], [1, 0]], [[0, 0], [1, -1]]), ([], [])],
+    ids=str,
+)
+def test_responses_are_runs_of_targets_that_count(counted: list[Any], numbers: list[Any]) -> None:
+    assert response_numbers(torch.tensor(counted, dtype=torch.bool)).tolist() == numbers
 
 
 def test_the_gate_lets_the_bonus_through_only_where_the_model_is_undecided() -> None:

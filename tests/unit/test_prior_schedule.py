@@ -86,7 +86,10 @@ def test_the_prior_keeps_its_k_when_a_named_waypoint_has_a_different_one() -> No
             "prior={use: gem, k: 0, schedule: [{at: 0.5, kind: shaped, lambda_tail: -0.1}]}",
             "k is 0, but lambda_head=0 and lambda_tail=-0.1 reward tokens",
         ),
-        ("prior={kind: gems}", "prior.kind is gems; prior needs one of deformed, entropy, focal, gem, shaped, smoothing"),
+        ("prior={kind: gems}", "prior.kind is gems; prior needs one of coverage, deformed, entropy, focal, gem, shaped, smoothing"),
+        ("prior=coverage", "prior is coverage, .* the text of pre-training does not tell them apart; use it in fine-tuning"),
+        ("prior={schedule: [{at: 0.5, use: coverage}]}", "prior is .*coverage@0.5, .* does not tell them apart"),
+        ("midtrain={use: countdown, prior: coverage}", "midtrain.prior is coverage, .* the text of mid-training does not"),
     ],
 )
 def test_a_schedule_that_cannot_be_followed_is_refused(override: str, message: str) -> None:
