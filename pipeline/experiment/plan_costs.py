@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.config.communication import Fabric
 from pipeline.config.costs import GIB, Costs, Utilisation
 from pipeline.config.devices import Device
@@ -133,14 +135,27 @@ def _stages(graph: Graph, home: Home, assumed: Assumptions) -> Iterator[tuple[St
             vocabulary = assumed.vocabulary or _vocabulary(plan.chain["corpus"], home)
             config = node.config
             if assumed.devices is not None and config.launch is not None:
-                config = config.launched(processes=assumed.devices)
                 together = config.rl.processes_per_engine if isinstance(config, RLStage) else 1
                 if assumed.devices % together:
                     raise PriorlabError(
                         f"--devices is {assumed.devices}, but an engine of {node.name} takes {together}; give a multiple, "
                         "or another rl.engine.tensor_parallel"
                     )
+                config = _split_over(assumed.devices, config, node.name)
             yield node, _Planned(role, plan.cell.recipe, config, vocabulary, node.block_size)
+
+
+def _split_over(devices: int, config: StageConfig, name: str) -> StageConfig:
+    """The stage on so many devices, with the largest micro-batch, up to its own, that its batch can be split by."""
+    assert config.launch is not None
+    reason = ""
+    for micro_batch in range(config.launch.micro_batch, 0, -1):
+        way = config.launched(processes=devices, micro_batch=micro_batch)
+        try:
+            return type(way).model_validate(way.model_dump())
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+    raise PriorlabError(f"--devices is {devices}, over which {name} cannot be split: {reason}")
 
 
 def _vocabulary(corpus: StageNode, home: Home) -> int:

@@ -47,6 +47,13 @@ def test_more_devices_share_states_and_work(tmp_path: Path) -> None:
     assert few["memory_gib"]["optimizer"] == pytest.approx(4 * many["memory_gib"]["optimizer"])  # type: ignore[index]
 
 
+def test_on_more_devices_the_micro_batch_is_what_is_left_of_the_batch(tmp_path: Path) -> None:
+    """Sixteen blocks over eight devices: two each at a time, not the recipe's sixteen."""
+    few, many = (planned(tmp_path, "quickstart", "--vocabulary", "20", "--devices", count)[0] for count in ("1", "8"))
+    assert (few["micro_batch"], many["micro_batch"]) == (16, 2)
+    assert few["memory_gib"]["activations"] == pytest.approx(8 * many["memory_gib"]["activations"])  # type: ignore[index]
+
+
 def test_links_decide_how_long_all_wait(tmp_path: Path) -> None:
     common = ("paper_20b_a1b", "--vocabulary", "151936")
     fast, slow = (planned(tmp_path, *common, "--network", rate)[0] for rate in ("50", "5"))
@@ -119,6 +126,11 @@ def test_the_table_of_engines_is_what_the_plan_says(tmp_path: Path) -> None:
         (["quickstart"], "give --vocabulary"),
         (["quickstart", "--vocabulary", "20", "--device", "x1"], "unknown device 'x1'"),
         (["paper_20b_a1b", "--vocabulary", "151936", "--devices", "6"], "--devices is 6, but an engine of rl/.* takes 4"),
+        (
+            ["paper_4b", "--vocabulary", "151936", "--devices", "48"],
+            "--devices is 48, over which pretrain/.* cannot be split: global_batch",
+        ),
+        (["paper_4b", "--vocabulary", "151936", "--devices", "512"], "over which rl/.* cannot be split: validation.problems is 64"),
     ],
 )
 def test_what_is_missing_is_named(arguments: list[str], message: str, tmp_path: Path) -> None:
