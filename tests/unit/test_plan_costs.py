@@ -125,7 +125,7 @@ def test_the_table_of_engines_is_what_the_plan_says(tmp_path: Path) -> None:
     [
         (["quickstart"], "give --vocabulary"),
         (["quickstart", "--vocabulary", "20", "--device", "x1"], "unknown device 'x1'"),
-        (["paper_20b_a1b", "--vocabulary", "151936", "--devices", "6"], "--devices is 6, but an engine of rl/.* takes 4"),
+        (["paper_20b_a1b", "--vocabulary", "151936", "--devices", "2"], "--devices is 2, but an engine of rl/.* takes 4"),
         (
             ["paper_4b", "--vocabulary", "151936", "--devices", "48"],
             "--devices is 48, over which pretrain/.* cannot be split: global_batch",
