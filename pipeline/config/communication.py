@@ -63,10 +63,19 @@ def transfers(launch: Launch, parameters: int, layers: int, dtype: Dtype, *, mic
     # Parameters are gathered for each forward, and for backward, which also recomputes from them. Between the last forward and backward
     # those stay whole that are used again soon enough: the last layers, as twice their elements lie between.
     distance = _REUSE if launch.zero.stage3_max_reuse_distance is None else launch.zero.stage3_max_reuse_distance
-    passes = forwards + 1 - min(1.0, distance / 2 / parameters)
+    again = 1 - min(1.0, distance / 2 / parameters)
     hidden = 0.0 if launch.zero.overlap_comm is False else 1.0  # DeepSpeed's default at this stage: fetch layers while one computes
+    node, messages = launch.zero.zero_hpz_partition_size, float(_GATHERS_PER_LAYER * layers * micro_steps)
+    if node is None:
+        passes = forwards + again
+        gathers = [Transfer("parameters", "all-gather", whole * passes * micro_steps, messages * passes, hidden)]
+    else:  # for backward from the node's own copy, and then all of it: nothing stays whole in between
+        gathers = [
+            Transfer("parameters", "all-gather", whole * forwards * micro_steps, messages * forwards, hidden),
+            Transfer("parameters within a node", "all-gather", whole * micro_steps, messages, hidden, node),
+        ]
     return [
-        Transfer("parameters", "all-gather", whole * passes * micro_steps, _GATHERS_PER_LAYER * layers * passes * micro_steps, hidden),
+        *gathers,
         Transfer("gradients", "reduce-scatter", whole * micro_steps, buckets * micro_steps, hidden),
     ]
 

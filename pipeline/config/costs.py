@@ -216,6 +216,9 @@ def state_memory(model: ModelConfig, vocabulary: int, launch: Launch, dtype: Dty
     split = {"parameters": 3, "gradients": 2}
     held = {name: total * width / (parts if launch.zero_stage >= stage else 1) for name, stage in split.items()}
     gathered = min(total, _GATHERED) * width if launch.zero_stage == 3 and parts > 1 else 0.0
+    node = launch.zero.zero_hpz_partition_size
+    if node is not None:
+        held["parameters"] += total * width / node
     copies = {2: 1, 3: 2 if parts > 1 else 1}.get(launch.zero_stage, 0)  # stage 3 rearranges gradients to scatter them
     bucket = copies * min(total, _BUCKET) * width
     # Master weights, two moments, and float32 gradients of the partition being stepped.

@@ -92,8 +92,14 @@ def _fastest(planned: _Planned, devices: int, assumed: Assumptions) -> dict[str,
 
 def _ways(planned: _Planned, devices: int) -> Iterator[_Planned]:
     """The stage with every launch on so many devices that its batch can be split by."""
-    for zero, checkpointing, power in itertools.product((0, 1, 2, 3), (False, True), range(9)):
-        way = planned.config.launched(processes=devices, zero_stage=zero, gradient_checkpointing=checkpointing, micro_batch=2**power)
+    launch = planned.config.launch
+    assert launch is not None
+    below_3 = launch.zero.model_copy(update={"zero_hpz_partition_size": None})
+    for stage, checkpointing, power in itertools.product((0, 1, 2, 3), (False, True), range(9)):
+        way = planned.config.launched(
+            processes=devices, zero_stage=stage, zero=launch.zero if stage == 3 else below_3,
+            gradient_checkpointing=checkpointing, micro_batch=2**power,
+        )  # fmt: skip
         with contextlib.suppress(ValueError):  # the batch cannot be split so, or the dtype needs a higher stage
             yield replace(planned, config=type(way).model_validate(way.model_dump()))
 

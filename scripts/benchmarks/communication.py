@@ -1,10 +1,11 @@
-"""Bytes that two processes of pre-training really send per step, beside those that `plan --costs` predicts.
+"""Bytes that processes of pre-training really send per step, beside those that `plan --costs` predicts.
 
     .venv/bin/python scripts/benchmarks/communication.py --json communication.json
 
 Each row is the real stage, run twice with different numbers of steps: the difference leaves out start and end. DeepSpeed's own logger
-counts the messages of each collective. Under ZeRO-3 a small model would stay whole all the time, so here parameters may
-stay for two layers, as they do in a large one. The gathers of metrics that transformers makes are not DeepSpeed's, and a few bytes.
+counts the messages of each collective. Under ZeRO-3 a small model would stay whole all the time, so here parameters may stay for two
+layers, as they do in a large one. Of four processes in two "nodes" (`zero_hpz_partition_size`), gathers are shown by what a process
+puts in: the logger does not tell whom it reaches. The gathers of metrics that transformers makes are not DeepSpeed's, and a few bytes.
 """
 
 from __future__ import annotations
@@ -41,23 +42,29 @@ _NAMES: dict[str, Collective] = {
 
 @dataclass(frozen=True)
 class Way:
-    """How the stage is launched, on two processes with a batch of 16 blocks."""
+    """How the stage is launched, with a batch of 16 blocks."""
 
     zero_stage: int
     micro_steps: int
     dtype: str = "float32"
     checkpointing: bool = False
+    node: int | None = None
+    """Processes that hold a second copy of the parameters between them."""
+    processes: int = 2
 
     def overrides(self) -> list[str]:
+        hierarchical = "" if self.node is None else f", zero_hpz_partition_size: {self.node}"
         launch = (
-            f"{{processes: 2, micro_batch: {8 // self.micro_steps}, zero_stage: {self.zero_stage}, save_steps: 100, log_steps: 100, "
-            f"gradient_checkpointing: {str(self.checkpointing).lower()}, zero: {{{_LIKE_A_LARGE_MODEL}}}}}"
+            f"{{processes: {self.processes}, micro_batch: {16 // self.processes // self.micro_steps}, zero_stage: {self.zero_stage}, "
+            f"save_steps: 100, log_steps: 100, "
+            f"gradient_checkpointing: {str(self.checkpointing).lower()}, zero: {{{_LIKE_A_LARGE_MODEL}{hierarchical}}}}}"
         )
         return [*RECIPE, f"pretrain.launch={launch}", f"pretrain.dtype={self.dtype}"]
 
 
 WAYS = (
     Way(0, 2), Way(1, 1), Way(1, 2), Way(2, 1), Way(2, 2), Way(3, 1), Way(3, 2), Way(3, 2, checkpointing=True),
+    Way(3, 2, node=2, processes=4),
     Way(1, 2, "bfloat16"), Way(2, 2, "bfloat16"), Way(3, 2, "bfloat16"),
 )  # fmt: skip
 
@@ -72,13 +79,15 @@ def predicted_and_counted(way: Way, home: Home) -> dict[Collective, tuple[float,
     found: dict[Collective, tuple[float, float]] = {}
     for name, collective in _NAMES.items():
         messages = (many.get(name, 0.0) - few.get(name, 0.0)) / (MANY - FEW)
-        # The logger sizes a message as what goes in: an all-gather's own half, a reduce-scatter's whole, an all-reduce's whole.
-        found[collective] = (0.0, messages / 2 if collective == "reduce-scatter" else messages)
+        # The logger sizes a message as what goes in: an all-gather's own part, a reduce-scatter's whole, an all-reduce's whole.
+        others = (way.processes - 1) / way.processes
+        found[collective] = (0.0, messages * {"all-gather": 1, "reduce-scatter": others, "all-reduce": 2 * others}[collective])
     parameters = config.model.parameters(vocabulary).total
     launch = config.pretrain.launch
     for one in transfers(launch, parameters, config.model.layers, config.pretrain.dtype, micro_steps=way.micro_steps):
         predicted, counted = found[one.collective]
-        found[one.collective] = (predicted + one.sent(2), counted)
+        own = one.size / (one.among or way.processes) if one.collective == "all-gather" else one.sent(way.processes)
+        found[one.collective] = (predicted + own, counted)
     return {collective: sizes for collective, sizes in found.items() if sizes[0] or sizes[1] > 1000}
 
 
@@ -90,7 +99,16 @@ def _logged(way: Way, steps: int, home: Home) -> dict[str, float]:
     folder.path.mkdir(parents=True)
     write_json_atomically(folder.spec, node.spec(home, "communication"))
     found = folder.path / "communication.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "--worker", str(found)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={way.processes}",
+        __file__,
+        "--worker",
+        str(found),
+    ]
     done = subprocess.run(
         [*command, "--spec", str(folder.spec)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

@@ -34,7 +34,7 @@ from stages.pretrain.normalization import Normalization
 from stages.training.balancing import ExpertBalance, routers_of
 from stages.training.deepspeed_internals import whole_size
 from stages.training.gradient_norms import GradientNorms
-from stages.training.process import trainer_arguments
+from stages.training.process import adapt, trainer_arguments
 from stages.training.resharding import AsItWas, load_universal, reshard
 from stages.training.step_checkpoints import StepCheckpoints, is_split_otherwise, last_complete, step_of
 
@@ -198,6 +198,7 @@ def train(
     model = build()
     if prior.temperature != 1:
         last_norm(model)  # refuse before training what the export would
+    adapt(model, launch)
     head = attach(model, objective_of(prior.at(0.0)), settings.head_k)
 
     def export(write_last: Callable[[Path], None]) -> None:

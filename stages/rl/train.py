@@ -27,7 +27,7 @@ from stages.rl.validation import best_folder, best_step, validate
 from stages.tasks import Problem, build_task
 from stages.tasks.verifier import Verifier
 from stages.training.balancing import ExactBiases
-from stages.training.process import trainer_arguments
+from stages.training.process import adapt, trainer_arguments
 from stages.training.step_checkpoints import last_complete, step_of
 
 
@@ -99,6 +99,7 @@ def _train(
     settings = config.rl
     arguments = GRPOConfig(**grpo_arguments(stage, config))  # before the model: under ZeRO-3 transformers then loads it in partitions
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    adapt(model, settings.launch)
     with Verifier(partial(build_task, config.task), settings) as verifier:
         trainer = RLTrainer(
             stage=stage,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.base import Dtype
 from pipeline.config.launch import Launch
 from pipeline.config.training import AdamWConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def prepare(threads: int) -> None:
@@ -59,6 +62,14 @@ def deepspeed_config(launch: Launch, dtype: Dtype) -> dict[str, Any]:
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31 - 1,
     }
+
+
+def adapt(model: PreTrainedModel, launch: Launch) -> None:
+    """Have the model attend and run as the launch says. Layers are compiled one by one, as all are alike; the loss compiles itself."""
+    model.set_attn_implementation(launch.attention)
+    if launch.compile:
+        for layer in model.get_decoder().layers:
+            layer.compile()
 
 
 def trainer_arguments(

@@ -1,4 +1,4 @@
-"""Bytes that `plan --costs` predicts are those that two processes of the real stage send, collective by collective."""
+"""Bytes that `plan --costs` predicts are those that processes of the real stage send, collective by collective."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pipeline.store.folders import Home
 from scripts.benchmarks.communication import Way, predicted_and_counted
 
 
-@pytest.mark.parametrize("way", [Way(2, 2), Way(3, 2, checkpointing=True)], ids=str)
+@pytest.mark.parametrize("way", [Way(2, 2), Way(3, 2, checkpointing=True), Way(3, 2, node=2, processes=4)], ids=str)
 def test_predicted_bytes_are_sent(way: Way, tmp_path: Path) -> None:
     found = predicted_and_counted(way, Home(tmp_path))
     assert len(found) == 2

@@ -42,7 +42,7 @@ def weights(lab: Lab, node: StageNode) -> dict[str, torch.Tensor]:
 
 
 def test_losses_are_the_same_for_every_zero_stage_and_number_of_processes(smoke: FinishedSweep, tmp_path: Path) -> None:
-    """Sixteen blocks a step as 1 x 8 x 2, 1 x 16, 2 x 8 and 2 x 4 x 2 (processes x micro-batch x accumulation), with options of ZeRO.
+    """Sixteen blocks a step as 1 x 8 x 2, 1 x 16, 2 x 8 and 2 x 4 x 2 (processes x micro-batch x accumulation), and other options.
 
     A gentle learning rate: at a high one, rounding alone makes equal runs diverge within a hundred steps.
     """
@@ -50,12 +50,15 @@ def test_losses_are_the_same_for_every_zero_stage_and_number_of_processes(smoke:
     overlapped = "overlap_comm: true, reduce_bucket_size: 5000, allgather_bucket_size: 5000, use_multi_rank_bucket_allreduce: false"
     never_whole = (
         "overlap_comm: false, reduce_bucket_size: 5000, stage3_prefetch_bucket_size: 0, stage3_max_live_parameters: 0, "
-        "stage3_max_reuse_distance: 0, stage3_param_persistence_threshold: 0"
+        "stage3_max_reuse_distance: 0, stage3_param_persistence_threshold: 0, zero_hpz_partition_size: 2"
     )
     arrangements = {
         "plain": [],
-        "zero2": ["pretrain.launch.zero_stage=2", "pretrain.launch.micro_batch=16"],
-        "zero1 x 2": ["pretrain.launch.zero_stage=1", "pretrain.launch.processes=2", f"pretrain.launch.zero={{{overlapped}}}"],
+        "zero2": ["pretrain.launch.zero_stage=2", "pretrain.launch.micro_batch=16", "pretrain.launch.attention=eager"],
+        "zero1 x 2": [
+            "pretrain.launch.zero_stage=1", "pretrain.launch.processes=2", "pretrain.launch.compile=true",
+            f"pretrain.launch.zero={{{overlapped}}}",
+        ],
         "zero3 x 2": [
             "pretrain.launch.zero_stage=3", "pretrain.launch.processes=2", "pretrain.launch.micro_batch=4",
             f"pretrain.launch.zero={{{never_whole}}}",

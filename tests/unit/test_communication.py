@@ -36,6 +36,8 @@ def test_bytes_of_each_stage_by_hand() -> None:
     assert sent(2) == pytest.approx(ring * (4 * 2 * 40 + 40))
     assert sent(3) == pytest.approx(ring * 4 * (40 + 39 + 40))
     assert sent(3, zero=ZeroOptions(stage3_max_reuse_distance=0)) == pytest.approx(ring * 4 * 3 * 40)
+    of_nodes = sent(3, zero=ZeroOptions(zero_hpz_partition_size=8))
+    assert of_nodes == pytest.approx(4 * (ring * 40 + 7 / 8 * 40 + ring * 40))
     of_step = transfers(Launch(zero_stage=0, processes=64), 20 * BILLION, 25, "float32", micro_steps=4)
     assert sum(one.sent(64) for one in of_step) / 1e9 == pytest.approx(ring * 2 * 80)
 
