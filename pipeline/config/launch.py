@@ -70,6 +70,9 @@ class Launch(Config):
         return self
 
     def check_dtype(self, dtype: Dtype) -> None:
+        """Raises `ValueError` if this launch cannot train in a dtype."""
+        if dtype == "float32" and self.attention.startswith("flash"):
+            raise ValueError(f"launch.attention is {self.attention}, which has no float32; train in bfloat16, or take sdpa")
         if dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
                 "dtype bfloat16 needs launch.zero_stage >= 1: stage 0 has no float32 weights to accumulate small updates in"

@@ -66,9 +66,11 @@ def deepspeed_config(launch: Launch, dtype: Dtype) -> dict[str, Any]:
 
 def adapt(model: PreTrainedModel, launch: Launch) -> None:
     """Have the model attend and run as the launch says. Layers are compiled one by one, as all are alike; the loss compiles itself."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     model.set_attn_implementation(launch.attention)
-    if launch.compile:
-        for layer in model.get_decoder().layers:
+    for layer in model.modules() if launch.compile else ():
+        if isinstance(layer, GradientCheckpointingLayer):  # what every layer of transformers' models is
             layer.compile()
 
 

@@ -256,6 +256,7 @@ def test_parents_come_before_children() -> None:
             ["pretrain.launch={processes: 2, micro_batch: 8, zero_stage: 2, zero: {zero_hpz_partition_size: 2}}"],
             "zero.zero_hpz_partition_size is 2, with zero_stage 2 and 2 processes; it goes with stage 3 alone",
         ),
+        (["pretrain.launch.attention=flash_attention_2"], "launch.attention is flash_attention_2, which has no float32"),
         (["pretrain.launch.save_steps=30"], "save_steps is 30; it must be a multiple of log_steps (20)"),
         (["axes.prior=[{name: m, beta: 0.1}, {name: m, beta: 0.2}]"], "two cells of sweep 'quickstart' are called 'm-seed0'"),
         (["axes.prior=[" + "[" * 3000], "is not YAML"),
