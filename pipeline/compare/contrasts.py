@@ -199,17 +199,14 @@ def _table(along: Sequence[Pair], quantity: Quantity, less: float) -> Floats:
 
 def _linked(along: Sequence[Pair]) -> list[list[MeasuredSetting]]:
     """The settings, in groups that no pair connects."""
-    groups: list[dict[str, MeasuredSetting]] = []
+    group_of: dict[str, dict[str, MeasuredSetting]] = {}
     for pair in along:
-        joined = {one.name: one for one in pair}
-        apart = []
-        for group in groups:
-            if group.keys() & joined.keys():
-                joined = group | joined
-            else:
-                apart.append(group)
-        groups = [*apart, joined]
-    return [list(group.values()) for group in groups]
+        first, second = (group_of.setdefault(one.name, {one.name: one}) for one in pair)
+        if first is not second:
+            large, small = (first, second) if len(first) >= len(second) else (second, first)
+            large |= small
+            group_of |= dict.fromkeys(small, large)
+    return [list(group.values()) for group in {id(group): group for group in group_of.values()}.values()]
 
 
 @dataclass(frozen=True)

@@ -215,23 +215,27 @@ class Error:
             more = more + self._fitted.square * self._chance.ratio(self._fitted, self._fitted.freedom)
         return np.maximum(found.rest, of_problems) / size, more
 
-    def half_width(self, level: float) -> float:
-        """Half the width of the interval that misses the true mean with probability `level`."""
+    def half_widths(self, *levels: float) -> list[float]:
+        """Half the widths of the intervals that miss the true mean with these probabilities."""
         seeds, problems = self._shape
         if seeds == 1:
-            return _t_quantile(level / 2, self._found.problems.freedom) * math.sqrt(self._found.problems.square / problems)
+            error = math.sqrt(self._found.problems.square / problems)
+            return [_t_quantile(level / 2, self._found.problems.freedom) * error for level in levels]
         from scipy.special import ndtr
 
         sizes = np.sort(np.sqrt(np.add(*self.variances()))).reshape(-1, _BINNED).mean(axis=1)
-        low, high = 0.0, float(sizes.max()) * 10
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if 2 * ndtr(-middle / sizes).mean() > level else (low, middle)
-        return high
+        found = []
+        for level in levels:
+            low, high = 0.0, float(sizes.max()) * 10
+            for _ in range(50):
+                middle = (low + high) / 2
+                low, high = (middle, high) if 2 * ndtr(-middle / sizes).mean() > level else (low, middle)
+            found.append(high)
+        return found
 
     def detectable(self, level: float, power: float = POWER) -> float:
         """The true mean whose interval at `level` excludes 0 with probability `power`."""
-        return self.half_width(level) + self.half_width(2 * (1 - power))
+        return sum(self.half_widths(level, 2 * (1 - power)))
 
 
 class _Mean:
@@ -251,12 +255,13 @@ class _Mean:
             """Each problem's share in the error over problems."""
 
     def interval(self, level: float) -> Interval:
-        half = self._error.half_width(level) if self.known else math.nan
+        (half,) = self._error.half_widths(level) if self.known else (math.nan,)
         return Interval(self.value, self.value - half, self.value + half)
 
     def jointly(self, level: float) -> JointInterval:
-        detectable = self._error.detectable(level) if self.known else math.nan
-        return JointInterval(**self.interval(level).__dict__, superiority=self._superiority(), detectable=detectable)
+        half, more = self._error.half_widths(level, 2 * (1 - POWER)) if self.known else (math.nan, math.nan)
+        low, high = self.value - half, self.value + half
+        return JointInterval(self.value, low, high, superiority=self._superiority(), detectable=half + more)
 
     def _superiority(self) -> float:
         if not self.known or self.seeds == 1:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.compare.intervals import CONFIDENCE, DRAWS, SEED, Floats, Spread
 
 _ROUNDING = 1e-9
+_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,54 @@ def pooled_spread(means: Floats, problems: int) -> SeedSpread | None:
 def residuals(means: Floats) -> tuple[Floats, int]:
     """What neither the setting nor the seed explains, 0 where a run is missing, and its degrees of freedom."""
     there = ~np.isnan(means)
-    projection, freedom = _projection(there.tobytes(), *there.shape)
+    runs = _runs(there.tobytes(), *there.shape)
     left = np.zeros(means.shape)
-    left[there] = projection @ means[there]
-    return left, freedom
+    left[there] = runs.unexplained(means[there])
+    return left, runs.freedom
+
+
+class _Runs:
+    """The runs that are there, of a table of settings by seeds, in its order. A table of thousands of settings has few seeds each, so
+    settings are eliminated first, and what is solved for are the seeds.
+    """
+
+    def __init__(self, there: NDArray[np.bool_]) -> None:
+        from scipy.sparse import block_diag, csr_array, diags_array
+        from scipy.sparse.csgraph import connected_components
+
+        (rows, columns), one_each = np.nonzero(there), np.ones(int(there.sum()))
+        runs = np.arange(len(one_each))
+        self.of_setting = csr_array((one_each, (runs, rows)), shape=(len(runs), there.shape[0]))
+        self._of_seed = csr_array((one_each, (runs, columns)), shape=(len(runs), there.shape[1]))
+        self._per_setting = np.maximum(1, there.sum(axis=1))
+        shared = self.of_setting.T @ self._of_seed
+        normal = csr_array(diags_array(there.sum(axis=0).astype(float)) - shared.T @ diags_array(1 / self._per_setting) @ shared)
+        parts, part_of = connected_components(normal, directed=False)
+        order = np.argsort(part_of, kind="stable")  # seeds of settings that nothing links come apart
+        blocks = [
+            np.linalg.pinv(normal[members][:, members].toarray(), hermitian=True)
+            for members in np.split(order, np.flatnonzero(np.diff(part_of[order])) + 1)
+        ]
+        back = np.argsort(order)
+        self._inverse = csr_array(block_diag(blocks, format="csr"))[back][:, back]
+        seen = [int(there.any(axis=axis).sum()) for axis in (0, 1)]  # seeds, settings
+        linked = parts - (there.shape[1] - seen[0])  # each part has a mean that settings and seeds could both explain
+        self.freedom = len(runs) - (sum(seen) - linked)
+
+    def unexplained(self, values: Floats) -> Floats:
+        """The residuals of values, (..., runs), by least squares on settings and seeds."""
+        seeds = (self._without_settings(values) @ self._of_seed) @ self._inverse
+        found: Floats = self._without_settings(values - seeds @ self._of_seed.T)
+        return found
+
+    def _without_settings(self, values: Floats) -> Floats:
+        found: Floats = values - ((values @ self.of_setting) / self._per_setting) @ self.of_setting.T
+        return found
 
 
 @functools.cache
-def _projection(there: bytes, settings: int, seeds: int) -> tuple[Floats, int]:
-    """The projection of the finished runs onto what settings and seeds leave unexplained, and its rank."""
-    rows, columns = np.nonzero(np.frombuffer(there, dtype=bool).reshape(settings, seeds))
-    design = np.concatenate([np.eye(settings)[rows], np.eye(seeds)[columns]], axis=1)
-    explained = design @ np.linalg.pinv(design)
-    return np.eye(len(rows)) - explained, len(rows) - int(np.linalg.matrix_rank(design))
+def _runs(there: bytes, settings: int, seeds: int) -> _Runs:
+    return _Runs(np.frombuffer(there, dtype=bool).reshape(settings, seeds))
 
 
 def _alike(left: Floats, there: NDArray[np.bool_]) -> bool:
@@ -78,7 +114,11 @@ def _alike(left: Floats, there: NDArray[np.bool_]) -> bool:
 @functools.cache
 def _largest_share(there: bytes, settings: int, seeds: int) -> float:
     """The share of the squares that one of so many settings of equal spread exceeds in 5% of sweeps."""
-    projection, _ = _projection(there, settings, seeds)
-    rows = np.nonzero(np.frombuffer(there, dtype=bool).reshape(settings, seeds))[0]
-    squares = (np.random.default_rng(SEED).standard_normal((DRAWS, len(rows))) @ projection) ** 2 @ np.eye(settings)[rows]
-    return float(np.quantile(squares.max(axis=1) / squares.sum(axis=1), CONFIDENCE))
+    runs = _runs(there, settings, seeds)
+    rng = np.random.default_rng(SEED)
+    shares = []
+    for _ in range(DRAWS // _AT_ONCE):
+        drawn = runs.unexplained(rng.standard_normal((_AT_ONCE, runs.of_setting.shape[0])))
+        squares = drawn**2 @ runs.of_setting
+        shares.append(squares.max(axis=1) / squares.sum(axis=1))
+    return float(np.quantile(np.concatenate(shares), CONFIDENCE))
