@@ -76,6 +76,7 @@ class Scheduler:
         self._stopped_at = 0.0
         self._ending: list[StageState] = []
         self._taken_back: list[StageState] = []
+        self._told_no_room = False
 
     @property
     def stopping(self) -> bool:
@@ -138,6 +139,9 @@ class Scheduler:
                 continue
             if seen is None:
                 self._changed = True  # so that it is asked again
+                if self.backend.no_room and not self._told_no_room:
+                    self._told_no_room = True
+                    self.view.note(self.backend.no_room)
                 return
             if seen.state == "later":
                 self._changed = True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -206,6 +208,32 @@ def test_max_jobs_holds_without_anybody_watching(finished: tuple[Lab, dict[str, 
     assert all("after" in dependency for _, dependency in others)
     assert len(lab.call("cancel", "smoke").stdout.splitlines()) == 4
     wait_for(lambda: not any(job.live for job in all_jobs().values()), "the jobs to end")
+
+
+def test_what_the_queue_has_no_room_for_is_submitted_as_other_jobs_end(
+    finished: tuple[Lab, dict[str, object]], lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of two jobs, as sites set it per user. It needs Slurm's accounting, so here sbatch keeps it, in Slurm's own words."""
+    lab.borrow(finished[0], CORPUS)
+    refusal = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    limited = tmp_path / "bin" / "sbatch"
+    limited.parent.mkdir()
+    limited.write_text(
+        "#!/bin/sh\n"
+        'if [ "$(squeue --me --noheader --states=PENDING,RUNNING,COMPLETING | wc -l)" -ge 2 ]; then\n'
+        "  echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2\n"
+        f'  echo "sbatch: error: Batch job submission failed: {refusal}" >&2\n'
+        "  exit 1\n"
+        "fi\n"
+        f'exec {shutil.which("sbatch")} "$@"\n',
+        encoding="utf-8",
+    )
+    limited.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{limited.parent}:{os.environ['PATH']}")
+    done = lab.call(*SWEEP, "axes.prior=[ce, tail]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Slurm takes no more jobs of yours for now") == 1
+    assert "refused" not in done.stdout
 
 
 def test_a_stage_over_two_nodes_trains_with_deepspeed(finished: tuple[Lab, dict[str, object]], lab: Lab) -> None:

@@ -35,6 +35,7 @@ _ENDING_POLL_SECONDS = 1.0
 
 class SlurmBackend(Backend):
     chains = True
+    no_room = "Slurm takes no more jobs of yours for now; what is left is submitted as others end, or when you run this again"
     stopping = "cancelling the jobs of this sweep; Ctrl-C again waits for them no longer"
 
     def __init__(self, command: Command) -> None:
@@ -46,6 +47,7 @@ class SlurmBackend(Backend):
         self._poll_seconds = self.cluster.poll_seconds
         self._cancelling = False
         self._asked = 0.0
+        self._refused = 0.0  # when a job was last refused for the number of those in the queue
         self._lanes: list[list[str]] = [[] for _ in range(self.cluster.max_jobs or 0)]
 
     def begin(self, states: Sequence[StageState]) -> None:
@@ -82,13 +84,21 @@ class SlurmBackend(Backend):
                 self._stand_in_lane(job.id, [])
                 yield state, Seen("queued", f"job {job.id}")
 
-    def start(self, state: StageState) -> Seen:
+    @property
+    def full(self) -> bool:
+        return time.time() - self._refused < self._poll_seconds
+
+    def start(self, state: StageState) -> Seen | None:
         with _undisturbed():
             job = self._submit(state)
+        if job is None:
+            self._refused = time.time()
+            return None
         self._jobs[state.node.fingerprint] = job
         return Seen("queued", f"job {job}")
 
-    def _submit(self, state: StageState) -> str:
+    def _submit(self, state: StageState) -> str | None:
+        """The job's id; None if Slurm has as many jobs as it takes. Raises `PriorlabError` if it refuses this one."""
         from submitit import SlurmExecutor  # half of the command line's start-up time otherwise
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -110,6 +120,8 @@ class SlurmBackend(Backend):
             executor.update_parameters(**self._parameters(node, folder, dependency))
             job: str = executor.submit(work).job_id
         except (FailedJobError, FailedSubmissionError) as error:
+            if queue.is_full(str(error)):
+                return None
             words = " ".join(line.strip() for line in str(error).splitlines() if "sbatch" in line) or str(error)
             raise PriorlabError(f"sbatch refused the job: {words}; look at cluster.{node.kind}") from error
         queue.remember(folder, job, self.command.sweep, queue.job_name(node, folder))

@@ -62,6 +62,11 @@ def require_slurm() -> None:
         )
 
 
+def is_full(refusal: str) -> bool:
+    """Whether sbatch refused a job for the number of jobs: of a user, account or quality of service, or of the whole cluster."""
+    return any(words in refusal for words in ("MaxSubmitJob", "Resource temporarily unavailable"))
+
+
 def all_jobs() -> dict[str, SlurmJob]:
     """This user's jobs by id, those that ended minutes ago among them. Raises `PriorlabError` if Slurm does not answer."""
     listed = _call("squeue", "--me", "--noheader", "--states=all", "--format=%i|%T|%r|%j")
