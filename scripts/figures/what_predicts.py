@@ -1,6 +1,7 @@
 """What measured before RL tells where RL ends? Over all sweeps of docs/results on Countdown, from their results.csv.
 
-    .venv/bin/python scripts/figures/what_predicts.py    # prints the table of docs/results/README.md
+    .venv/bin/python scripts/figures/what_predicts.py           # prints the table of docs/results/README.md
+    .venv/bin/python scripts/figures/what_predicts.py levels    # of this sweep alone
 
 Two questions, with the same measurements of base models and pass@1 after RL. Between settings: do bases that measure higher end higher?
 Each setting counts once, with the mean over its seeds, and is compared with those of its sweep that had the same RL. Between seeds: of
@@ -33,6 +34,7 @@ MEASUREMENTS = {
     "response length": ("length", None),
 }
 """By what the table calls it, metric and k; None for any."""
+SWEEPS = ("algorithms", "countdown", "exploration", "forms", "objectives")
 _PERMUTATIONS = 20_000
 _SEED = 0
 
@@ -134,4 +136,4 @@ def table(cells: dict[Cell, tuple[float, list[float]]]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(read(tuple(sys.argv[1:]) or ("algorithms", "countdown", "exploration", "forms", "objectives"))))
+    print(table(read(tuple(sys.argv[1:]) or SWEEPS)))

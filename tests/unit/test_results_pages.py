@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pytest
 
 from pipeline.compare.format import share
@@ -13,6 +14,7 @@ from pipeline.compare.results import COLUMNS
 from pipeline.compare.settings import planned_settings
 from pipeline.experiment.compose import Cell, load_sweep
 from pipeline.report.tables import headings
+from scripts.figures import what_predicts
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "results"
 BY_SEED = "| pass@1 after RL | seed 0 "
@@ -59,6 +61,27 @@ def test_the_levels_by_seed_are_those_of_the_data(page: Path) -> None:
     for setting in planned_settings(_cells(page)):
         assert told.pop(setting.name) == [share(measured[cell.id, "after", "pass@1"]) for cell in setting.cells]
     assert not told
+
+
+def test_the_table_of_what_predicts_is_that_of_the_data() -> None:
+    assert what_predicts.table(what_predicts.read(what_predicts.SWEEPS)) in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_predicts_finds_what_is_there_and_nothing_else() -> None:
+    """Eight groups of the same ten seeds: one measurement is the level with noise, the others are noise, the same in all groups."""
+    rng = np.random.default_rng(0)
+    seeds = [str(seed) for seed in range(10)]
+    others = rng.normal(size=(10, len(what_predicts.MEASUREMENTS)))
+    base = rng.normal(size=10)
+    cells = {}
+    for setting in range(8):
+        for at, seed in enumerate(seeds):
+            measured = [base[at], *others[at, 1:]]
+            cells["sweep", f"setting {setting}", seed] = (float(base[at] + 0.3 * rng.normal()), measured)
+    correlations, p = what_predicts.correlations(what_predicts.between_seeds(cells))
+    assert correlations[0] > 0.8
+    assert p[0] < 0.01
+    assert (p[1:] > 0.05).all()  # were the groups independent of one another, some would be small
 
 
 def _rows(page: Path) -> list[dict[str, str]]:
