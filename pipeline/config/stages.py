@@ -46,10 +46,10 @@ class StageConfig(Config):
         return 1 if self.launch is None else self.launch.processes
 
     def launched(self, **launch: Any) -> Self:
-        """The same with some settings of its launch replaced; the kind must have one."""
+        """The same with some settings of its launch replaced; the kind must have one. Raises `ValueError` if they do not fit."""
         settings = getattr(self, self.kind)
         settings = settings.model_copy(update={"launch": settings.launch.model_copy(update=launch)})
-        return self.model_copy(update={self.kind: settings})
+        return type(self).model_validate(self.model_copy(update={self.kind: settings}).model_dump())
 
     @property
     def threads(self) -> int:

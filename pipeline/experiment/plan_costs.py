@@ -96,12 +96,12 @@ def _ways(planned: _Planned, devices: int) -> Iterator[_Planned]:
     assert launch is not None
     below_3 = launch.zero.model_copy(update={"zero_hpz_partition_size": None})
     for stage, checkpointing, power in itertools.product((0, 1, 2, 3), (False, True), range(9)):
-        way = planned.config.launched(
-            processes=devices, zero_stage=stage, zero=launch.zero if stage == 3 else below_3,
-            gradient_checkpointing=checkpointing, micro_batch=2**power,
-        )  # fmt: skip
-        with contextlib.suppress(ValueError):  # the batch cannot be split so, or the dtype needs a higher stage
-            yield replace(planned, config=type(way).model_validate(way.model_dump()))
+        with contextlib.suppress(ValueError):  # the batch cannot be split this way, or the dtype needs a higher stage
+            way = planned.config.launched(
+                processes=devices, zero_stage=stage, zero=launch.zero if stage == 3 else below_3,
+                gradient_checkpointing=checkpointing, micro_batch=2**power,
+            )  # fmt: skip
+            yield replace(planned, config=way)
 
 
 def _with_engines(planned: _Planned, assumed: Assumptions) -> Iterator[_Planned]:
@@ -111,7 +111,7 @@ def _with_engines(planned: _Planned, assumed: Assumptions) -> Iterator[_Planned]
         yield planned
         return
     for parts, sleep in itertools.product((1, 2, 4, 8), (False, True)):
-        with contextlib.suppress(ValueError):  # processes, model or validation cannot be split so, or there is no room
+        with contextlib.suppress(ValueError):  # processes, model or validation cannot be split this way, or there is no room
             planned.recipe.model.check_tensor_parallel(parts)
             engine = {"engine": {"tensor_parallel": parts, "sleep": sleep}}
             costs = _costs(_with_rl(planned, engine))
@@ -152,13 +152,12 @@ def _stages(graph: Graph, home: Home, assumed: Assumptions) -> Iterator[tuple[St
 
 
 def _split_over(devices: int, config: StageConfig, name: str) -> StageConfig:
-    """The stage on so many devices, with the largest micro-batch, up to its own, that its batch can be split by."""
+    """The stage on this many devices, with the largest micro-batch, no larger than its own, that divides its batch."""
     assert config.launch is not None
     reason = ""
     for micro_batch in range(config.launch.micro_batch, 0, -1):
-        way = config.launched(processes=devices, micro_batch=micro_batch)
         try:
-            return type(way).model_validate(way.model_dump())
+            return config.launched(processes=devices, micro_batch=micro_batch)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
     raise PriorlabError(f"--devices is {devices}, over which {name} cannot be split: {reason}")
