@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 def prepare(threads: int) -> None:
     """Call before using torch: sets the environment of a single process (else torchrun does) and CPU settings."""
     if "RANK" not in os.environ:
-        # DeepSpeed looks for MPI when these are absent. Our own port: two stages side by side must not share 29500.
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = str(_free_port())
+        # DeepSpeed looks for MPI when these are absent. Port 0 is whichever is free when torch listens: stages side by side must not
+        # share one, and a port picked here may be taken by then.
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     quiet()
     import torch
 
@@ -39,12 +38,6 @@ def quiet() -> None:
 
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def deepspeed_config(launch: Launch, dtype: Dtype) -> dict[str, Any]:

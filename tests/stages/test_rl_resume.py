@@ -37,6 +37,7 @@ def draws(path: Path, rank: int = 0) -> list[list[tuple[str, list[list[int]]]]]:
 def die_after_draw(number: int, lab: Lab, node: StageNode, to: Path) -> None:
     process = start(lab, node, DIES, DRAWS_TO=str(to), DIES_AFTER_DRAW=str(number))
     assert process.wait(timeout=200) != 0
+    assert Path(f"{to}.0").exists(), (lab.folder(node).path / "out.log").read_text()
     assert lab.folder(node).record() is None
     assert len(draws(to)) == number
 
