@@ -105,7 +105,7 @@ class SweepResults:
 
     @cached_property
     def learning(self) -> pandas.DataFrame:
-        """While RL runs: setting minus reference in pass@k on the validation problems, where as much has been spent `at` of a budget.
+        """During RL: setting minus reference in pass@k on the validation problems, once both have spent `at` of a budget.
 
         The intervals along one axis hold jointly for each budget. Empty without validation.
         """

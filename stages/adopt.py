@@ -1,8 +1,8 @@
 """Take in a checkpoint made elsewhere as a pretrain stage's export, if it fits the recipe's corpus (`python -m stages.adopt`).
 
 It fits if its tokenizer has the corpus's vocabulary, end of text and tokens of held-out text, if it has at least the recipe's number of
-positions and no further ends, and if its weights are finite and match its config. What public bases do differently is put into our
-convention: what starts a prompt, and what pads. The record then has `adopted`: the source folder and the sha256 of its files.
+positions and no further ends, and if its weights are finite and match its config. Where public bases differ in what starts a prompt and
+what pads, the tokenizer is converted to our convention. The record then has `adopted`: the source folder and the sha256 of its files.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _link(file: Path, name: Path) -> None:
 
 
 def _checked_tokenizer(source: Path, corpus: Path, rows: int) -> tuple[PreTrainedTokenizerFast, bool]:
-    """What the checkpoint's prompts are read with, and whether that is its own tokenizer as it is. `rows` are those of its embedding.
+    """The tokenizer for the checkpoint's prompts, and whether it is the checkpoint's own, unchanged. `rows`: rows of its embedding.
 
     Raises `PriorlabError` at the first difference from the corpus's tokenizer that decides how text is read.
     """

@@ -44,7 +44,7 @@ def report(
     bayes: Annotated[bool, typer.Option("--bayes", help="pass@1 gains with credible intervals for exactly these problems")] = False,
     unpooled: Annotated[
         bool,
-        typer.Option("--unpooled", help="intervals that judge the luck of seeds by each setting's own; the files stay as they are"),
+        typer.Option("--unpooled", help="intervals from each setting's own spread over seeds, not pooled; the files stay as they are"),
     ] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,

@@ -59,7 +59,7 @@ def plan(
     ] = None,
     storage: Annotated[float, typer.Option(min=0.001, help="for --costs: GB/s of the store that step checkpoints go to")] = 2.0,
     mtbf: Annotated[float, typer.Option(min=1, help="for --costs: hours between failures of one device")] = 50_000.0,
-    price: Annotated[float | None, typer.Option(min=0, help="for --costs: of a device per hour", show_default=False)] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="for --costs: price of one device per hour", show_default=False)] = None,
     effect: Annotated[
         float | None,
         typer.Option(min=1e-6, max=1, help="how many seeds and problems show such a difference in pass@1 after RL", show_default=False),

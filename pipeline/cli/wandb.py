@@ -38,7 +38,10 @@ def sync(
     cut_short = send(waiting)
     if cut_short:
         named = some_of([str(run) for run in cut_short])
-        errors.print(Text(f"note: logs of killed stages, sent as far as they can be read, and not again: {named}"), soft_wrap=True)
+        errors.print(
+            Text(f"note: the logs of killed stages end early; what can be read was sent, and will not be sent again: {named}"),
+            soft_wrap=True,
+        )
 
 
 @app.command()

@@ -24,7 +24,7 @@ Kind = Literal["level", "gain", "adjusted", "best", "declared"]
 Pair = tuple[MeasuredSetting, MeasuredSetting]
 """A setting and its reference."""
 _LEAST_RELIABILITY = 0.8
-"""Share of the bases' variance over seeds that is not error of their means; with less, no slope is fitted."""
+"""A slope is fitted only if at least this share of the bases' variance over seeds is not error of their means."""
 _FEWEST_FOR_SLOPE = 4
 """Fewest residual degrees of freedom for which a slope over seeds is fitted."""
 
@@ -187,7 +187,7 @@ def _means(group: Sequence[MeasuredSetting], quantity: Quantity, less: float) ->
 
 
 def _table(along: Sequence[Pair], quantity: Quantity, less: float) -> Floats:
-    """`_means` of all settings, with columns of its own for each group of linked ones: what its seeds share cancels there alone."""
+    """`_means` of all settings; each group of linked settings has its own columns, since what its seeds share cancels only there."""
     blocks = [_means(block, quantity, less) for block in _linked(along)]
     table = np.full((sum(len(block) for block in blocks), sum(block.shape[1] for block in blocks)), np.nan)
     row = column = 0
@@ -224,10 +224,10 @@ class _Slope:
 
 
 def _fitted(along: Sequence[Pair], quantity: Quantity) -> _Slope | None:
-    """None with too few settings and seeds, or where bases vary little more over seeds than a mean over problems errs.
+    """None with too few settings and seeds, or where bases vary over seeds hardly more than the error of a mean over problems.
 
-    That error would flatten the slope, and leave a part of what the bases differ by in the adjusted difference; what little of it
-    remains is divided out (the reliability of Fuller, 1987).
+    That error would flatten the slope, so that part of the difference between bases stayed in the adjusted difference. Where a slope
+    is fitted, the little error that remains is divided out (the reliability of Fuller, 1987).
     """
     ends, gained = _table(along, quantity, 0), _table(along, quantity, 1)
     (after, freedom), (before, _) = residuals(ends), residuals(ends - gained)

@@ -87,9 +87,9 @@ class Evaluation:
 
 
 def over_sets(of_one: Callable[..., Floats], *evaluations: Evaluation) -> Floats:
-    """`of_one` takes as many evaluations as are given, on the same problems, and returns one value per problem.
+    """Apply `of_one`, which takes these evaluations of the same problems and returns one value per problem.
 
-    With several sets, the values of `averaged` over what it returns for each set. For what is not linear in the metrics.
+    With several sets, it is applied to each set and the results are combined by `averaged`: for what is not linear in the metrics.
     """
     if not evaluations[0].sets:
         return of_one(*evaluations)

@@ -27,7 +27,7 @@ _SAME = 1e-9
 """Smaller differences are rounding."""
 DRAWS = 4000
 _BINNED = 10
-"""An interval is solved for from the means of so many draws of similar size, which is faster and as exact."""
+"""Intervals are solved for with the means of this many draws of similar size, which is faster and just as exact."""
 _MOST_DRAWN = 500
 """Larger families use Bonferroni's level, which is hardly stricter at that size."""
 SEED = 20251222

@@ -78,8 +78,8 @@ def _validations(setting: MeasuredSetting) -> list[Validation]:
 
 
 def _places(every: Sequence[Validation], budget: Budget) -> list[tuple[int, float]]:
-    """Where curves are compared: the places of the run that was measured least often, as far as all runs have come; none if one has
-    spent nothing yet.
+    """Where curves are compared: the places of the run that was measured least often, scaled to end where all runs have arrived; none
+    if a run has spent nothing yet.
     """
     least = min(every, key=lambda one: len(one.solved))
     last = min(float(one.spent[budget][-1]) for one in every)

@@ -58,8 +58,8 @@ def residuals(means: Floats) -> tuple[Floats, int]:
 
 
 class _Runs:
-    """The runs that are there, of a table of settings by seeds, in its order. A table of thousands of settings has few seeds each, so
-    settings are eliminated first, and what is solved for are the seeds.
+    """The runs present in a table of settings by seeds, in the table's order. Even thousands of settings have few seeds each, so the
+    settings are eliminated first, and the system is solved for the seeds.
     """
 
     def __init__(self, there: NDArray[np.bool_]) -> None:

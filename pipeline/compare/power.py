@@ -84,7 +84,7 @@ def measured_spreads(levels: Sequence[Difference], compared: Sequence[MeasuredSe
 
 
 def _sampling_noise(measured: Sequence[Evaluation]) -> float:
-    """p (1 - p), averaged over problems, and over sets as much as each decides how exact their mean is."""
+    """p (1 - p), averaged over problems, then over sets, each weighted by how much it affects the error of their mean."""
 
     def of_set(name: str) -> float:
         rates = np.concatenate([_PASS_1.of(evaluation.on(name)) for evaluation in measured])
@@ -120,7 +120,7 @@ class Power:
     """A sweep's power to show one difference in pass@1 after RL."""
 
     problems: int
-    """Of a single evaluation set; of several, as many as give as exact a mean."""
+    """Number in a single evaluation set; with several sets, the number in one that would give as exact a mean."""
     samples: int
     seeds: int
     arms: int

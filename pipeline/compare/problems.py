@@ -55,7 +55,7 @@ def drawn_taus(setting: MeasuredSetting) -> list[float]:
 
 
 def _sides(setting: MeasuredSetting, of_one: Callable[[Evaluation], Floats]) -> list[Interval]:
-    """The mean before RL and, if the setting is finished, after it, of what `of_one` says of each problem of a set."""
+    """The mean of `of_one`'s values for the problems of each set, before RL and, if the setting is finished, after it."""
     sizes = setting.before[0].sizes
     return [
         mean_interval(np.stack([over_sets(of_one, one) for one in side]), sizes) for side in (setting.before, setting.after) if side

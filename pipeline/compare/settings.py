@@ -17,7 +17,7 @@ BASELINE = "ce"
 """The reference on an axis of priors that has it; on any other axis, the first value is."""
 
 DECLARED = "declared contrasts"
-"""Stands for an axis, in everything that is told along one: the pairs that the sweep declares."""
+"""Used in place of an axis, wherever results are reported by axis, for the pairs that the sweep declares."""
 _LISTED = 12
 
 

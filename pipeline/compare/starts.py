@@ -77,15 +77,15 @@ def start_of(setting: MeasuredSetting) -> float:
 
 
 def tokens(setting: MeasuredSetting) -> int:
-    """Of pre-training, behind the base."""
+    """Pre-training tokens that the base was trained on."""
     return setting.before[0].tokens
 
 
 def at_equal_bases(found: Sequence[Curve], matched: Matched, shown: Sequence[Quantity]) -> list[AtEqualBase]:
     """Each start of each setting against its reference, where the reference has starts on both sides of it.
 
-    Two starts of the reference whose own bases are not shown to differ, by the error over problems (or blocks), cannot tell what lies
-    between them, and are left out. Where they are only just shown to, about 8% of 95% intervals from one seed miss.
+    Two starts of the reference are left out if their bases are not shown to differ, given the error over problems (or blocks): they
+    cannot tell what lies between them. Where the bases are only just shown to differ, about 8% of 95% intervals from one seed miss.
     """
     by_name = {curve.name: curve for curve in found}
     every: list[AtEqualBase] = []

@@ -68,7 +68,7 @@ class Findings:
 
     @cached_property
     def learning(self) -> list[LearningCurve]:
-        """Computed when first asked for: it takes twice as long as all the rest, and much of what is asked needs none."""
+        """Computed on first use: it takes twice as long as everything else, and many callers do not need it."""
         return learning_curves(self.settings, self.planned, pooled=self.pooled)
 
     @property

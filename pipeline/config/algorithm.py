@@ -14,7 +14,7 @@ from pipeline.config.base import Config, execution
 Loss = Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "gspo", "luspo", "sapo", "vespo"]
 """TRL's names, and gspo, which TRL spells as grpo with one ratio per response."""
 PER_RESPONSE = frozenset({"grpo", "gspo", "dr_grpo", "luspo", "sapo"})
-"""Losses that TRL divides by the number of responses, those included that do not count."""
+"""Losses that TRL divides by the number of responses, including those that do not count."""
 
 
 class GroupAdvantage(Config):
@@ -90,7 +90,7 @@ class Entropy(Config):
         return self.coefficient > 0 or self.target is not None
 
     def identity(self) -> dict[str, Any]:
-        """Without what only adapting reads."""
+        """Without a target, leaves out the fields that only adapting uses."""
         kept = super().identity()
         return kept if self.target is not None else {"coefficient": self.coefficient}
 

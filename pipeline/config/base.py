@@ -30,7 +30,7 @@ _EXACT = 2**53
 
 
 def _take_no_other_type(schema: Any) -> None:
-    """Have pydantic take no `"00"` or `true` for a number, and no `1` or `"yes"` for a truth; but 1e3 where a whole number is meant.
+    """Make pydantic refuse `"00"` and `true` as numbers, and `1` and `"yes"` as booleans, but accept 1e3 as an integer.
 
     pydantic's strict mode would also refuse lists for tuples, which is all that YAML and JSON have.
     """

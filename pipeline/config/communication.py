@@ -34,9 +34,9 @@ class Transfer:
     """Bytes of what is reduced or gathered, whole, over the step."""
     messages: float
     hidden_by: float
-    """Share of the step's computing that can go on meanwhile; 0: everybody waits."""
+    """Share of the step's computation that can overlap with it; 0: all processes wait."""
     among: int | None = None
-    """How many processes it is over, if it is not over all: each so many by themselves."""
+    """Size of the groups of processes that each run it among themselves; None: it runs over all processes."""
 
     def sent(self, processes: int) -> float:
         """Bytes that each of `processes` sends. Bandwidth-optimal rings (Patarasuk and Yuan 2009): twice around for an all-reduce."""
@@ -60,8 +60,8 @@ def transfers(launch: Launch, parameters: int, layers: int, dtype: Dtype, *, mic
             Transfer("gradients", "all-reduce", whole * times, buckets * times, backward * times / micro_steps),
             Transfer("parameters", "all-gather", whole, buckets, 0.0),
         ]
-    # Parameters are gathered for each forward, and for backward, which also recomputes from them. Between the last forward and backward
-    # those stay whole that are used again soon enough: the last layers, as twice their elements lie between.
+    # Parameters are gathered for each forward, and for backward, which also recomputes from them. Between the last forward and
+    # backward, those that are reused soon enough stay whole: the last layers', since twice their elements lie between the two uses.
     distance = _REUSE if launch.zero.stage3_max_reuse_distance is None else launch.zero.stage3_max_reuse_distance
     again = 1 - min(1.0, distance / 2 / parameters)
     hidden = 0.0 if launch.zero.overlap_comm is False else 1.0  # DeepSpeed's default at this stage: fetch layers while one computes

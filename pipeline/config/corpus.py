@@ -83,7 +83,7 @@ class FilesSource(_Documents):
 
 
 def _matches(pattern: str) -> list[Path]:
-    """The files of a path or glob. As much of it as is there by name is taken literally: a folder may be called `run[1]`."""
+    """The files of a path or glob. Leading parts that exist by that very name are taken literally: a folder may be `run[1]`."""
     path = Path(pattern).expanduser().absolute()
     base, parts = Path(path.anchor), list(path.parts[1:])
     while parts and os.path.lexists(base / parts[0]):

@@ -96,7 +96,7 @@ class Costs:
         return self.steps * sum(fabric.seconds(one, count) for one in self.moved(fabric.device)) / 3600
 
     def waiting(self, fabric: Fabric, count: int, utilisation: Utilisation) -> float:
-        """Hours of sending behind which nothing is computed. Only training's arithmetic can go on meanwhile."""
+        """Hours of sending that do not overlap with computation. Only training's arithmetic can overlap."""
         training = self.training_flops / utilisation.training / (count * fabric.device.flops) / self.steps
         return self.steps * fabric.exposed(self.moved(fabric.device), count, training) / 3600
 

@@ -39,7 +39,7 @@ class RecipeConfig(Config):
 
     @property
     def evaluation_sets(self) -> dict[str, tuple[Task, EvaluateConfig]]:
-        """By name, what is evaluated on: whose problems, and the protocol with their number; the recipe's own task if none is listed.
+        """The evaluation sets by name: task, and protocol with the number of problems; the recipe's own task if none is listed.
 
         Benchmarks of the harness are no problems of a set: they run once, with the first.
         """
@@ -55,7 +55,7 @@ class RecipeConfig(Config):
 
     @property
     def measured_on(self) -> str:
-        """What tables call that which is evaluated on: the one set, or the average over several."""
+        """The name that tables use for what is evaluated on: the one set, or the average over several."""
         names = list(self.evaluation_sets)
         return AVERAGE if len(names) > 1 else names[0]
 

@@ -49,7 +49,7 @@ class Lengthening(Config):
 
 
 class RLConfig(Verification):
-    """Stage two: policy gradients on groups of responses, with rewards from the task's verifier. By default on-policy GRPO."""
+    """RL: policy gradients on groups of responses, with rewards from the task's verifier. By default on-policy GRPO."""
 
     name: str = execution("rl")
     start: float = execution(1.0, gt=0, le=1, description="share of pre-training after which RL starts; the stage has its step")

@@ -69,7 +69,7 @@ class Sampling:
         return self.share * device.memory - self.weights
 
     def fits(self, device: Device) -> bool:
-        """Whether the longest sequence does; vLLM refuses to start otherwise."""
+        """Whether the longest sequence fits into the cache; otherwise vLLM refuses to start."""
         return self.cache(device) >= self.longest
 
     def reading(self, device: Device) -> float:
@@ -102,7 +102,7 @@ class Sampling:
         return draw.times * draw.response * draw.sequences / self._at_once(draw, device)
 
     def _weights_read(self, at_once: float) -> float:
-        """Bytes per device and pass: of experts, those that at least one of so many tokens is expected to choose."""
+        """Bytes of weights read per device and pass; of experts, those that at least one of `at_once` tokens is expected to choose."""
         counts = self.model.parameters(self.vocabulary)
         read, moe = float(counts.total - counts.embedding + self.vocabulary * self.model.width), self.model.moe
         if moe is not None:

@@ -88,7 +88,7 @@ class StageConfig(Config):
 class CorpusStage(StageConfig):
     """Input of the stage `corpus`, which makes a tokenizer, training blocks and held-out blocks.
 
-    Parent of a later corpus: the first one, as `tokenizer`, whose tokenizer it uses.
+    A later corpus has the first one as its parent, in the role `tokenizer`, and uses its tokenizer.
     """
 
     kind, version, imports_gib, needs_devices = "corpus", 1, 0.8, False
@@ -248,7 +248,7 @@ class EvaluateStage(StageConfig):
     task: Task
     evaluate: EvaluateConfig
     step: int | None = identity_since(None, description="training step whose checkpoint is evaluated instead of the last")
-    trained_on: Task | None = execution(None, description="what training used, if its config does not keep this set apart: then look")
+    trained_on: Task | None = execution(None, description="the task trained on, to check for overlap; null if its config excludes it")
     trained_splits: tuple[Literal["corpus", "rl"], ...] = execution((), description="those of its splits that the checkpoint has seen")
 
     def identity(self) -> dict[str, Any]:
@@ -260,7 +260,7 @@ class EvaluateStage(StageConfig):
 
     @property
     def reads_hub(self) -> bool:
-        """The harness's tasks are there, except the user's own."""
+        """The harness may read its tasks from there."""
         trained_on_hub = self.trained_on is not None and self.trained_on.reads_hub
         return self.task.reads_hub or trained_on_hub or self.evaluate.harness is not None
 

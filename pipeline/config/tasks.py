@@ -225,7 +225,7 @@ class MathTask(TaskConfig):
     def keeps_apart(self, other: Task) -> bool:
         if not isinstance(other, MathTask) or self.train is None:
             return True
-        if other.evaluate is None:  # a share of its own `train`, which this task keeps apart only if it is its own too
+        if other.evaluate is None:  # `other` uses a share of its own `train`, kept apart only if this task's share is the same
             return self.evaluate is None and self.training_identity() == other.training_identity()
         return other.evaluate.text().identity() in [source.identity() for source in self.kept_from_training]
 

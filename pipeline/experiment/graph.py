@@ -167,7 +167,7 @@ def check_cells_differ(graph: Graph) -> None:
 
 
 def _plan(cell: Cell, stages: dict[str, StageNode]) -> CellPlan:
-    """The stages of a cell: those of equal fingerprint that `stages` has already, or new ones, which it then has, too."""
+    """The stages of a cell: those of equal fingerprint already in `stages`, or new ones, which are added to it."""
     recipe, seed = cell.recipe, cell.recipe.seed
     told = _labels(recipe)
 

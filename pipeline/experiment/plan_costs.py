@@ -105,7 +105,7 @@ def _ways(planned: _Planned, devices: int) -> Iterator[_Planned]:
 
 
 def _with_engines(planned: _Planned, assumed: Assumptions) -> Iterator[_Planned]:
-    """A launch with each engine that has room beside it, if it is RL's: the share of memory is what is left, as far as that helps."""
+    """An RL launch once per engine that fits beside it, with the memory share left, or less if that is enough; others unchanged."""
     stage = planned.config
     if not isinstance(stage, RLStage) or stage.rl.rollouts != "vllm":
         yield planned

@@ -13,7 +13,7 @@ from pipeline.store.folders import Home
 
 @dataclass(frozen=True)
 class Hours:
-    """Of stages, one at a time: of each seed without its evaluations, and of evaluating one sample of one problem in all its cells."""
+    """Hours with one stage at a time: per seed without its evaluations, and per sample of one problem in all its cells."""
 
     per_seed: float
     per_sample: float

@@ -94,7 +94,7 @@ def _cancel_stage(folder: StageFolder) -> bool:
 
 
 def _mark(folder: StageFolder) -> None:
-    """Before the stage is ended: a driver looks once it has."""
+    """Call before ending the stage: a driver looks for the mark once the stage has ended."""
     by = f"process {os.getpid()} on {socket.gethostname()}"
     write_json_atomically(folder.cancelled, {"time": time.time(), "by": by})
 

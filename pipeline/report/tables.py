@@ -114,7 +114,7 @@ def _count(tokens: float) -> str:
 
 
 def mean_over(rows: list[dict[str, Any]]) -> str:
-    """What the other tables are the mean over."""
+    """A sentence that names the evaluation sets whose mean the other tables show."""
     counts = [f"{name} ({count:,})" for name, count in {row["set"]: row["problems"] for row in rows}.items()]
     return f"Mean over {len(counts)} evaluation sets, by number of problems: {', '.join(counts)}."
 

@@ -74,7 +74,7 @@ def environment(node: StageNode, lock: int, commit: str, devices: list[str] | No
 
 
 def process_environment(threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool) -> dict[str, str]:
-    """`environment` without a node; no lock on a machine that is not the stage's first, `hub` if the stage's data lie on one."""
+    """`environment` without a stage node; `lock` is None except on the stage's first machine; `hub`: its data are on the hub."""
     seen = inherited()
     # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
     if devices:

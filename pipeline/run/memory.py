@@ -42,7 +42,7 @@ def _limit() -> float:
 
 
 def _used() -> float:
-    """By the container, without the files that the kernel keeps in memory as long as nobody wants it."""
+    """Bytes that the container uses, without cached files that the kernel drops when memory is needed."""
     with suppress(OSError):
         cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
         return float((_CGROUP / "memory.current").read_text(encoding="ascii")) - float(cached.get("inactive_file", 0))

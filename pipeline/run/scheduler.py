@@ -68,7 +68,7 @@ class Scheduler:
         self.backend = backend
         self.view = view
         self.attempts = Attempts(retries)
-        # A cell that has come far is finished before the next is begun: first results show early. What chains starts all at once.
+        # Late stages go first: a cell is finished before the next begins, so results show early. Backends that chain start all at once.
         self._order = self.states if backend.chains else sorted(self.states, key=_depth, reverse=True)
         self._active: dict[str, StageState] = {}
         self._changed = True
@@ -252,7 +252,7 @@ class Scheduler:
 
 
 def _depth(state: StageState) -> int:
-    """Of its ancestors, the longest chain."""
+    """Length of the longest chain of its ancestors."""
     depth, nodes = 0, [state.node]
     while nodes := [parent for node in nodes for parent in node.parents.values()]:
         depth += 1

@@ -29,7 +29,7 @@ from pipeline.run.launch import process_environment, visible_devices
 FORKED_NAME = "priorlab-stage"
 """What the kernel calls a forked stage's process: its command line is the server's."""
 _NUMBER_BYTES = 8
-"""Of each number in a stage's pipe: its process number, from itself, then its exit code, from the server."""
+"""Size of each number in a stage's pipe: first its process ID, written by the stage, then its exit code, written by the server."""
 _OWN = "PRIORLAB_"
 _LONGEST_START_SECONDS = 300.0
 """A server that hangs as it imports must not hold its stages back for ever."""

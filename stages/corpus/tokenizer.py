@@ -124,7 +124,7 @@ def check_task(task: Task, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _some_problems(task: Task, split: Literal["rl", "evaluate"]) -> list[Problem]:
-    """None if the split has none or cannot be read: the stage that needs it says so."""
+    """Empty if the split has no problems or cannot be read: the stage that needs it says so."""
     for count in (_LOOKED_AT, 8, 1):
         try:
             return task.problems(split, count, seed=0)

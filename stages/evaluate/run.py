@@ -169,7 +169,7 @@ def problem_metrics(scored: list[tuple[Sample, Verdict]], n: int) -> Metrics:
 
 
 def _further_rules(verdicts: list[Verdict]) -> list[str]:
-    """A response that the verifier failed on has no verdict by these, which counts as wrong."""
+    """Names of the further rules. A response that the verifier failed on has no verdict by them, which counts as wrong."""
     return list(dict.fromkeys(rule for verdict in verdicts for rule in verdict.further))
 
 

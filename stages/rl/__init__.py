@@ -1,1 +1,1 @@
-"""Stage two: GRPO-style RL with vLLM rollouts and verified rewards."""
+"""GRPO-style RL with vLLM rollouts and verified rewards."""

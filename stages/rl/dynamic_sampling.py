@@ -25,7 +25,7 @@ class Group:
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     log_probs: list[list[float] | None]
-    """Of the sampled tokens, by what sampled them; None where that does not tell."""
+    """Log-probs of the sampled tokens, from whatever sampled them; None where it reports none."""
     rewards: Float[Tensor, " samples"]
 
     @property

@@ -137,7 +137,7 @@ class Rollouts:
         ]
 
     def _others(self, round_: int, groups: int, tried: set[int], trainer: Trainer) -> list[int]:
-        """Problems that this step has not tried; the same order on every rank, of which each takes its own part."""
+        """Problems that this step has not tried, while there are any; the same order on every rank, of which each takes its part."""
         order = np.random.default_rng([trainer.args.seed, trainer.state.global_step, round_]).permutation(len(self.problems)).tolist()
         fresh = [problem for problem in order if problem not in tried] or order
         chosen = [fresh[i % len(fresh)] for i in range(groups * trainer.accelerator.num_processes)]

@@ -12,8 +12,8 @@ import torch
 
 
 def without_shared_memory() -> None:
-    """Have the parts of an engine talk through gloo. vLLM's own way is memory shared under a name that the engines of all stages on a
-    machine have in common where a launcher starts them, and that stays behind.
+    """Have the parts of an engine talk through gloo. vLLM itself uses shared memory, which stays behind and, where a launcher
+    starts the stages, has the same name for the engines of all stages on a machine.
     """
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 

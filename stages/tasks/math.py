@@ -1,8 +1,8 @@
 """Math: problems and answers from data sets, prompts from templates, answers judged by math-verify.
 
-A problem is identified by its text. `task.evaluate` owns the split `evaluate`. A training row with the text of a problem that is held
-out (`task.held_out`; by default, that is evaluated) is dropped. The rest of `task.train` is for RL, less `split_of`'s shares for corpus
-and held-out text if it has worked solutions.
+A problem is identified by its text. `task.evaluate` owns the split `evaluate`. A training row with the text of a held-out problem
+(`task.held_out`; by default, the evaluation problems) is dropped. The rest of `task.train` is for RL, less `split_of`'s shares for
+corpus and held-out text if it has worked solutions.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def test_a_log_that_is_cut_short_holds_no_other_back_and_is_named_once(
     ended = CliRunner().invoke(app, ["wandb", "sync"])
     assert ended.exit_code == 0, ended.output
     assert [any(run.glob("*.synced")) for run in good] == [True] * 3
-    assert f"sent as far as they can be read, and not again: {bad}\n" in ended.output
+    assert f"what can be read was sent, and will not be sent again: {bad}\n" in ended.output
     again = CliRunner().invoke(app, ["wandb", "sync"])
     assert again.output == "0 offline runs wait\n"
 
