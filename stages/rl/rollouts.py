@@ -29,6 +29,8 @@ from stages.rl.preflight import preflight
 from stages.tasks import Problem
 
 PREFLIGHT_FILE = "preflight.json"
+_PREFLIGHT_ROUNDS = 10
+"""A base that solves one response in a hundred may solve none of a round's, and still learn; leaving it out would flatter its prior."""
 
 
 class Trainer(Protocol):
@@ -146,11 +148,16 @@ class Rollouts:
         return chosen[first : first + groups]
 
     def _preflight(self, trainer: Trainer) -> None:
-        """Sample some problems from the base policy; stop if there is nothing to learn from."""
-        wanted = min(self.settings.preflight_problems, len(self.problems))
-        groups = self._sample(self._others(0, math.ceil(wanted / trainer.accelerator.num_processes), set(), trainer), trainer)
+        """Sample problems from the base policy until one teaches; stop if none of many does."""
+        at_once = math.ceil(min(self.settings.preflight_problems, len(self.problems)) / trainer.accelerator.num_processes)
+        groups: list[Group] = []
+        tried: set[int] = set()
+        for round_ in range(_PREFLIGHT_ROUNDS):
+            groups += self._sample(self._others(round_, at_once, tried, trainer), trainer)
+            found = preflight(groups, trainer.eos_token_ids, trainer.sum_over_ranks)
+            if found.mixed > 0 or len(tried) == len(self.problems):
+                break
         trainer.take_reports()  # these problems are not of the first step
-        found = preflight(groups, trainer.eos_token_ids, trainer.sum_over_ranks)
         if trainer.stage.rank == 0:
             write_json_atomically(trainer.stage.folder.path / PREFLIGHT_FILE, asdict(found))
         if found.mixed == 0:

@@ -15,6 +15,8 @@ from pipeline.config.exploration import NoExploration
 from pipeline.config.launch import Launch
 from pipeline.config.rl import RLConfig
 from pipeline.config.training import AdamWConfig
+from pipeline.errors import PriorlabError
+from pipeline.store.files import read_json
 from stages.rl.advantage import build_advantage
 from stages.rl.exploration import Context, build_exploration
 from stages.rl.rollouts import Rollouts, correct
@@ -37,6 +39,7 @@ class Engine:
         self.processing_class = SimpleNamespace(batch_decode=lambda ids, **_: [str(i[0] - 10) for i in ids], pad_token_id=END)
         self.eos_token_ids = [END]
         self.reported: dict[str, list[float]] = {}
+        self.stage: Any = None
 
     def limit_responses(self, tokens: int) -> None:
         assert tokens == 4
@@ -52,8 +55,26 @@ class Engine:
     def report(self, name: str, value: float) -> None:
         self.reported.setdefault(name, []).append(value)
 
+    def take_reports(self) -> dict[str, list[float]]:
+        taken, self.reported = self.reported, {}
+        return taken
+
+    def evaluate(self) -> None:
+        assert not self.reported  # what the preflight measured is not of the first step
+
     def sum_over_ranks(self, numbers: list[float]) -> list[float]:
         return numbers
+
+
+def prepared(solvable: set[int], advantage: Advantage = GroupAdvantage(), **settings: Any) -> tuple[Rollouts, Engine]:  # noqa: B008
+    engine = Engine(solvable)
+    config = RLConfig(
+        steps=4, problems=9, samples_per_prompt=SAMPLES, max_response_tokens=4,
+        optimizer=AdamWConfig(learning_rate=1e-3), launch=Launch(micro_batch=1), **settings,
+    )  # fmt: skip
+    problems = [Problem(id=str(i), prompt=str(i), data={}) for i in range(9)]
+    exploration = build_exploration(NoExploration(), Context(Path(), SAMPLES, 0, engine.report))
+    return Rollouts(config, problems, engine.reward, build_advantage(advantage, seed=0), exploration), engine
 
 
 def roll_out(
@@ -62,14 +83,7 @@ def roll_out(
     asked: list[int],
     advantage: Advantage = GroupAdvantage(),  # noqa: B008
 ) -> tuple[dict[str, Any], Rollouts, Engine]:
-    engine = Engine(solvable)
-    settings = RLConfig(
-        steps=4, problems=9, prompts_per_step=len(asked), samples_per_prompt=SAMPLES, sampling_budget=budget, max_response_tokens=4,
-        optimizer=AdamWConfig(learning_rate=1e-3), launch=Launch(micro_batch=1),
-    )  # fmt: skip
-    problems = [Problem(id=str(i), prompt=str(i), data={}) for i in range(9)]
-    exploration = build_exploration(NoExploration(), Context(Path(), SAMPLES, 0, engine.report))
-    rollouts = Rollouts(settings, problems, engine.reward, build_advantage(advantage, seed=0), exploration)
+    rollouts, engine = prepared(solvable, advantage, prompts_per_step=len(asked), sampling_budget=budget)
     return rollouts([n for n in asked for _ in range(SAMPLES)], cast("RLTrainer", engine)), rollouts, engine
 
 
@@ -94,6 +108,26 @@ def test_tokens_of_fillers_are_masked_and_their_lengths_are_reported_all_the_sam
     assert engine.reported["completions/mean_length"] == [2, 2]  # a round each
     assert engine.reported["completions/clipped_ratio"] == [0, 0]
     assert engine.reported["reward_raw"] == [pytest.approx(1 / 6)]
+
+
+def preflighted(solvable: set[int], folder: Path) -> dict[str, float] | None:
+    """What the file of the preflight has, of 2 of 9 problems at once."""
+    rollouts, engine = prepared(solvable, prompts_per_step=1, preflight_problems=2)
+    engine.state.global_step = 0
+    engine.stage = SimpleNamespace(rank=0, folder=SimpleNamespace(path=folder))
+    rollouts([1] * SAMPLES, cast("RLTrainer", engine))
+    return read_json(folder / "preflight.json")
+
+
+def test_the_preflight_goes_on_until_a_problem_teaches(tmp_path: Path) -> None:
+    every = [preflighted({number}, tmp_path) for number in range(1, 9)]
+    assert all(found is not None and found["mixed"] * found["problems"] in (1, 2) for found in every)
+    assert {found["problems"] for found in every if found is not None} == {2, 4, 6, 8, 10}  # the ninth comes with one seen before
+
+
+def test_the_preflight_stops_where_no_problem_teaches(tmp_path: Path) -> None:
+    with pytest.raises(PriorlabError, match="no learning signal: each of 10 problems"):
+        preflighted(set(), tmp_path)
 
 
 def test_an_engine_without_log_probs_says_so_to_trl(monkeypatch: pytest.MonkeyPatch) -> None:
