@@ -8,8 +8,9 @@ from statistics import mean
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from pipeline.compare.format import share
+from pipeline.compare.format import share, with_interval
 from pipeline.compare.results import COLUMNS
 from pipeline.compare.settings import planned_settings
 from pipeline.experiment.compose import Cell, load_sweep
@@ -65,6 +66,33 @@ def test_the_levels_by_seed_are_those_of_the_data(page: Path) -> None:
 
 def test_the_table_of_what_predicts_is_that_of_the_data() -> None:
     assert what_predicts.table(what_predicts.read(what_predicts.SWEEPS)) in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_levels_tells_what_decides_as_the_data_do() -> None:
+    """Rank correlations between seeds, and differences from cross-entropy at equal perplexity."""
+    told = " ".join((FOLDER / "levels.md").read_text(encoding="utf-8").split())
+    cells = what_predicts.read(("levels",))
+    found, _ = what_predicts.correlations(what_predicts.between_seeds(cells))
+    by_name = dict(zip(what_predicts.MEASUREMENTS, (f"{one:.2f}".replace("0.", ".") for one in found), strict=True))
+    for shown in (
+        f"lower perplexity (rank correlation {by_name['perplexity']} over",
+        f"higher pass@1 ({by_name['pass@1']}) or pass@16 ({by_name['pass@16']}), or the lower entropy ({by_name['entropy']})",
+        f"Greedy decoding tells as much ({by_name['greedy']}), response length nothing ({by_name['response length']})",
+    ):
+        assert shown in told
+
+    perplexity = list(what_predicts.MEASUREMENTS).index("perplexity")
+    explained = []
+    for prior in ("precision", "diversity"):
+        runs = [(cells["levels ", prior, str(seed)], cells["levels ", "ce", str(seed)]) for seed in range(20)]
+        levels = [ours[0] - theirs[0] for ours, theirs in runs]
+        line = stats.linregress([ours[1][perplexity] - theirs[1][perplexity] for ours, theirs in runs], levels)
+        half = stats.t.ppf(0.975, len(runs) - 2) * line.intercept_stderr
+        low, high = line.intercept - half, line.intercept + half
+        assert f"`{prior}`" + f" {'ends ' * (prior == 'precision')}{with_interval(line.intercept, low, high)}" in told
+        explained.append(f"{line.rvalue**2:.0%}")
+    assert f"perplexity explains {explained[0]} of" in told
+    assert f"and {explained[1]} of those" in told
 
 
 def test_what_predicts_finds_what_is_there_and_nothing_else() -> None:
