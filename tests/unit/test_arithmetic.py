@@ -31,11 +31,10 @@ def test_the_last_number_decides(response: str) -> None:
     ],
     ids=lambda text: repr(text[:20]),
 )  # fmt: skip
-def test_anything_else_scores_zero_within_milliseconds(response: str) -> None:
-    started = time.perf_counter()
-    verdict = TASK.verify(PROBLEM, response)
-    assert time.perf_counter() - started < 0.05
-    assert not verdict.correct
+def test_anything_else_scores_zero_without_being_computed(response: str) -> None:
+    started = time.process_time()
+    assert not TASK.verify(PROBLEM, response).correct
+    assert time.process_time() - started < 1.0  # milliseconds; to compute one of these takes minutes or for ever
 
 
 @settings(max_examples=300, deadline=None)
