@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import typer
 from rich.text import Text
@@ -32,10 +30,10 @@ for command in (sweep, run, plan, resume, stage, doctor, report, compare, status
 app.add_typer(wandb.app)
 
 
-@contextmanager
-def _clear_errors() -> Iterator[None]:
+def main() -> None:
+    forget_surroundings()
     try:
-        yield
+        app()
     except PriorlabError as error:
         errors.print(Text(f"error: {error}"), soft_wrap=True)
         sys.exit(2)
@@ -46,9 +44,3 @@ def _clear_errors() -> Iterator[None]:
         place = f" ({error.filename})" if error.filename else ""
         errors.print(Text(f"error: {error.strerror or error}{place}"), soft_wrap=True)
         sys.exit(2)
-
-
-def main() -> None:
-    forget_surroundings()
-    with _clear_errors():
-        app()

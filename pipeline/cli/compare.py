@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.options import AsJson
 from pipeline.cli.terminal import console, errors, fits, print_json, print_wide, some_of
 from pipeline.compare.evaluations import load_evaluations
-from pipeline.compare.settings import Setting, planned_settings, setting_name
+from pipeline.compare.settings import Setting, planned_settings
 from pipeline.compare.starts import START
 from pipeline.compare.summary import CONTRASTS, Findings, findings, summary
 from pipeline.compare.verdict import not_finite
@@ -61,14 +62,14 @@ def report(
     home = Home.from_environment()
     saved = known_sweep(name, home)
     graph = build_graph(saved.cells())
-    comparison = compare_sweep(saved, graph, home)
-    if comparison is None:
+    found = compare_sweep(saved, graph, home)
+    if found is None:
         raise PriorlabError(f"sweep {name!r} has no finished evaluation yet; `priorlab status {name}` shows its progress")
     chosen = _chosen(planned_settings([plan.cell for plan in graph.cells]), only)
     if as_csv:
-        sys.stdout.write(_csv(comparison.report.with_name("results.csv"), chosen))
+        sys.stdout.write(_csv(home.sweep(name) / "results.csv", chosen))
         return
-    whole = summary(_findings(saved, graph, home, pooled=False), home) if unpooled else comparison.summary
+    whole = summary(_findings(saved, graph, home, pooled=False), home) if unpooled else found
     shown = _of(chosen, whole, sort)
     if not shown["rows"]:
         bad = [f"{evaluation} ({', '.join(what)})" for evaluation, what in shown["not_finite"].items()]
@@ -80,7 +81,7 @@ def report(
     if as_json:
         print_json(shown)
         return
-    _show(name, shown, comparison.report, bayes=bayes, filtered=only is not None)
+    _show(name, shown, home, bayes=bayes, filtered=only is not None)
 
 
 def compare(
@@ -114,20 +115,20 @@ def _findings(sweep: Sweep, graph: Graph, home: Home, *, pooled: bool = True) ->
 
 def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
     """Write and print the comparison; False while nothing is evaluated."""
-    comparison = compare_sweep(sweep, graph, home)
-    if comparison is None:
+    found = compare_sweep(sweep, graph, home)
+    if found is None:
         return False
-    _show(sweep.name, comparison.summary, comparison.report)
+    _show(sweep.name, found, home)
     return True
 
 
-def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = False, filtered: bool = False) -> None:
-    from pipeline.report.tables import mean_over, pass_keys, sets_table, terminal_table
+def _show(name: str, summary: dict[str, Any], home: Home, *, bayes: bool = False, filtered: bool = False) -> None:
+    from pipeline.report.tables import comparison, mean_over, on_sets, pass_keys, terminal_table
 
     rows, sets = summary["rows"], summary["sets"]
-    whole = terminal_table(rows, f"sweep {name}", bayes=bayes)
+    whole = terminal_table(f"sweep {name}", *comparison(rows, bayes=bayes))
     apart = [] if fits(whole) else pass_keys(rows)  # too narrow for one line per setting: one table per k
-    for table in [terminal_table(rows, f"sweep {name}, {key}", [key], bayes=bayes) for key in apart] or [whole]:
+    for table in [terminal_table(f"sweep {name}, {key}", *comparison(rows, [key], bayes=bayes)) for key in apart] or [whole]:
         console.print()
         print_wide(table)
     if summary["declared"]:
@@ -141,40 +142,44 @@ def _show(name: str, summary: dict[str, Any], written: Path, *, bayes: bool = Fa
         console.print(Text(mean_over(sets["rows"])), soft_wrap=not console.is_terminal)
         for key in dict.fromkeys(pass_keys(sets["rows"])[i] for i in (0, -1)):  # the report has those in between
             console.print()
-            print_wide(sets_table(sets["rows"], f"sweep {name}, {key} on each evaluation set", [key]))
+            print_wide(terminal_table(f"sweep {name}, {key} on each evaluation set", *on_sets(sets["rows"], [key]), named=2))
     console.print()
     if filtered:
         console.print("over all settings:")
     for sentence in summary["verdict"]:
         console.print(Text(f"- {sentence}"), soft_wrap=not console.is_terminal)
     console.print()
-    console.print(Text(f"report: {_short(written)}"), soft_wrap=True)
+    console.print(Text(f"report: {_short(home.sweep(name) / 'report.html')}"), soft_wrap=True)
 
 
 def _show_starts(name: str, found: dict[str, Any]) -> None:
-    from pipeline.report.tables import contrast_metrics, matched_table, pass_keys, starts_table
+    from pipeline.report.tables import contrast_metrics, matched, pass_keys, starts, terminal_table
 
     for key in pass_keys(found["rows"])[:1]:
         console.print()
-        print_wide(starts_table(found["rows"], f"sweep {name}, {key} by where RL starts", [key]))
+        print_wide(terminal_table(f"sweep {name}, {key} by where RL starts", *starts(found["rows"], [key])))
     for metric in contrast_metrics(found["matched"])[:1]:
         console.print()
-        print_wide(matched_table(found["matched"], "after RL, from bases that are alike, compared [95%, jointly]", [metric]))
+        equal = matched([one for one in found["matched"] if one["metric"] == metric])
+        print_wide(terminal_table("after RL, from bases that are alike, compared [95%, jointly]", *equal))
 
 
 def _show_contrasts(differences: list[dict[str, Any]], title: str) -> None:
     """One line per pair of settings, and as many metrics side by side as the terminal is wide enough for."""
-    from pipeline.report.tables import contrast_metrics, contrasts_table
+    from pipeline.report.tables import contrast_metrics, contrasts, terminal_table
+
+    def table(metrics: list[str]) -> Table:
+        return terminal_table(title, *contrasts([one for one in differences if one["metric"] in metrics]))
 
     groups: list[list[str]] = []
     for metric in contrast_metrics(differences):
-        if groups and fits(contrasts_table(differences, title, [*groups[-1], metric])):
+        if groups and fits(table([*groups[-1], metric])):
             groups[-1].append(metric)
         else:
             groups.append([metric])
     for metrics in groups:
         console.print()
-        print_wide(contrasts_table(differences, title, metrics))
+        print_wide(table(metrics))
 
 
 def _chosen(of_sweep: list[Setting], only: str | None) -> list[Setting]:
@@ -196,16 +201,12 @@ def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dic
     of_settings: dict[str, Any] = {key: [one for one in summary[key] if one["arm"] in names] for key in ("temperatures", "problems")}
     sets, starts = summary["sets"], summary["starts"]
     if starts:
-        curves = {setting_name(_without_start(setting), setting.cells[0]) for setting in chosen}
+        curves = {setting.without(START).name for setting in chosen}
         of_settings["starts"] = {key: [one for one in starts[key] if one["arm"] in curves] for key in starts}
     if sets:
         kept = {key: [one for one in sets[key] if names & {one["arm"], one.get("reference")}] for key in sets}
         of_settings["sets"] = kept | {"rows": [row for row in sets["rows"] if row["arm"] in names]}
     return summary | {"rows": rows} | contrasts | of_settings
-
-
-def _without_start(setting: Setting) -> dict[str, Any]:
-    return {axis: value for axis, value in setting.coordinates.items() if axis != START}
 
 
 def _sort_value(row: dict[str, Any], sort: str) -> float:

@@ -15,6 +15,7 @@ import typer
 from rich import filesize
 from rich.console import Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.options import AsJson
@@ -25,7 +26,7 @@ from pipeline.home import adopt as adopting
 from pipeline.home import cancel as cancelling
 from pipeline.home import garbage
 from pipeline.home.diff import compare
-from pipeline.home.logs import find_log, follow_log, read_log
+from pipeline.home.logs import find_log, read_log
 from pipeline.home.status import STATES, StageReport, folders_of, report_on
 from pipeline.run.backends import jobs_of
 from pipeline.store.folders import Home
@@ -71,22 +72,23 @@ def status(
         found = f"no stage of it is {' or '.join(state)}" if state else "start with `priorlab sweep quickstart`"
         console.print(Text(f"nothing to show below {home.path}; {found}"), soft_wrap=True)
         return
-    table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped=["progress"])
-    for report in reports:
-        table.add_row(*_cells(report))
-    print_wide(table)
+    print_wide(_table(reports))
     console.print(_totals(reports))
     for report in reports:
         if report.state == "failed":
             console.print(Text(f"log of {report.stage}: {report.log}"), soft_wrap=True)
 
 
-def _cells(report: StageReport) -> list[Text]:
-    pace = "" if report.rate is None else f"{number(report.rate)} {report.unit}/s"
-    left = "" if report.seconds_left is None else duration(report.seconds_left)
-    silent = time.time() - (report.reported or time.time())
-    note = f"  (no report for {duration(silent)})" if report.state == "running" and silent > _SILENT_SECONDS else ""
-    return [Text(cell) for cell in (report.stage, report.state, pace, left, str(report.attempts or ""), report.progress + note)]
+def _table(reports: list[StageReport]) -> Table:
+    table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped=["progress"])
+    for report in reports:
+        pace = "" if report.rate is None else f"{number(report.rate)} {report.unit}/s"
+        left = "" if report.seconds_left is None else duration(report.seconds_left)
+        silent = time.time() - (report.reported or time.time())
+        note = f"  (no report for {duration(silent)})" if report.state == "running" and silent > _SILENT_SECONDS else ""
+        cells = (report.stage, report.state, pace, left, str(report.attempts or ""), report.progress + note)
+        table.add_row(*map(Text, cells))
+    return table
 
 
 def _totals(reports: list[StageReport]) -> str:
@@ -98,11 +100,8 @@ def _watch(look: Callable[[], list[StageReport]]) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             reports = look()
-            table = plain_table("stage", "state", "rate", "left", "tries", "progress", wrapped=["progress"])
-            for report in reports:
-                if report.state not in ("done", "new"):
-                    table.add_row(*_cells(report))
-            live.update(Group(_totals(reports), table), refresh=True)
+            open_ = [report for report in reports if report.state not in ("done", "new")]
+            live.update(Group(_totals(reports), _table(open_)), refresh=True)
             time.sleep(_WATCH_SECONDS)
 
 
@@ -115,7 +114,7 @@ def logs(
     folder = Home.from_environment().find_stage(stage)
     log = find_log(folder, attempt)
     with suppress(KeyboardInterrupt):
-        for piece in follow_log(log, folder) if follow else read_log(log):
+        for piece in read_log(log, folder if follow else None):
             sys.stdout.write(piece)
             sys.stdout.flush()
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pipeline.cli.options import AsJson, Overrides
 from pipeline.cli.terminal import console, plain_table, print_json, print_wide, some_of
+from pipeline.compare.format import short
 from pipeline.compare.intervals import POWER
 from pipeline.compare.power import Power, in_words, power_of
 from pipeline.config.costs import GIB, Utilisation
@@ -163,8 +164,8 @@ def _show_costs(entries: list[dict[str, Any]]) -> None:
         parts += "; not all at once: the engine sleeps" * entry.get("sleep", False)
         table.add_row(
             entry["stage"] if count == 1 else f"{count} x {entry['stage']}",
-            f"{_short(entry['parameters'])} ({_short(entry['active_parameters'])} active)",
-            _short(entry["tokens"]),
+            f"{short(entry['parameters'], 'K')} ({short(entry['active_parameters'], 'K')} active)",
+            short(entry["tokens"], "K"),
             f"{entry['steps']:,}",
             f"{entry['flops']:.2e}",
             f"{entry['expected_hours']:,.1f} on {entry['devices']} {entry['device']}",
@@ -193,10 +194,16 @@ def _show_slow_launches(entries: list[dict[str, Any]]) -> None:
     """Which stages take clearly longer than they would with another launch on as many devices."""
     for own, best in itertools.pairwise(entries):
         if own["own"] and not best["own"] and best["devices"] > 1 and best["expected_hours"] < 0.9 * own["expected_hours"]:
+            engine = ""
+            if "sleep" in best:
+                engine = (
+                    f", rl.engine.tensor_parallel={best['tensor_parallel']}, sleep={str(best['sleep']).lower()}, "
+                    f"rl.gpu_memory_share={best['gpu_memory_share']}"
+                )
             console.print(
                 f"{own['stage']} would take {best['expected_hours']:,.1f} hours with launch.zero_stage={best['zero_stage']}, "
                 f"micro_batch={best['micro_batch']}, gradient_checkpointing={str(best['gradient_checkpointing']).lower()}"
-                f"{_engine(best, ', rl.engine.tensor_parallel={}, sleep={}, rl.gpu_memory_share={}')}; --launches shows more",
+                f"{engine}; --launches shows more",
                 soft_wrap=not console.is_terminal,
             )
 
@@ -227,17 +234,3 @@ def _show_launches(entries: list[dict[str, Any]]) -> None:
         "which responses are drawn.",
         soft_wrap=not console.is_terminal,
     )
-
-
-def _engine(entry: dict[str, Any], words: str) -> str:
-    """The settings of RL's engine in these words; nothing for other stages."""
-    if "sleep" not in entry:
-        return ""
-    return words.format(entry["tensor_parallel"], str(entry["sleep"]).lower(), entry["gpu_memory_share"])
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.0f}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
@@ -71,12 +71,4 @@ def print_wide(table: Table) -> None:
 
 def print_json(value: Any) -> None:
     """JSON has neither NaN nor infinity: `null` stands for both."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    sys.stdout.write(json.dumps(to_jsonable_python(value, inf_nan_mode="null"), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.run.forecast import forecast
-from pipeline.run.state import StageState
+from pipeline.run.state import StageState, View
 from pipeline.store.progress import counted, describe, describe_pace, duration, metrics
 
 _PLAIN_SECONDS = 15.0
@@ -29,12 +30,6 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._last = time.time()
-
-    def __enter__(self) -> PlainView:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
 
     def changed(self, stage: StageState, states: list[StageState]) -> None:
         finished = sum(s.state in ("done", "reused") for s in states)
@@ -122,5 +117,5 @@ class LiveView:
         return self._foretold[1]
 
 
-def choose_view(console: Console) -> PlainView | LiveView:
-    return LiveView(console) if console.is_terminal else PlainView(console)
+def choose_view(console: Console) -> AbstractContextManager[View]:
+    return LiveView(console) if console.is_terminal else nullcontext(PlainView(console))

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.compare.evaluations import Evaluation, stage_rows
 from pipeline.compare.intervals import Floats
 from pipeline.compare.measured import MeasuredSetting, Quantity
-from pipeline.compare.settings import Setting, setting_name
+from pipeline.compare.settings import Setting
 from pipeline.store.folders import Home
 
 RATE = "rl.optimizer.learning_rate"
@@ -51,8 +51,7 @@ def best_of_other_half(values: Floats) -> Floats:
     """From values shaped (choices, seeds, problems): of each problem, those of the choice with the highest mean on the other half."""
     even = np.arange(values.shape[2]) % 2 == 0
     chosen = [int(values[:, :, half].mean(axis=(1, 2)).argmax()) for half in (~even, even)]
-    best: Floats = np.where(even, values[chosen[0]], values[chosen[1]])
-    return best
+    return np.where(even, values[chosen[0]], values[chosen[1]])
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,10 @@ def best_rates(
     for setting in planned:
         if RATE not in setting.coordinates:
             return []
-        coordinates = {path: value for path, value in setting.coordinates.items() if path != RATE}
-        name = setting_name(coordinates, setting.cells[0])
         if any(cell.id in left_out for cell in setting.cells):
             continue
-        rates.setdefault(name, []).append(_validated(measured.get(setting.name), Setting(name, coordinates, setting.cells), home))
+        renamed = setting.without(RATE)
+        rates.setdefault(renamed.name, []).append(_validated(measured.get(setting.name), renamed, home))
     complete = [[one for one in of_setting if one is not None] for of_setting in rates.values() if None not in of_setting]
     return [max(of_setting, key=lambda one: one.validated) for of_setting in complete]
 

@@ -63,8 +63,7 @@ def _curve(rows: list[dict[str, float]]) -> Floats:
 
 def _last(curve: Floats, column: int, budget: float) -> Floats:
     """The last validation within the budget."""
-    within: Floats = curve[curve[:, column] <= budget]
-    return within[-1]
+    return curve[curve[:, column] <= budget][-1]
 
 
 def _where_first(curve: Floats, kl: float) -> float:

@@ -116,12 +116,12 @@ def compare_pairs(
 def paired_levels(setting: MeasuredSetting, reference: MeasuredSetting, quantity: Quantity) -> Floats:
     """`setting` minus `reference` after RL, shaped (seeds, problems), over the seeds that both have."""
     seeds = _seeds(setting, reference)
-    return _values(setting, quantity, 0, seeds) - _values(reference, quantity, 0, seeds)
+    return setting.of_seeds(quantity, seeds) - reference.of_seeds(quantity, seeds)
 
 
 def level_spread(along: Sequence[Pair], quantity: Quantity) -> Spread | None:
     """The pooled mean square over seeds of differences after RL; None where there is nothing to pool, or settings differ in it."""
-    spread = pooled_spread(_table(along, quantity, 0), len(_problems(along[0][0], quantity)))
+    spread = pooled_spread(_means(_linked(along), quantity, 0), len(_problems(along[0][0], quantity)))
     return None if spread is None else spread.difference
 
 
@@ -159,42 +159,29 @@ def _samples(kind: Kind, along: Sequence[Pair], quantity: Quantity, over: Sequen
     if kind == "adjusted" and fitted is None:
         return []
     less = 1.0 if kind == "gain" else 0.0 if fitted is None else fitted.slope
-    spread = pooled_spread(_table(over, quantity, less), len(_problems(along[0][0], quantity))) if over else None
+    spread = pooled_spread(_means(_linked(over), quantity, less), len(_problems(along[0][0], quantity))) if over else None
     found = []
     for setting, reference in along:
         seeds = _seeds(setting, reference)
-        values = _values(setting, quantity, less, seeds) - _values(reference, quantity, less, seeds)
+        values = setting.of_seeds(quantity, seeds, less=less) - reference.of_seeds(quantity, seeds, less=less)
         error = None if fitted is None else fitted.error(setting, reference, quantity)
         seed_spread = None if spread is None else (spread.difference,)
         found.append(((setting, reference), _sample(values, setting, quantity, seed_spread, error)))
     return found
 
 
-def _values(setting: MeasuredSetting, quantity: Quantity, less: float, seeds: Sequence[int]) -> Floats:
-    """After RL minus `less` x before, shaped (seeds, problems)."""
-    values = setting.values(quantity, less=less)
-    assert values is not None
-    return values[[setting.seeds.index(seed) for seed in seeds]]
+def _means(groups: Sequence[Sequence[MeasuredSetting]], quantity: Quantity, less: float) -> Floats:
+    """Of each setting and seed, shaped (settings, seeds); NaN where a run is missing.
 
-
-def _means(group: Sequence[MeasuredSetting], quantity: Quantity, less: float) -> Floats:
-    """Of each setting and seed, shaped (settings, seeds); NaN where a run is missing."""
-    seeds = sorted({seed for setting in group for seed in setting.seeds})
-    means = np.full((len(group), len(seeds)), np.nan)
-    for row, setting in enumerate(group):
-        means[row, [seeds.index(seed) for seed in setting.seeds]] = _values(setting, quantity, less, setting.seeds).mean(axis=1)
+    Each group of linked settings has its own columns, since what its seeds share cancels only there.
+    """
+    rows = [(group, setting) for group, settings in enumerate(groups) for setting in settings]
+    columns = sorted({(group, seed) for group, setting in rows for seed in setting.seeds})
+    place = {column: at for at, column in enumerate(columns)}
+    means = np.full((len(rows), len(columns)), np.nan)
+    for row, (group, setting) in enumerate(rows):
+        means[row, [place[group, seed] for seed in setting.seeds]] = setting.of_seeds(quantity, setting.seeds, less=less).mean(axis=1)
     return means
-
-
-def _table(along: Sequence[Pair], quantity: Quantity, less: float) -> Floats:
-    """`_means` of all settings; each group of linked settings has its own columns, since what its seeds share cancels only there."""
-    blocks = [_means(block, quantity, less) for block in _linked(along)]
-    table = np.full((sum(len(block) for block in blocks), sum(block.shape[1] for block in blocks)), np.nan)
-    row = column = 0
-    for block in blocks:
-        table[row : row + len(block), column : column + block.shape[1]] = block
-        row, column = row + len(block), column + block.shape[1]
-    return table
 
 
 def _linked(along: Sequence[Pair]) -> list[list[MeasuredSetting]]:
@@ -229,7 +216,7 @@ def _fitted(along: Sequence[Pair], quantity: Quantity) -> _Slope | None:
     That error would flatten the slope, so that part of the difference between bases stayed in the adjusted difference. Where a slope
     is fitted, the little error that remains is divided out (the reliability of Fuller, 1987).
     """
-    ends, gained = _table(along, quantity, 0), _table(along, quantity, 1)
+    ends, gained = (_means(_linked(along), quantity, less) for less in (0, 1))
     (after, freedom), (before, _) = residuals(ends), residuals(ends - gained)
     if freedom - 1 < _FEWEST_FOR_SLOPE:
         return None
@@ -259,8 +246,8 @@ def gains(
             if setting.values(quantity) is not None:
                 groups.setdefault(_problems(setting, quantity), []).append(setting)
         for problems, group in groups.items():
-            spread = pooled_spread(_means(group, quantity, 1), len(problems)) if pooled else None
+            spread = pooled_spread(_means([group], quantity, 1), len(problems)) if pooled else None
             parts = None if spread is None else (spread.shared, spread.own)
-            found += [(one.name, quantity, _sample(_values(one, quantity, 1, one.seeds), one, quantity, parts)) for one in group]
+            found += [(one.name, quantity, _sample(one.of_seeds(quantity, one.seeds, less=1), one, quantity, parts)) for one in group]
     intervals = joint_intervals([sample for *_, sample in found])
     return {(name, quantity): interval for (name, quantity, _), interval in zip(found, intervals, strict=True)}

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.compare.intervals import Floats, perplexity
 from pipeline.compare.sets import averaged
@@ -32,11 +31,11 @@ class Evaluation:
     step: int
     n: int
     problems: list[str]
-    metrics: dict[str, dict[int, NDArray[np.float64]]]
-    heldout: dict[str, NDArray[np.float64]]
-    step_seconds: NDArray[np.float64]
+    metrics: dict[str, dict[int, Floats]]
+    heldout: dict[str, Floats]
+    step_seconds: Floats
     """Of each logged RL step but the first, which warms up; empty before RL."""
-    harness: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    harness: dict[str, Floats] = field(default_factory=dict)
     """One value per benchmark problem, by TASK/METRIC."""
     temperatures: dict[float, Evaluation] = field(default_factory=dict)
     """The same checkpoint sampled at each of several temperatures, this evaluation's included; empty for one temperature."""
@@ -81,7 +80,7 @@ class Evaluation:
             found.append("perplexity")
         return found + [name for name, by_k in self.metrics.items() if not all(np.isfinite(values).all() for values in by_k.values())]
 
-    def values(self, metric: str, k: int | None = None) -> NDArray[np.float64]:
+    def values(self, metric: str, k: int | None = None) -> Floats:
         """Per problem (k given) or per block."""
         return self.heldout[metric] if k is None else self.metrics[metric][k]
 

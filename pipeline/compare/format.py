@@ -13,3 +13,11 @@ def signed(value: float) -> str:
 
 def with_interval(value: float, low: float, high: float) -> str:
     return f"{signed(value)} [{signed(low)}, {signed(high)}]"
+
+
+def short(number: float, thousand: str = "k") -> str:
+    """`154k`, `125B`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, thousand)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -109,13 +109,6 @@ def joint_intervals(samples: Sequence[Sample]) -> list[JointInterval]:
     return [mean.jointly(level) for mean in means]
 
 
-def _t_quantile(tail: float, freedom: float) -> float:
-    """The value that Student's t with `freedom` degrees exceeds with probability `tail`."""
-    from scipy.special import stdtrit  # takes a third of a second, wasted unless something is compared
-
-    return float(-stdtrit(freedom, tail))
-
-
 def bayesian_mean(correct: Floats, n: int) -> tuple[float, float]:
     """Posterior mean and standard deviation of the success rate on exactly these problems, from `correct` of n samples per problem.
 
@@ -181,48 +174,43 @@ def _ratios(freedom: float) -> Floats:
     """Degrees / chi-squared at evenly spaced quantiles, (draws,)."""
     from scipy.special import chdtri
 
-    found: Floats = freedom / chdtri(freedom, (np.arange(DRAWS) + 0.5) / DRAWS)
-    return found
+    return freedom / chdtri(freedom, (np.arange(DRAWS) + 0.5) / DRAWS)
 
 
+@dataclass(frozen=True)
 class Error:
-    """The distribution of the error of a mean over problems and seeds."""
+    """The distribution of the error of a mean over problems and seeds; `seeds`, `fitted` and `of` as in `Sample`."""
 
-    def __init__(
-        self,
-        found: Components,
-        shape: tuple[int, int],
-        seeds: tuple[Spread, ...] | None = None,
-        fitted: Spread | None = None,
-        chance: _Chance | None = None,
-        of: str = "",
-    ) -> None:
-        """`shape` is (seeds, problems); `seeds`, `fitted` and `of` as in `Sample`."""
-        self._found, self._shape, self._of = found, shape, of
-        self._seeds = (found.seeds,) if seeds is None else seeds
-        self._fitted, self._chance = fitted, chance or _Chance()
+    found: Components
+    shape: tuple[int, int]
+    """(seeds, problems)"""
+    seeds: tuple[Spread, ...] | None = None
+    fitted: Spread | None = None
+    chance: _Chance = field(default_factory=_Chance)
+    of: str = ""
 
     def variances(self) -> tuple[Floats, Floats]:
         """Variance due to problems, and variance due to seeds and a fitted slope; (draws,) each."""
-        (seeds, problems), found = self._shape, self._found
-        of_problems = found.problems.square * self._chance.ratio(("problems", problems, self._of), found.problems.freedom)
+        (seeds, problems), found = self.shape, self.found
+        of_problems = found.problems.square * self.chance.ratio(("problems", problems, self.of), found.problems.freedom)
         size = seeds * problems
         if seeds == 1:
             return of_problems / size, np.zeros(DRAWS)
-        of_seeds = sum((one.square * self._chance.ratio(one, one.freedom) for one in self._seeds), np.zeros(DRAWS))
+        spreads = (found.seeds,) if self.seeds is None else self.seeds
+        of_seeds = sum((one.square * self.chance.ratio(one, one.freedom) for one in spreads), np.zeros(DRAWS))
         more = np.maximum(0, of_seeds - found.rest) / size
-        if self._fitted is not None:
-            more = more + self._fitted.square * self._chance.ratio(self._fitted, self._fitted.freedom)
+        if self.fitted is not None:
+            more = more + self.fitted.square * self.chance.ratio(self.fitted, self.fitted.freedom)
         return np.maximum(found.rest, of_problems) / size, more
 
     def half_widths(self, *levels: float) -> list[float]:
         """Half the widths of the intervals that miss the true mean with these probabilities."""
-        seeds, problems = self._shape
-        if seeds == 1:
-            error = math.sqrt(self._found.problems.square / problems)
-            return [_t_quantile(level / 2, self._found.problems.freedom) * error for level in levels]
-        from scipy.special import ndtr
+        from scipy.special import ndtr, stdtrit  # takes a third of a second, wasted unless something is compared
 
+        seeds, problems = self.shape
+        if seeds == 1:
+            error = math.sqrt(self.found.problems.square / problems)
+            return [float(-stdtrit(self.found.problems.freedom, level / 2)) * error for level in levels]  # Student's t
         sizes = np.sort(np.sqrt(np.add(*self.variances()))).reshape(-1, _BINNED).mean(axis=1)
         found = []
         for level in levels:
@@ -273,8 +261,7 @@ class _Mean:
     def drawn(self, at_problems: Floats) -> Floats:
         """Errors of the mean, (draws,); `at_problems` is what problems do to it, in standard deviations: means share problems."""
         of_problems, more = self._error.variances()
-        errors: Floats = at_problems * np.sqrt(of_problems) + self._chance.rng.standard_normal(DRAWS) * np.sqrt(more)
-        return errors
+        return at_problems * np.sqrt(of_problems) + self._chance.rng.standard_normal(DRAWS) * np.sqrt(more)
 
 
 def _level_for_all(means: Sequence[_Mean]) -> float:

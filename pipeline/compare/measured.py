@@ -94,6 +94,12 @@ class MeasuredSetting:
         after = np.stack([quantity.of(e) for e in self.after])
         return after - less * self.base_values(quantity) if less else after
 
+    def of_seeds(self, quantity: Quantity, seeds: Sequence[int], *, less: float = 0.0) -> Floats:
+        """`values` of these seeds, where there are any."""
+        values = self.values(quantity, less=less)
+        assert values is not None
+        return values[[self.seeds.index(seed) for seed in seeds]]
+
     def base_values(self, quantity: Quantity) -> Floats:
         """Before RL, shaped (seeds, problems). Raises `PriorlabError` if the problems after RL differ."""
         for before, after in zip(self.before, self.after, strict=True):

@@ -88,12 +88,10 @@ class _Runs:
     def unexplained(self, values: Floats) -> Floats:
         """The residuals of values, (..., runs), by least squares on settings and seeds."""
         seeds = (self._without_settings(values) @ self._of_seed) @ self._inverse
-        found: Floats = self._without_settings(values - seeds @ self._of_seed.T)
-        return found
+        return self._without_settings(values - seeds @ self._of_seed.T)
 
     def _without_settings(self, values: Floats) -> Floats:
-        found: Floats = values - ((values @ self.of_setting) / self._per_setting) @ self.of_setting.T
-        return found
+        return values - ((values @ self.of_setting) / self._per_setting) @ self.of_setting.T
 
 
 @functools.cache

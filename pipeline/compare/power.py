@@ -20,9 +20,8 @@ from pipeline.compare.intervals import CONFIDENCE, FEWEST_PROBLEMS, POWER, Compo
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.sets import as_telling_as
 from pipeline.compare.settings import DECLARED, declared_pairs, pairs, planned_settings
-from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
-from pipeline.store.files import read_json
+from pipeline.store.files import read_mapping
 from pipeline.store.folders import Home
 
 _VOTES = 2
@@ -105,11 +104,7 @@ def known_spreads(task: str, home: Home) -> Spreads:
     """Those of the finished sweep with the most seeds that was evaluated on the same; Countdown's if there is none."""
     found = []
     for file in sorted(home.path.glob("sweeps/*/comparison.json")):
-        try:
-            kept = read_json(file)
-        except PriorlabError:  # half-written or damaged: the sweep's next report writes it again
-            continue
-        told = kept.get("summary", {}).get("spreads") if isinstance(kept, dict) else None
+        told = read_mapping(file).get("summary", {}).get("spreads")
         if told and told.pop("task") == task:
             found.append(Spreads(**told | {"source": f"sweep {file.parent.name}"}))
     return max(found, key=lambda one: one.seeds, default=COUNTDOWN)
@@ -137,7 +132,7 @@ class Power:
 
     def detectable(self, power: float = POWER) -> float:
         """The difference that a share `power` of such sweeps would show, each interval at Bonferroni's level."""
-        rest = self._rest
+        rest = self.spreads.both + 2 * self.spreads.sampling / self.samples  # what neither the problem nor the run explains
         found = Components(
             Spread(rest + self.problems * self.spreads.runs, max(1, (self.arms - 1) * (self.seeds - 1))),
             Spread(rest + self.seeds * self.spreads.problems, max(1, self.problems - 1)),
@@ -150,11 +145,6 @@ class Power:
         counts = range(FEWEST_PROBLEMS, _MOST_PROBLEMS + 1)
         at = bisect_left(counts, True, key=lambda count: replace(self, problems=count).detectable(power) <= difference)
         return None if at == len(counts) else counts[at]
-
-    @property
-    def _rest(self) -> float:
-        """Variance of one run's difference on one problem that neither the problem nor the run explains."""
-        return self.spreads.both + 2 * self.spreads.sampling / self.samples
 
 
 def power_of(cells: Sequence[Cell], home: Home, contrasts: Sequence[tuple[str, str]] = ()) -> Power | None:

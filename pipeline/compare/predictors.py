@@ -47,8 +47,7 @@ class Points:
     def by_base(self, values: Floats) -> Floats:
         """Means over the cells of each base setting."""
         _, which = np.unique(self.bases, return_inverse=True)
-        means: Floats = np.bincount(which, values) / np.bincount(which)
-        return means
+        return np.bincount(which, values) / np.bincount(which)
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,7 @@ def _measured(base: Evaluation, name: str) -> float:
 
 def _mixed_share(correct: Floats, samples: int, size: int) -> Floats:
     """Chance that a group of `size` has both correct and wrong responses, without which it teaches nothing; like `correct` in shape."""
-    found: Floats = 1 - none_of(samples - correct, samples, size) - none_of(correct, samples, size)
-    return found
+    return 1 - none_of(samples - correct, samples, size) - none_of(correct, samples, size)
 
 
 def _standard_ranks(values: Floats) -> Floats:

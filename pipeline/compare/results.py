@@ -13,7 +13,6 @@ from pipeline.compare.evaluations import Evaluation, evaluated_step
 from pipeline.compare.intervals import Interval, mean_interval, perplexity
 from pipeline.compare.samples import with_current_columns
 from pipeline.experiment.graph import Graph
-from pipeline.store.files import write_text_atomically
 from pipeline.store.folders import Home
 
 COLUMNS = (
@@ -81,10 +80,6 @@ def results_text(rows: Iterable[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def write_results(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text_atomically(path, results_text(rows))
-
-
 def write_samples(path: Path, graph: Graph, home: Home) -> None:
     """All kept samples of the sweep in one parquet file.
 
@@ -100,8 +95,6 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
         for name, node in on_sets.items()
         if node.folder(home).record() is not None
     ]
-    if not finished:
-        return
     kinds = [("cell", pa.string()), ("task", pa.string()), ("after", pa.string()), ("step", pa.int64())]
     columns_of = [
         with_current_columns(pq.read_schema(file).empty_table(), plan.cell.recipe.evaluate).schema for plan, *_, file in finished

@@ -28,9 +28,10 @@ class Setting:
     """Values of the sweep's axes, without the seed."""
     cells: list[Cell]
 
-    @property
-    def seeds(self) -> list[int]:
-        return [cell.recipe.seed for cell in self.cells]
+    def without(self, axis: str) -> Setting:
+        """The same cells, as if the sweep had no such axis."""
+        coordinates = {path: value for path, value in self.coordinates.items() if path != axis}
+        return Setting(setting_name(coordinates, self.cells[0]), coordinates, self.cells)
 
 
 def planned_settings(cells: Sequence[Cell]) -> list[Setting]:
@@ -83,4 +84,4 @@ def _is_baseline(setting: Setting, axis: str) -> bool:
 
 
 def _others(setting: Setting, axis: str) -> str:
-    return str({path: value for path, value in setting.coordinates.items() if path != axis})
+    return str(setting.without(axis).coordinates)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.compare.intervals import Floats, JointInterval, Sample, joint_intervals, mean_interval
 from pipeline.compare.measured import MeasuredSetting, Quantity
-from pipeline.compare.settings import Setting, pairs, setting_name
+from pipeline.compare.settings import Setting, pairs
 
 START = "rl.start"
 Matched = Literal["pass@1", "entropy"]
@@ -65,9 +65,8 @@ def curves(compared: Sequence[MeasuredSetting]) -> list[Curve]:
     for setting in compared:
         if START not in setting.coordinates or not setting.finished:
             continue
-        coordinates = {axis: value for axis, value in setting.coordinates.items() if axis != START}
-        name = setting_name(coordinates, setting.planned.cells[0])
-        found.setdefault(name, Curve(Setting(name, coordinates, setting.planned.cells), [])).starts.append(setting)
+        planned = setting.planned.without(START)
+        found.setdefault(planned.name, Curve(planned, [])).starts.append(setting)
     several = [curve for curve in found.values() if len(curve.starts) > 1]
     return [replace(curve, starts=sorted(curve.starts, key=tokens)) for curve in several]
 
@@ -119,11 +118,12 @@ def _against(
         share = (own - first) / (last - first)
         at = tokens(early) + share * (tokens(late) - tokens(early))
         told = AtEqualBase(axis, name, start_of(setting), reference.name, matched, own, at, _PASS_1, 0, len(seeds), _NOT_YET)
-        quantities = [quantity for quantity in shown if all(one.values(quantity) is not None for one in three)]
-        return [
-            (replace(told, quantity=quantity), Sample(_difference(three, quantity, matched, seeds, share), sets=sizes))
-            for quantity in quantities
-        ]
+        found = []
+        for quantity in shown:
+            if all(one.values(quantity) is not None for one in three):
+                ends = [one.of_seeds(quantity, seeds) for one in three]
+                found.append((replace(told, quantity=quantity), Sample(_difference(ends, bases, matched, share), sets=sizes)))
+        return found
     return []
 
 
@@ -133,31 +133,18 @@ def _bases(setting: MeasuredSetting, matched: Matched, seeds: Sequence[int]) -> 
     return np.stack([_PASS_1.of(one) if matched == "pass@1" else one.values("entropy") for one in bases])
 
 
-def _difference(
-    three: tuple[MeasuredSetting, MeasuredSetting, MeasuredSetting],
-    quantity: Quantity,
-    matched: Matched,
-    seeds: Sequence[int],
-    share: float,
-) -> Floats:
+def _difference(ends: Sequence[Floats], bases: Sequence[Floats], matched: Matched, share: float) -> Floats:
     """The setting's end minus the reference's `share` of the way from its early start to its late one, (seeds, problems).
 
     Pass@1 of the bases is measured on the same problems, so where they match errs, too: by the delta method, the slope of the
     reference's end times what is left of the bases' difference on each problem, which is 0 on average. Entropy is taken as known.
     """
 
-    def mixed(of: tuple[Floats, Floats, Floats]) -> Floats:
+    def mixed(of: Sequence[Floats]) -> Floats:
         own, early, late = of
         return own - (1 - share) * early - share * late
 
-    def chosen(setting: MeasuredSetting, values: Floats | None) -> Floats:
-        assert values is not None
-        return values[[setting.seeds.index(seed) for seed in seeds]]
-
-    own, early, late = (chosen(one, one.values(quantity)) for one in three)
-    ends = mixed((own, early, late))
     if matched == "entropy":
-        return ends
-    bases = (_bases(three[0], matched, seeds), _bases(three[1], matched, seeds), _bases(three[2], matched, seeds))
-    slope = (late.mean() - early.mean()) / (bases[2].mean() - bases[1].mean())
-    return ends - slope * mixed(bases)
+        return mixed(ends)
+    slope = (ends[2].mean() - ends[1].mean()) / (bases[2].mean() - bases[1].mean())
+    return mixed(ends) - slope * mixed(bases)

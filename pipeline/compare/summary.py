@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.compare.best import at_best_temperature, best_rates, temperatures
 from pipeline.compare.budgets import equal_budgets
-from pipeline.compare.contrasts import Difference, Kind, compare_pairs, declared_differences, differences, gains
+from pipeline.compare.contrasts import Difference, Kind, compare_pairs, declared_differences, differences, gains, measured_pairs
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import Interval, JointInterval, mean_interval
 from pipeline.compare.learning import LearningCurve, learning_curves
@@ -212,10 +212,9 @@ def _best_rates(found: Findings, home: Home) -> dict[str, Any] | None:
     if not best:
         return None
     settings = [one.setting for one in best]
-    by_name = {setting.name: setting for setting in settings}
     contrasts = []
     for axis, along in pairs([setting.planned for setting in settings]).items():
-        measured = [(by_name[one.name], by_name[other.name]) for one, other in along]
-        contrasts += [one.as_dict() for one in compare_pairs("best", axis, measured, found.shown, pooled=found.pooled)]
+        between = compare_pairs("best", axis, measured_pairs(along, settings), found.shown, pooled=found.pooled)
+        contrasts += [one.as_dict() for one in between]
     rows = [{"arm": one.setting.name, "rate": one.rate, "validated": one.validated} for one in best]
     return {"rows": rows, "contrasts": contrasts}

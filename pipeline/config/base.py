@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
@@ -79,26 +78,15 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that decide results, as plain JSON types."""
         kept: dict[str, Any] = {}
-        for name, default in _identity_fields(type(self)):
-            value = getattr(self, name)
+        for name, field in type(self).model_fields.items():
+            declared = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            if declared.get("execution"):
+                continue
+            value = _plain(getattr(self, name))
             # Compare identities, not values: a renamed default is still the default.
-            if default is _ALWAYS or _plain(value) != _plain(default):
-                kept[name] = _plain(value)
+            if not declared.get("left_out_at_default") or value != _plain(field.default):
+                kept[name] = value
         return kept
-
-
-_ALWAYS = object()
-
-
-@functools.cache
-def _identity_fields(config: type[Config]) -> list[tuple[str, Any]]:
-    """Each identity field with the value at which it is left out."""
-    found = []
-    for name, field in config.model_fields.items():
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        if not extra.get("execution"):
-            found.append((name, field.default if extra.get("left_out_at_default") else _ALWAYS))
-    return found
 
 
 def _plain(value: Any) -> Any:

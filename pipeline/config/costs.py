@@ -126,7 +126,7 @@ def training_costs(model: ModelConfig, vocabulary: int, settings: NextTokenTrain
     }
     return Costs(
         tokens, settings.steps, 3 * (layers + output) + recomputed, 0.0, memory,
-        stored=_stored(model, vocabulary, settings.dtype, step_checkpoints=2),
+        stored=_stored(model, vocabulary, settings.dtype),
         checkpoint=_checkpoint(model, vocabulary, settings.dtype),
         transfers=tuple(transfers(settings.launch, model.parameters(vocabulary).total, model.layers, settings.dtype,
                                   micro_steps=settings.global_batch // (settings.launch.processes * settings.launch.micro_batch))),
@@ -182,7 +182,7 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
     sampling = Sampling(model, vocabulary, settings.dtype, tuple(draws), settings.gpu_memory_share, parts)
     return Costs(
         int(steps_tokens), settings.steps, trained, generated, memory,
-        stored=_stored(model, vocabulary, settings.dtype, step_checkpoints=2),
+        stored=_stored(model, vocabulary, settings.dtype),
         checkpoint=_checkpoint(model, vocabulary, settings.dtype), transfers=tuple(of_step),
         sampling=sampling, sleeps=settings.engine.sleep,
     )  # fmt: skip
@@ -268,9 +268,9 @@ _AT_ONCE = 256
 """Most sequences that vLLM samples at once, by default on most devices. In RL, TRL has it sample a whole batch."""
 
 
-def _stored(model: ModelConfig, vocabulary: int, dtype: Dtype, *, step_checkpoints: int) -> float:
-    """Step checkpoints, and the weights in the export."""
-    return step_checkpoints * _checkpoint(model, vocabulary, dtype) + model.parameters(vocabulary).total * bytes_of(dtype)
+def _stored(model: ModelConfig, vocabulary: int, dtype: Dtype) -> float:
+    """Two step checkpoints, and the weights in the export."""
+    return 2 * _checkpoint(model, vocabulary, dtype) + model.parameters(vocabulary).total * bytes_of(dtype)
 
 
 def _checkpoint(model: ModelConfig, vocabulary: int, dtype: Dtype) -> float:

@@ -34,8 +34,7 @@ def digest_of_digests(parts: list[tuple[str, str]]) -> str:
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(parts)).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def library_modules() -> tuple[tuple[str, Path], ...]:
+def library_modules() -> list[tuple[str, Path]]:
     """Modules of the running Python's standard library that are written in Python: (relative path, file), sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     found = {}
@@ -45,7 +44,7 @@ def library_modules() -> tuple[tuple[str, Path], ...]:
             if name.endswith(".py") and not name.startswith(_MACHINE):
                 path = Path(folder, name)
                 found[path.relative_to(root).as_posix()] = path
-    return tuple(sorted(found.items()))
+    return sorted(found.items())
 
 
 @lru_cache(maxsize=1)

@@ -122,15 +122,9 @@ OWN_TASK = "task"
 """In a list of evaluation sets, the recipe's own task."""
 
 
-def with_sets(protocol: dict[str, Any], named: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """A protocol as written, with each name in `sets`, and each `task` of an entry, resolved by `named`; `OWN_TASK` stays open."""
-    if not isinstance(protocol.get("sets"), list):
-        return protocol
-
-    def entry(node: Any) -> Any:
-        node = {"task": node} if isinstance(node, str) else node
-        if not isinstance(node, dict) or node.get("task") in (None, OWN_TASK):
-            return {key: value for key, value in node.items() if key != "task"} if isinstance(node, dict) else node
-        return node | {"task": named(node["task"])}
-
-    return protocol | {"sets": [entry(node) for node in protocol["sets"]]}
+def written_set(node: Any, named: Callable[[Any], dict[str, Any]], _: dict[str, Any]) -> Any:
+    """An evaluation set as written, a name or a mapping, with its task resolved by `named`; `OWN_TASK` stays open."""
+    node = {"task": node} if isinstance(node, str) else node
+    if not isinstance(node, dict) or node.get("task") in (None, OWN_TASK):
+        return {key: value for key, value in node.items() if key != "task"} if isinstance(node, dict) else node
+    return node | {"task": named(node["task"])}

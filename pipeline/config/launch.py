@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -46,9 +46,6 @@ class Launch(Config):
     threads: int = execution(1, ge=1, description="CPU threads per process")
     save_steps: int = execution(100, ge=1)
     log_steps: int = execution(10, ge=1)
-
-    def identity(self) -> dict[str, Any]:
-        return {}
 
     @model_validator(mode="after")
     def _saves_fall_on_logs(self) -> Launch:

@@ -309,18 +309,12 @@ def renaming(changes: dict[str, Any], prior: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in changes.items() if key not in ("k", "at") and (key != "form" or shaped)}
 
 
-def with_waypoints(prior: dict[str, Any], named: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """A prior as written, with each waypoint of its schedule that uses a name resolved by `named`.
+def written_waypoint(node: Any, named: Callable[[Any], dict[str, Any]], prior: dict[str, Any]) -> Any:
+    """A waypoint as written, resolved by `named` if it uses a name.
 
     A name brings its kind and knobs; a `k` set for the whole prior stays.
     """
-    if not isinstance(prior.get("schedule"), list):
-        return prior
-
-    def waypoint(node: Any) -> Any:
-        if not isinstance(node, dict) or "use" not in node:
-            return node
-        found = {"kind": "shaped"} | named(node)
-        return found if prior.get("k") is None or "k" in node else {key: value for key, value in found.items() if key != "k"}
-
-    return prior | {"schedule": [waypoint(node) for node in prior["schedule"]]}
+    if not isinstance(node, dict) or "use" not in node:
+        return node
+    found = {"kind": "shaped"} | named(node)
+    return found if prior.get("k") is None or "k" in node else {key: value for key, value in found.items() if key != "k"}

@@ -71,11 +71,6 @@ class StageConfig(Config):
         """Per process, for the engine on a CPU."""
         return 0
 
-    @property
-    def gpu_memory_share(self) -> float:
-        """Of each GPU, for the engine."""
-        return 1.0
-
     @abstractmethod
     def work(self, block_size: int) -> str:
         """How much work it is, in words; `block_size` is its corpus's, in tokens."""
@@ -122,8 +117,7 @@ class TrainingStage(StageConfig):
 
     @property
     def settings(self) -> NextTokenTraining:
-        found: NextTokenTraining = getattr(self, self.kind)
-        return found
+        return getattr(self, self.kind)
 
     @property
     def launch(self) -> Launch:
@@ -225,10 +219,6 @@ class RLStage(StageConfig):
     def kv_cache_gib(self) -> int:
         return self.rl.kv_cache_gib
 
-    @property
-    def gpu_memory_share(self) -> float:
-        return self.rl.gpu_memory_share
-
     def identity(self) -> dict[str, Any]:
         """Of the task, what it is trained on: what it is evaluated on may change."""
         return super().identity() | {"task": self.task.training_identity()}
@@ -267,10 +257,6 @@ class EvaluateStage(StageConfig):
     @property
     def kv_cache_gib(self) -> int:
         return self.evaluate.kv_cache_gib
-
-    @property
-    def gpu_memory_share(self) -> float:
-        return self.evaluate.gpu_memory_share
 
     def work(self, block_size: int) -> str:
         more = len(self.evaluate.temperatures)

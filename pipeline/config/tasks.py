@@ -267,23 +267,17 @@ class GymTask(TaskConfig):
 Task = Annotated[CountdownTask | ArithmeticTask | ParityTask | MathTask | GymTask, Field(discriminator="kind")]
 
 
-def with_held_out(task: dict[str, Any], named: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """A task as written, with each name in `held_out` replaced by where the problems are that the task of that name evaluates on.
+def written_source(node: Any, named: Callable[[Any], dict[str, Any]], _: dict[str, Any]) -> Any:
+    """An entry of `held_out` as written; a name stands for where the problems are that the task of that name evaluates on.
 
-    `named` resolves a name. Raises `PriorlabError` if such a task evaluates on no problems of a data set.
+    `named` resolves it. Raises `PriorlabError` if that task evaluates on no problems of a data set.
     """
-    if not isinstance(task.get("held_out"), list):
-        return task
-
-    def source(node: Any) -> Any:
-        if not isinstance(node, str):
-            return node
-        found = named(node).get("evaluate")
-        if not isinstance(found, dict):
-            raise PriorlabError(
-                f"task.held_out has {node!r}, a task without a data set to evaluate on; name one that has (task.evaluate), or write "
-                "the source out: {hub: NAME, split: test} or {file: problems.jsonl}"
-            )
-        return {key: value for key, value in found.items() if key in ProblemSource.model_fields}
-
-    return task | {"held_out": [source(node) for node in task["held_out"]]}
+    if not isinstance(node, str):
+        return node
+    found = named(node).get("evaluate")
+    if not isinstance(found, dict):
+        raise PriorlabError(
+            f"task.held_out has {node!r}, a task without a data set to evaluate on; name one that has (task.evaluate), or write "
+            "the source out: {hub: NAME, split: test} or {file: problems.jsonl}"
+        )
+    return {key: value for key, value in found.items() if key in ProblemSource.model_fields}

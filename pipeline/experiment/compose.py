@@ -18,25 +18,27 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.evaluation import with_sets
-from pipeline.config.prior import renaming, with_waypoints
+from pipeline.config.evaluation import written_set
+from pipeline.config.prior import renaming, written_waypoint
 from pipeline.config.recipe import RecipeConfig
-from pipeline.config.tasks import with_held_out
+from pipeline.config.tasks import written_source
 from pipeline.errors import PriorlabError
 from pipeline.experiment.axes import assignments, axis_keys, check_axes, coordinate, flat_axes, label
 from pipeline.experiment.config_files import bare_name, parse_yaml, read_config
 from pipeline.experiment.explain import explain, unknown_key
-from pipeline.store.folders import NAME
+from pipeline.store.folders import sweep_name
 
 GROUPS = {name: name for name in ("task", "corpus", "model", "prior", "midtrain", "sft", "rl", "evaluate", "cluster")} | {
     "midtrain.corpus": "corpus", "midtrain.prior": "prior", "sft.prior": "prior",
     "rl.exploration": "exploration", "rl.advantage": "advantage",
 }  # fmt: skip
 """Key of a recipe -> folder of `configs` that its names are looked up in; outer keys first."""
-_RENAMING = {"prior": renaming}
-"""By group, which changes turn a file's config into a different one; its name then lists them after the file's."""
-_WRITTEN_OUT = {"prior": (with_waypoints, "prior"), "evaluate": (with_sets, "task"), "task": (with_held_out, "task")}
-"""By group, a function that resolves file names nested in its other keys, and the group that these are of."""
+_LISTS = {
+    "prior": ("schedule", written_waypoint, "prior"),
+    "evaluate": ("sets", written_set, "task"),
+    "task": ("held_out", written_source, "task"),
+}
+"""By group, a key with a list in which names of files may stand, what resolves one of its entries, and the group of the names."""
 _SWEEP_KEYS = {"recipe", "axes", "description", "contrasts"}
 
 
@@ -126,7 +128,7 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
             )
     check_axes(axes, name)
     contrasts = _contrasts(tree.get("contrasts") or [], name)
-    return Sweep(_sweep_name(rename or bare_name(name)), axes, recipe, tree.get("description", ""), contrasts)
+    return Sweep(sweep_name(rename or bare_name(name)), axes, recipe, tree.get("description", ""), contrasts)
 
 
 def _contrasts(given: Any, sweep: str) -> tuple[tuple[str, str], ...]:
@@ -142,12 +144,6 @@ def _contrasts(given: Any, sweep: str) -> tuple[tuple[str, str], ...]:
     return tuple((setting, reference) for setting, reference in pairs)
 
 
-def _sweep_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise PriorlabError(f"{name!r} cannot name a sweep: use letters, digits, '.', '_' and '-', at most 64")
-    return name
-
-
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
     """A recipe alone, as a sweep of one cell."""
     recipe = _recipe_tree(name)
@@ -156,7 +152,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
         if path[0] == "axes":
             raise PriorlabError(f"{override!r}: a recipe has no axes; set the key itself, or start a sweep of it with `priorlab sweep`")
         assign(recipe, path, value)
-    return Sweep(_sweep_name(f"{bare_name(name)}-run"), {}, recipe)
+    return Sweep(sweep_name(f"{bare_name(name)}-run"), {}, recipe)
 
 
 def _recipe_tree(node: Any, used: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -238,12 +234,13 @@ def _resolved(path: str, node: Any) -> Any:
         merged = read_config(group, name) | {"name": bare_name(str(name))}
         for key, value in changes.items():
             assign(merged, [key], value, tuple(path.split(".")))
-        if group in _RENAMING and "name" not in changes and (told := _RENAMING[group](changes, merged)):
+        if group == "prior" and "name" not in changes and (told := renaming(changes, merged)):
             merged["name"] = label({"use": merged["name"], **told})
         node = merged
-    if group in _WRITTEN_OUT:
-        written_out, named_group = _WRITTEN_OUT[group]
-        node = written_out(node, functools.partial(_resolved, named_group))
+    if group in _LISTS:
+        key, written_out, named_group = _LISTS[group]
+        if isinstance(node.get(key), list):
+            node = node | {key: [written_out(one, functools.partial(_resolved, named_group), node) for one in node[key]]}
     for inner in GROUPS:
         outer, _, key = inner.rpartition(".")
         if outer == path and key in node:

@@ -18,14 +18,10 @@ from pipeline.store.folders import NAME, Home
 
 def save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
     folder = home.sweep(sweep.name)
-    definition = folder / "sweep.yaml"
-    text = sweep.as_yaml()
-    if not definition.exists() or definition.read_text(encoding="utf-8") != text:
-        write_text_atomically(definition, text)
     cells = "".join(json.dumps(_cell_row(plan)) + "\n" for plan in graph.cells)
-    listed = folder / "cells.jsonl"
-    if not listed.exists() or listed.read_text(encoding="utf-8") != cells:
-        write_text_atomically(listed, cells)
+    for file, text in ((folder / "sweep.yaml", sweep.as_yaml()), (folder / "cells.jsonl", cells)):
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            write_text_atomically(file, text)
 
 
 def _cell_row(plan: CellPlan) -> dict[str, Any]:

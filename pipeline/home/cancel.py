@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import PriorlabError
-from pipeline.experiment.graph import build_graph
-from pipeline.experiment.saved import known_sweep
 from pipeline.home.processes import holder_text, holders, runs_spec, signal_holder
+from pipeline.home.status import folders_of
 from pipeline.run.backends import cancel_jobs, jobs_of
 from pipeline.store.files import lock_is_held, read_json, write_json_atomically
 from pipeline.store.folders import NAME, Home, StageFolder
@@ -59,7 +58,7 @@ def cancel(name: str, home: Home) -> Cancelled:
 
 def _cancel_sweep(name: str, home: Home) -> Cancelled:
     found = Cancelled()
-    folders = [node.folder(home) for node in build_graph(known_sweep(name, home).cells()).stages.values()]
+    folders = folders_of(home, name)
     running = [folder.name for folder in folders if folder.is_held() and _sweep_of(folder) == name]
     lock = home.sweep(name) / "lock"
     if lock_is_held(lock):

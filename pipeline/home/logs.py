@@ -27,19 +27,12 @@ def find_log(folder: StageFolder, attempt: int | None = None) -> Path:
     return known[attempt]
 
 
-def read_log(log: Path) -> Iterator[str]:
-    """The log piece by piece: it may be long."""
-    with log.open(encoding="utf-8", errors="replace") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
-
-
-def follow_log(log: Path, folder: StageFolder) -> Iterator[str]:
-    """The log from its start, and what is added while the stage runs."""
+def read_log(log: Path, follow: StageFolder | None = None) -> Iterator[str]:
+    """The log piece by piece, since it may be long, and what is added while the stage to `follow` runs."""
     with log.open(encoding="utf-8", errors="replace") as file:
         running = True
         while running:
-            running = folder.is_held()  # asked before reading, so that the stage's last output is read
+            running = follow is not None and follow.is_held()  # asked before reading, so that the stage's last output is read
             while chunk := file.read(_CHUNK):
                 yield chunk
             if running:

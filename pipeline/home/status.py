@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PriorlabError
@@ -83,7 +82,7 @@ def report_on(folder: StageFolder, job: Job | None) -> StageReport:
         reported=progress.get("time"),
         attempts=len(attempts),
         progress=_shown(state, problem or describe(progress), job),
-        log=_text(log),
+        log=None if log is None else str(log),
         folder=str(folder.path),
     )
 
@@ -93,7 +92,3 @@ def _shown(state: str, progress: str, job: Job | None) -> str:
     if job is not None:
         parts.append(f"job {job.id}" + (f" waits: {job.reason}" if job.waiting else ""))
     return "  ".join(filter(None, parts))
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

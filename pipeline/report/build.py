@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline.compare.results import result_rows, write_results, write_samples
+from pipeline.compare.results import result_rows, results_text, write_samples
 from pipeline.compare.summary import Findings
 from pipeline.experiment.graph import Graph
 from pipeline.report import details, tables
@@ -74,7 +74,7 @@ _JOINTLY = "Along one axis, all intervals hold jointly with 95%; one that includ
 def write_comparison(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home) -> None:
     """Write all files of the comparison; `summary` is `pipeline.compare.summary.summary` of `found`."""
     folder = home.sweep(name)
-    write_results(folder / "results.csv", list(result_rows(name, found.evaluations)))
+    write_text_atomically(folder / "results.csv", results_text(result_rows(name, found.evaluations)))
     write_samples(folder / "samples.parquet", graph, home)
     drawn = figures(found, home)
     _write_figures(folder / "figures", drawn)
@@ -94,7 +94,7 @@ def _write_figures(folder: Path, drawn: list[Figure]) -> None:
 
 def _markdown(name: str, description: str, summary: dict[str, Any], drawn: list[Figure]) -> str:
     said = "\n".join(f"- {html.escape(sentence, quote=False)}" for sentence in summary["verdict"])
-    parts = [f"# Sweep {name}", html.escape(description, quote=False), said, tables.markdown_table(summary["rows"])]
+    parts = [f"# Sweep {name}", html.escape(description, quote=False), said, tables.markdown(*tables.comparison(summary["rows"]))]
     parts += [tables.mean_over(summary["sets"]["rows"])] if summary["sets"] else []
     parts += [part for _, title, note, table in _tables(summary) for part in (f"## {title}", note, tables.markdown(*table))]
     shown = [f"![{figure.title}](figures/{figure.file_name})\n\n{figure.caption}" for figure in drawn]
@@ -102,7 +102,7 @@ def _markdown(name: str, description: str, summary: dict[str, Any], drawn: list[
 
 
 def _html(name: str, description: str, graph: Graph, found: Findings, summary: dict[str, Any], home: Home, drawn: list[Figure]) -> str:
-    compared, rows = found.settings, summary["rows"]
+    compared, (headings, rows) = found.settings, tables.comparison(summary["rows"])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, loader=loader
@@ -116,8 +116,8 @@ def _html(name: str, description: str, graph: Graph, found: Findings, summary: d
         description=description,
         note=_NOTE,
         summary=summary,
-        headings=tables.headings(tables.pass_keys(rows)),
-        rows=[tables.cells(row, tables.pass_keys(rows)) for row in rows],
+        headings=headings,
+        rows=rows,
         tables=_tables(summary),
         csv=_embedded(home.sweep(name) / "results.csv"),
         figures=drawn,

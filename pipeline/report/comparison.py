@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.compare.evaluations import load_evaluations
 from pipeline.compare.summary import findings, summary
-from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep
 from pipeline.experiment.graph import Graph
-from pipeline.store.files import read_json, write_json_atomically
+from pipeline.store.files import read_mapping, write_json_atomically
 from pipeline.store.folders import Home
 from pipeline.tracking.comparison import log_comparison, summary_run_id
 
@@ -21,44 +18,25 @@ _VERSION = 11
 """Raise it when the same results make different files, so that old ones are rewritten."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Results of a sweep so far, and its report."""
-
-    summary: dict[str, Any]
-    report: Path
-
-
-def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> Comparison | None:
-    """Write the comparison if results are new; None while nothing is evaluated."""
+def compare_sweep(sweep: Sweep, graph: Graph, home: Home) -> dict[str, Any] | None:
+    """Write the comparison if results are new. Its summary; None while nothing is evaluated."""
     folder = home.sweep(sweep.name)
-    report = folder / "report.html"
     digest = _digest(sweep, graph, home)
     stamp = folder / "comparison.json"
-    kept = _kept_comparison(stamp)
-    if kept.get("digest") == digest and report.exists() and (folder / "results.csv").exists():
-        return Comparison(kept["summary"], report)
+    kept = read_mapping(stamp)
+    if kept.get("digest") == digest and (folder / "report.html").exists() and (folder / "results.csv").exists():
+        return kept["summary"]
     evaluations = load_evaluations(graph, home)
     if not evaluations:
         return None
     from pipeline.report.build import write_comparison  # matplotlib and pyarrow take a second to import
 
-    folder.mkdir(parents=True, exist_ok=True)
     found = findings([plan.cell for plan in graph.cells], evaluations, sweep.contrasts)
     shown = summary(found, home)
     write_comparison(sweep.name, sweep.description, graph, found, shown, home)
     log_comparison(sweep.name, graph.cells[0].cell.recipe.tracking, folder, evaluations, shown, summary_run_id(sweep.name, graph))
     write_json_atomically(stamp, {"digest": digest, "summary": shown})
-    return Comparison(shown, report)
-
-
-def _kept_comparison(stamp: Path) -> dict[str, Any]:
-    """The last comparison written; {} if it is missing or unreadable, since recomputing it is cheap."""
-    try:
-        kept = read_json(stamp)
-    except PriorlabError:
-        return {}
-    return kept if isinstance(kept, dict) else {}
+    return shown
 
 
 def _digest(sweep: Sweep, graph: Graph, home: Home) -> str:

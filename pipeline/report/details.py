@@ -61,14 +61,10 @@ def _problems(recipe: RecipeConfig) -> str:
     return f"the mean over {len(counts)} sets ({', '.join(f'{name} {count}' for name, count in counts.items())} problems)"
 
 
-def prior_rows(compared: Sequence[MeasuredSetting]) -> list[list[str]]:
-    """Each prior's name, its objective, and the knobs that matter."""
-    rows = []
-    for prior in (setting.before[0].plan.cell.recipe.prior for setting in compared):
-        row = [prior.name, prior.kind, prior.knobs_text]
-        if row not in rows:  # priors of one name may differ in k
-            rows.append(row)
-    return rows
+def prior_rows(compared: Sequence[MeasuredSetting]) -> list[tuple[str, str, str]]:
+    """Each prior's name, its objective, and the knobs that matter; priors of one name may differ in k."""
+    priors = [setting.before[0].plan.cell.recipe.prior for setting in compared]
+    return list(dict.fromkeys((prior.name, prior.kind, prior.knobs_text) for prior in priors))
 
 
 @dataclass(frozen=True)
@@ -133,13 +129,11 @@ def _responses(evaluation: Evaluation, problems: list[str], home: Home) -> dict[
     protocol = evaluation.plan.cell.recipe.evaluate
     table = with_current_columns(pq.read_table(file, filters=[("problem_id", "in", problems)]), protocol)
     found: dict[str, list[Response]] = {}
-    for row in table.to_pylist():
+    for row in sorted(table.to_pylist(), key=lambda row: not row["greedy"]):
         if not row["greedy"] and (row["sample"] >= _SAMPLES or row["temperature"] != protocol.temperature):
             continue
         text = row["text"] if len(row["text"]) <= _LONGEST else row["text"][:_LONGEST] + " ..."
         found.setdefault(row["problem_id"], []).append(Response(text, row["correct"], row["greedy"]))
-    for responses in found.values():
-        responses.sort(key=lambda one: not one.greedy)
     return found
 
 

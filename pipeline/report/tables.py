@@ -40,9 +40,12 @@ def share(interval: dict[str, Any] | None, *, with_interval: bool = False) -> st
 
 def headings(keys: list[str], *, bayes: bool = False) -> list[str]:
     """`bayes` as in `cells`; a posterior gain is shrunk towards the uniform prior, so it is not after minus before."""
+    return ["setting", "entropy", "perplexity", *_of_keys(keys, bayes=bayes)]
+
+
+def _of_keys(keys: list[str], *, bayes: bool = False) -> list[str]:
     gains = {key: "posterior gain [95% credible]" if bayes and key == "pass@1" else "gain [95%, jointly]" for key in keys}
-    pairs = [[f"{key} before", "after", gains[key]] for key in keys]
-    return ["setting", "entropy", "perplexity", *(heading for pair in pairs for heading in pair)]
+    return [heading for key in keys for heading in (f"{key} before", "after", gains[key])]
 
 
 def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[str]:
@@ -54,43 +57,26 @@ def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[
     return shown
 
 
-def terminal_table(rows: list[dict[str, Any]], title: str, keys: list[str] | None = None, *, bayes: bool = False) -> Table:
+def comparison(rows: list[dict[str, Any]], keys: list[str] | None = None, *, bayes: bool = False) -> Rows:
     """The comparison, or only its columns for `keys` (pass@1, ...)."""
     keys = pass_keys(rows) if keys is None else keys
-    return _table(title, headings(keys, bayes=bayes), [cells(row, keys, bayes=bayes) for row in rows])
-
-
-def sets_table(rows: list[dict[str, Any]], title: str, keys: list[str]) -> Table:
-    """What was measured on each evaluation set, in the columns for `keys`."""
-    titles, shown = on_sets(rows, keys)
-    return _table(title, titles, shown, named=2)
+    return headings(keys, bayes=bayes), [cells(row, keys, bayes=bayes) for row in rows]
 
 
 def on_sets(rows: list[dict[str, Any]], keys: list[str]) -> Rows:
     """Headings and rows, one per setting and evaluation set."""
-    pairs = [[f"{key} before", "after", "gain [95%, jointly]"] for key in keys]
     shown = [[row["set"], row["arm"], *(text for key in keys for text in _before_after_gain(row[key]))] for row in rows]
-    return ["set", "setting", *(heading for pair in pairs for heading in pair)], shown
-
-
-def starts_table(rows: list[dict[str, Any]], title: str, keys: list[str]) -> Table:
-    """What RL gains from each of its starts, in the columns for `keys`."""
-    return _table(title, *starts(rows, keys))
+    return ["set", "setting", *_of_keys(keys)], shown
 
 
 def starts(rows: list[dict[str, Any]], keys: list[str]) -> Rows:
     """Headings and rows, one per setting and start of RL."""
-    pairs = [[f"{key} before", "after", "gain [95%, jointly]"] for key in keys]
     shown = [
-        [row["arm"], f"{row['start']:g}", _count(row["tokens"]), f"{row['entropy']['value']:.4f}"]
+        [row["arm"], f"{row['start']:g}", numbers.short(row["tokens"]), f"{row['entropy']['value']:.4f}"]
         + [text for key in keys for text in _before_after_gain(row[key])]
         for row in rows
     ]
-    return ["setting", "start", "tokens", "entropy", *(heading for pair in pairs for heading in pair)], shown
-
-
-def matched_table(found: list[dict[str, Any]], title: str, metrics: list[str]) -> Table:
-    return _table(title, *matched([one for one in found if one["metric"] in metrics]))
+    return ["setting", "start", "tokens", "entropy", *_of_keys(keys)], shown
 
 
 def matched(found: list[dict[str, Any]]) -> Rows:
@@ -99,18 +85,10 @@ def matched(found: list[dict[str, Any]]) -> Rows:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for one in found:
         base = numbers.share(one["at"]) if one["matched"] == "pass@1" else f"{one['at']:.4f}"
-        names = (one["arm"], f"{one['start']:g}", one["reference"], _count(one["reference_tokens"]), f"{one['matched']} {base}")
+        names = (one["arm"], f"{one['start']:g}", one["reference"], numbers.short(one["reference_tokens"]), f"{one['matched']} {base}")
         rows.setdefault(names, {})[one["metric"]] = gain(one)
     headings = ["setting", "start", "compared with", "at tokens", "equal base", *metrics]
     return headings, [[*names, *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
-
-
-def _count(tokens: float) -> str:
-    """`154k`, `125B`."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
-            return f"{tokens / size:.3g}{unit}"
-    return f"{tokens:.0f}"
 
 
 def mean_over(rows: list[dict[str, Any]]) -> str:
@@ -123,13 +101,8 @@ def _before_after_gain(measured: dict[str, Any]) -> list[str]:
     return [share(measured["before"]), share(measured["after"]), gain(measured["gain"])]
 
 
-def contrasts_table(differences: list[dict[str, Any]], title: str, metrics: list[str]) -> Table:
-    """Differences between settings, in the columns for `metrics` (pass@1, greedy, ...)."""
-    return _table(title, *contrasts([one for one in differences if one["metric"] in metrics]))
-
-
-def _table(title: str, titles: Sequence[str], rows: list[list[str]], named: int = 1) -> Table:
-    """The first `named` columns are words."""
+def terminal_table(title: str, titles: Sequence[str], rows: list[list[str]], named: int = 1) -> Table:
+    """For a terminal; the first `named` columns are words."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for position, heading in enumerate(titles):
         table.add_column(heading, justify="left" if position < named else "right", no_wrap=True)
@@ -211,10 +184,6 @@ def changed_problems(found: list[dict[str, Any]]) -> Rows:
 
 def _before_to_after(sides: dict[str, Any] | None) -> str:
     return _DASH if sides is None else f"{share(sides['before'])} to {share(sides['after'])}"
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    return markdown(headings(pass_keys(rows)), [cells(row, pass_keys(rows)) for row in rows])
 
 
 def markdown(titles: Sequence[str], rows: list[list[str]]) -> str:

@@ -47,15 +47,12 @@ class View(Protocol):
 
     def changed(self, stage: StageState, states: list[StageState]) -> None:
         """A stage has entered another state."""
-        ...
 
     def note(self, text: str) -> None:
         """Something about the whole run."""
-        ...
 
     def tick(self, states: list[StageState]) -> None:
         """Called several times a second while stages run."""
-        ...
 
 
 @dataclass(frozen=True)

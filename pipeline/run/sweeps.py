@@ -14,7 +14,7 @@ from pipeline.experiment.saved import save_definition, saved_sweep
 from pipeline.run.launch import visible_devices
 from pipeline.run.scheduler import run
 from pipeline.run.state import Outcome, View
-from pipeline.store.files import read_json
+from pipeline.store.files import read_mapping
 from pipeline.store.folders import Home, StageFolder
 
 
@@ -61,16 +61,12 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
             f"{target.name} is an adopted checkpoint: it was not computed here, so it cannot be made again. To bring it in anew, "
             f"remove {folder.path} and run `priorlab adopt`"
         )
-    wanted = {target.fingerprint}
-    if not alone:
-        wanted |= graph.descendants(target)
+    dependents = graph.descendants(target)
+    wanted = {target.fingerprint} if alone else {target.fingerprint} | dependents
     if force:
-        wanted |= graph.descendants(target)
         for node in reversed(list(graph.stages.values())):  # dependents first: a kill in between leaves nothing stale
-            if node.fingerprint in wanted and node.config.adopted is None:
+            if node.fingerprint in {target.fingerprint} | dependents and node.config.adopted is None:
                 _clear(node.folder(home))
-        if alone:
-            wanted = {target.fingerprint}
     else:
         wanted |= {node.fingerprint for node in graph.ancestors(target) if node.folder(home).record() is None}
     saved = saved_sweep(spec["sweep"], home)
@@ -80,12 +76,9 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
 
 def _readable_spec(folder: StageFolder) -> dict[str, Any] | None:
     """A spec with all its parts; a damaged one must not stand in the way of other stages."""
-    try:
-        spec = read_json(folder.spec)
-    except PriorlabError:
-        return None
+    spec = read_mapping(folder.spec)
     needed = {"kind", "slug", "fingerprint", "config", "parents", "labels", "sweep", "tracking"}
-    return spec if isinstance(spec, dict) and needed <= spec.keys() and spec["kind"] in KINDS else None
+    return spec if needed <= spec.keys() and spec["kind"] in KINDS else None
 
 
 def _add_dependents_never_started(graph: Graph, target: str, home: Home) -> None:

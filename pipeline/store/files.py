@@ -13,8 +13,6 @@ from typing import Any
 
 from pipeline.errors import PriorlabError
 
-_HASH_CHUNK = 1 << 20
-
 
 def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> None:
     """Readers see the old file or the new, never a part. `durable` also survives a power cut (fsync)."""
@@ -30,15 +28,15 @@ def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> Non
         temporary.unlink(missing_ok=True)
         raise
     if durable:
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> None:
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -48,11 +46,7 @@ def _sync_folder(folder: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """Flush a folder, and all files and folders below it, to disk."""
     for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            _sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        _sync(path)
 
 
 def read_json(path: Path) -> Any | None:
@@ -65,6 +59,15 @@ def read_json(path: Path) -> Any | None:
         raise PriorlabError(
             f"{path} is not readable JSON ({error}). Remove the file to rerun its stage from the last checkpoint."
         ) from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a file says that nothing depends on; empty if it is missing, unreadable, or no mapping."""
+    try:
+        value = read_json(path)
+    except PriorlabError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def manifest_of(folder: Path) -> dict[str, str]:
@@ -85,11 +88,8 @@ def damage(folder: Path, manifest: dict[str, str]) -> list[str]:
 
 
 def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lock_is_held(path: Path) -> bool:

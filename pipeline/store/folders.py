@@ -24,10 +24,17 @@ from typing import Any
 
 from pipeline.errors import PriorlabError
 from pipeline.store import lease
-from pipeline.store.files import damage, lock_is_held, read_json, take_lock
+from pipeline.store.files import damage, lock_is_held, read_json, read_mapping, take_lock
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names that become folders below the home or are looked up as files: they cannot lead elsewhere."""
+
+
+def sweep_name(name: str) -> str:
+    """The name; raises `PriorlabError` if it cannot name a sweep."""
+    if not NAME.fullmatch(name):
+        raise PriorlabError(f"{name!r} cannot name a sweep: use letters, digits, '.', '_' and '-', at most 64")
+    return name
 
 
 def verify_manifest(folder: Path, manifest: dict[str, str]) -> None:
@@ -170,12 +177,8 @@ class StageFolder:
 
 
 def status_of(folder: StageFolder) -> dict[str, Any]:
-    """The stage's last progress report; empty if missing or unreadable: it is for people, and nothing depends on it."""
-    try:
-        status = read_json(folder.status)
-    except PriorlabError:
-        return {}
-    return status if isinstance(status, dict) else {}
+    """The stage's last progress report, which is for people."""
+    return read_mapping(folder.status)
 
 
 _LISTING_NS = 2 * 10**9
@@ -228,9 +231,7 @@ class Home:
         raise PriorlabError(f"{name!r} matches several stages ({listed}); give one of these names or more digits of the fingerprint")
 
     def sweep(self, name: str) -> Path:
-        if not NAME.fullmatch(name):
-            raise PriorlabError(f"{name!r} cannot name a sweep: use letters, digits, '.', '_' and '-', at most 64")
-        return self.path / "sweeps" / name
+        return self.path / "sweeps" / sweep_name(name)
 
     @contextlib.contextmanager
     def sweep_lock(self, name: str) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +55,14 @@ def log_comparison(
             _summarise(run, f"{row['arm']}/{row['set']}/{metric}", numbers)
     run.summary["verdict"] = " ".join(summary["verdict"])
     columns = ["axis", "arm", "reference", "metric", "k", "family", "value", "low", "high", "superiority"]
-    contrasts = {
-        kind: wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in summary[kind]])
-        for kind in CONTRASTS
-        if summary[kind]
-    }
+    contrasts = {kind: _table(columns, summary[kind]) for kind in CONTRASTS if summary[kind]}
     if summary["starts"]:
         contrasts |= _starts(summary["starts"])
     if summary["learning"]:
         contrasts |= _learning(summary["learning"])
     if sets["rows"]:
         contrasts["sets"] = on_sets
-        told = [[one[column] for column in ["set", *columns]] for one in sets["levels"]]
-        contrasts["sets_levels"] = wandb.Table(columns=["set", *columns], data=told)
+        contrasts["sets_levels"] = _table(["set", *columns], sets["levels"])
     curves = wandb.Table(columns=["line", "cell", "prior", "seed", "after", "k", "pass@k"])
     for evaluation in evaluations:
         if evaluation.milestone or evaluation.not_finite:
@@ -115,22 +110,8 @@ def _starts(found: dict[str, Any]) -> dict[str, Any]:
     against = wandb.Table(columns=["arm", "tokens", "gain in pass@1"], data=gained)
     title = "gain in pass@1 against tokens of pre-training"
     chart = wandb.plot.line(against, x="tokens", y="gain in pass@1", stroke="arm", title=title)
-    columns = [
-        "axis",
-        "arm",
-        "start",
-        "reference",
-        "matched",
-        "at",
-        "reference_tokens",
-        "metric",
-        "k",
-        "family",
-        "value",
-        "low",
-        "high",
-    ]
-    equal = wandb.Table(columns=columns, data=[[one[column] for column in columns] for one in found["matched"]])
+    columns = ["axis", "arm", "start", "reference", "matched", "at", "reference_tokens", "metric", "k", "family"]
+    equal = _table([*columns, "value", "low", "high"], found["matched"])
     return {"starts": table, "gain_against_tokens": chart, "equal_bases": equal}
 
 
@@ -140,7 +121,7 @@ def _learning(found: list[dict[str, Any]]) -> dict[str, Any]:
 
     columns = ["budget", "axis", "arm", "reference", "k", "at", "value", "low", "high"]
     points = [{**curve, **point} for curve in found for point in curve["points"]]
-    table = wandb.Table(columns=columns, data=[[point[column] for column in columns] for point in points])
+    table = _table(columns, points)
     lines = wandb.Table(columns=["line", "step", "pass@1"])
     for point in points:
         if point["budget"] == "steps" and point["k"] == 1:
@@ -149,6 +130,13 @@ def _learning(found: list[dict[str, Any]]) -> dict[str, Any]:
                     lines.add_data(f"{point['arm']} - {point['reference']}{end}", point["at"], point[key])
     chart = wandb.plot.line(lines, x="step", y="pass@1", stroke="line", title="pass@1 during RL, compared, joint 95% bands")
     return {"learning": table, "learning_curves": chart}
+
+
+def _table(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> Any:
+    """These columns of the rows."""
+    import wandb
+
+    return wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in rows])
 
 
 def _summarise(run: Any, name: str, numbers: Sequence[float | None]) -> None:

@@ -50,7 +50,7 @@ def test_it_is_one_axis_whose_reference_is_cross_entropy(tmp_path: Path) -> None
         "ce,temperature=0.9 rl.optimizer.learning_rate=0.0002",
     ]  # fmt: skip
     assert [setting.name for setting in settings] == names
-    assert [setting.seeds for setting in settings] == [[0, 1]] * 3
+    assert [[cell.recipe.seed for cell in setting.cells] for setting in settings] == [[0, 1]] * 3
     found = {axis: [(one.name, other.name) for one, other in along] for axis, along in pairs(settings).items()}
     assert found == {LINKED: [(names[0], names[1]), (names[2], names[1])]}
 

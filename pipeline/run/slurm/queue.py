@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import StageNode
 from pipeline.run.retries import Cause
-from pipeline.store.files import read_json, write_json_atomically
+from pipeline.store.files import read_mapping, write_json_atomically
 from pipeline.store.folders import StageFolder
 
 _SECONDS = 60
@@ -103,26 +103,18 @@ def remember(folder: StageFolder, job: str, sweep: str, name: str) -> None:
 
 def submitted_by(folder: StageFolder) -> str | None:
     """The sweep that submitted the stage's last job."""
-    return _kept(folder).get("sweep")
+    return read_mapping(folder.path / "job.json").get("sweep")
 
 
 def job_of(folder: StageFolder, jobs: dict[str, SlurmJob]) -> SlurmJob | None:
     """The stage's last job, if Slurm still knows it. Its name must fit too: ids start anew when a cluster is set up again."""
-    kept = _kept(folder)
+    kept = read_mapping(folder.path / "job.json")
     found = jobs.get(kept.get("job", ""))
     return found if found is not None and found.name == kept.get("name") else None
 
 
 def was_submitted(folder: StageFolder) -> bool:
     return (folder.path / "job.json").exists()
-
-
-def _kept(folder: StageFolder) -> dict[str, str]:
-    try:
-        kept = read_json(folder.path / "job.json")
-    except PriorlabError:
-        return {}
-    return kept if isinstance(kept, dict) else {}
 
 
 def job_name(node: StageNode, folder: StageFolder) -> str:

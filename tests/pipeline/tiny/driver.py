@@ -20,7 +20,8 @@ def main() -> None:
     os.environ["WANDB_MODE"] = "disabled"  # its start takes longer than a tiny stage
     graph = build_graph(load_sweep("smoke", overrides).cells())
     home = Home.from_environment()
-    with PlainView(Console(stderr=True, width=400)) as view, home.sweep_lock(name):
+    view = PlainView(Console(stderr=True, width=400))
+    with home.sweep_lock(name):
         cluster = graph.cells[0].cell.recipe.cluster
         outcome = run(graph, home, sweep=name, jobs=int(jobs), view=view, cluster=cluster, package="tests.pipeline.tiny")
     print(json.dumps({state.node.name: [state.state, state.reason] for state in outcome.states}))
