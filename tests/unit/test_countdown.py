@@ -48,7 +48,7 @@ def test_every_correct_expression_scores(response: str) -> None:
 def test_anything_else_scores_zero_without_being_computed(response: str) -> None:
     started = time.process_time()
     assert not TASK.verify(PROBLEM, response).correct
-    assert time.process_time() - started < 1.0  # milliseconds; to compute one of these takes minutes or for ever
+    assert time.process_time() - started < 0.05  # microseconds; to compute one of these takes minutes or for ever
 
 
 @settings(max_examples=300, deadline=None)

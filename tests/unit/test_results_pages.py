@@ -89,7 +89,7 @@ def test_the_page_of_levels_tells_what_decides_as_the_data_do() -> None:
         line = stats.linregress([ours[1][perplexity] - theirs[1][perplexity] for ours, theirs in runs], levels)
         half = stats.t.ppf(0.975, len(runs) - 2) * line.intercept_stderr
         low, high = line.intercept - half, line.intercept + half
-        assert f"`{prior}`" + f" {'ends ' * (prior == 'precision')}{with_interval(line.intercept, low, high)}" in told
+        assert f"`{prior}` ends {with_interval(line.intercept, low, high)}" in told
         explained.append(f"{line.rvalue**2:.0%}")
     assert f"perplexity explains {explained[0]} of" in told
     assert f"and {explained[1]} of those" in told
