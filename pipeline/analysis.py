@@ -49,7 +49,7 @@ def load_sweep_results(name: str, home: Path | str | None = None, *, pooled: boo
     """Results of a sweep so far. `home` defaults to $PRIORLAB_HOME, or to `runs` in the current folder if that is not set.
 
     `pooled=False` estimates the spread over seeds for each setting separately, as `priorlab report --unpooled` does. Each frame is
-    computed on first use and cached; load the sweep again to see new results. Raises `PriorlabError` if there is no such sweep. Its
+    computed on first use and cached; load the sweep again to see new results. Raises `PriorlabError` if no sweep has this name. Its
     frames raise it if a file is damaged and, except for `metrics`, before any evaluation has finished.
     """
     folder = Home.from_environment() if home is None else Home(Path(home).absolute())

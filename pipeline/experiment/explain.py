@@ -72,7 +72,7 @@ def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
-    """That there is no such key, and which one was likely meant."""
+    """A message that the key is unknown, and which one was likely meant."""
     known = sorted(known)
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"

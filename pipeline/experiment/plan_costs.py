@@ -111,7 +111,7 @@ def _with_engines(planned: _Planned, assumed: Assumptions) -> Iterator[_Planned]
         yield planned
         return
     for parts, sleep in itertools.product((1, 2, 4, 8), (False, True)):
-        with contextlib.suppress(ValueError):  # processes, model or validation cannot be split this way, or there is no room
+        with contextlib.suppress(ValueError):  # processes, model or validation do not split into so many parts, or memory is too small
             planned.recipe.model.check_tensor_parallel(parts)
             engine = {"engine": {"tensor_parallel": parts, "sleep": sleep}}
             costs = _costs(_with_rl(planned, engine))
