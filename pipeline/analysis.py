@@ -100,7 +100,7 @@ class SweepResults:
 
     @cached_property
     def adjusted(self) -> pandas.DataFrame:
-        """Where RL ends in pass@1, given where it began: setting minus reference. Empty with too few seeds."""
+        """Where RL ends in pass@1, given the base: setting minus reference. Empty with too few seeds."""
         return self._contrasts("adjusted")
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Settings against their references, paired per problem and seed: where RL ends, what it gained, and where it ends given its start.
+"""Settings against their references, paired per problem and seed: where RL ends, what it gained, and where it ends given the base.
 
 The paper claims that RL ends higher from a precise prior, so levels come first. All are after RL minus a multiple of before: 0
 for the level, 1 for the gain, and for the level given the base the slope of after on before over seeds (analysis of covariance).

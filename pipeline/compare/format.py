@@ -1,4 +1,4 @@
-"""How tables and sentences write shares and gains: `.083`, `+.083`, `+.083 [+.061, +.106]`."""
+"""How tables and sentences write shares, gains and p values: `.083`, `+.083 [+.061, +.106]`, `p < .001`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def signed(value: float) -> str:
 
 def with_interval(value: float, low: float, high: float) -> str:
     return f"{signed(value)} [{signed(low)}, {signed(high)}]"
+
+
+def p_value(p: float) -> str:
+    """`p = .032`, or `p < .001`."""
+    return f"p = {share(p)}" if p >= 0.001 else "p < .001"
 
 
 def short(number: float, thousand: str = "k") -> str:

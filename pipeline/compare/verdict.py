@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from pipeline.compare.contrasts import Difference, Kind
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.format import share, signed, with_interval
+from pipeline.compare.format import p_value, share, signed, with_interval
 from pipeline.compare.intervals import JointInterval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import MEASUREMENTS, Predictor
@@ -19,11 +19,11 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {
     "level": ("ends higher than", "ends lower than", "to end higher or lower than {} after RL"),
     "gain": ("gained more than", "gained less than", "to gain more or less than {}"),
     "best": (
-        "at its best temperature, ends higher than",
-        "at its best temperature, ends lower than",
+        "ends higher, each at its best temperature, than",
+        "ends lower, each at its best temperature, than",
         "to end higher or lower than {} with each at its best temperature",
     ),
-    "adjusted": ("given the same base, ends higher than", "given the same base, ends lower than", ""),
+    "adjusted": ("ends higher, given the same base, than", "ends lower, given the same base, than", ""),
     "declared": ("ends higher than", "ends lower than", "to end higher or lower than {} after RL"),
 }
 
@@ -177,9 +177,9 @@ def _foretelling(foretold: Sequence[Predictor]) -> list[str]:
         best = foretold[0]
         return [
             f"No measurement of the base model is shown to correlate with pass@1 after RL over {bases} base settings; the strongest is "
-            f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f}, p = {share(best.p)})."
+            f"{MEASUREMENTS[best.measurement]} (rank correlation {best.correlation:+.2f}, {p_value(best.p)})."
         ]
-    named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f}, p = {share(one.p)})" for one in shown]
+    named = [f"{MEASUREMENTS[one.measurement]} ({one.correlation:+.2f}, {p_value(one.p)})" for one in shown]
     return [
         f"Over {bases} base settings, pass@1 after RL correlates with the base model's {', '.join(named)}: look there before "
         "spending RL compute. Correlation is not causation."

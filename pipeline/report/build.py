@@ -29,7 +29,7 @@ _ABOUT = {
     "levels": ("Where RL ends", "After RL: setting minus the one it is compared with, paired per problem and seed."),
     "differences": ("What RL gains", "Gain of the setting minus gain of the one it is compared with."),
     "adjusted": (
-        "Where RL ends, given its start",
+        "Where RL ends, given the base",
         "The difference after RL, less what the difference before RL explains: the slope of after on before over seeds.",
     ),
     "best_temperature": (
@@ -60,7 +60,7 @@ _STARTS = (
 )
 _MATCHED = (
     "After RL: setting minus reference, where the reference is interpolated linearly between two of its starts to the pass@1, or to "
-    "the entropy, of the setting's base. Where the reference has no such starts around it, there is no comparison. Along one axis, all "
+    "the entropy, of the setting's base. Where no two of its starts lie around it, the pair is left out. Along one axis, all "
     "intervals matched alike hold jointly with 95%; one that includes 0 shows no difference."
 )
 _SETS = (

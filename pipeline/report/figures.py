@@ -69,7 +69,8 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     if known := curves(compared)[:_MOST_LINES]:
         of_k = [Quantity("pass@k", k) for k in dict.fromkeys([ks[0], ks[-1]])]
         said = (
-            "Gains with joint intervals, as in the table. Where lines meet, RL ends alike from bases with the same pass@1, or entropy."
+            "Gains with joint intervals, as in the table; those at equal tokens are drawn side by side. Where lines meet, RL ends "
+            "alike from bases with the same pass@1, or entropy."
         )
         shown.append(Figure("What RL gains against tokens of pre-training", plots.start_curves(known, found.gains, of_k), said))
     shown.append(

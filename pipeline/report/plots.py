@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from pipeline.compare.best import temperatures
 from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.format import share
+from pipeline.compare.format import p_value
 from pipeline.compare.intervals import Interval, JointInterval
 from pipeline.compare.learning import LearningCurve
 from pipeline.compare.measured import MeasuredSetting, Quantity
@@ -165,7 +165,7 @@ def level_against(points: Points, settings: Sequence[MeasuredSetting], foretold:
             axis.xaxis.set_major_locator(MaxNLocator(4))
             if name in correlations:
                 one = correlations[name]
-                axis.set_title(f"{one.correlation:+.2f}, p = {share(one.p)}", fontsize=8)
+                axis.set_title(f"{one.correlation:+.2f}, {p_value(one.p)}", fontsize=8)
         for axis in panels[::columns]:
             axis.set_ylabel("pass@1 after RL")
         _legend(figure, panels)
@@ -188,15 +188,21 @@ def temperature_curves(settings: Sequence[MeasuredSetting], ks: Sequence[int]) -
         return to_svg(figure)
 
 
+_APART = 0.012
+"""Share of the axis between intervals that belong at one place, so that none hides another."""
+
+
 def start_curves(found: Sequence[Curve], gained: Mapping[tuple[str, Quantity], JointInterval], shown: Sequence[Quantity]) -> str:
     """Gains against tokens of pre-training with their intervals, and pass@1 after RL against the base's pass@1 and entropy."""
     with plt.rc_context(STYLE):
         figure, panels = _panels(len(shown) + 2, 2, (4.9, 2.7))
+        apart = _APART * max(tokens(one) for curve in found for one in curve.starts)
         for index, curve in enumerate(found):
+            shift = apart * (index - (len(found) - 1) / 2)
             look: dict[str, Any] = {"color": colour(index), "ls": dash(index), "label": curve.name, "marker": "o", "markersize": 3}
             for axis, quantity in zip(panels, shown, strict=False):
                 known = [(tokens(one), gained[one.name, quantity]) for one in curve.starts if (one.name, quantity) in gained]
-                at, values = [place for place, _ in known], [interval.value for _, interval in known]
+                at, values = [place + shift for place, _ in known], [interval.value for _, interval in known]
                 errors = [
                     [interval.value - interval.low for _, interval in known],
                     [interval.high - interval.value for _, interval in known],

@@ -40,9 +40,9 @@ from stages.evaluate.metrics import doubling_ks, pass_at_k
 
 _PRIORS = ("ce", "precision", "diversity", "tail", "head")
 _CLAIMS = {
-    "levels": r"(?<!same base, )ends (higher|lower) than",
+    "levels": r"ends (higher|lower) than",
     "gains": r"gained (more|less) than",
-    "adjusted": r"given the same base, ends",
+    "adjusted": r"ends (higher|lower), given the same base, than",
     "predictors": r"after RL correlates with",
 }
 _SIZES = ("half-width", "detectable")

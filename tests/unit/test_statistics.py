@@ -166,7 +166,7 @@ def test_a_measurement_that_orders_the_levels_is_found_and_comes_first() -> None
     first = predictors(cell_points(measured_settings(told)))[0]
     assert (first.measurement, first.bases, first.shown) == ("entropy", 7, True)
     assert len(cell_points(measured_settings(told)).level) == 14
-    assert "pass@1 after RL correlates with the base model's entropy" in said_of(told)[-1]
+    assert "pass@1 after RL correlates with the base model's entropy (+1.00, p < .001)" in said_of(told)[-1]
 
 
 def test_seeds_and_rl_settings_do_not_count_as_base_settings() -> None:
