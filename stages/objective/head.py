@@ -54,7 +54,7 @@ class LossHead(nn.Linear):
         )
         if self.training:
             self._sums = sums if self._sums is None else self._sums + sums
-            weight = sums[:: len(STATISTICS)]  # the count, and the last of the statistics
+            weight = sums[:: len(STATISTICS)].clone()  # the count, and the last of the statistics; processes add these up in place
             self._weight = weight if self._weight is None else self._weight + weight
         return total
 
