@@ -13,6 +13,6 @@ def main() -> None:
             raise
         sys.exit(
             f"priorlab: {missing.name} is missing. Only the loss is installed; the pipeline needs the extra cpu or gpu. "
-            "In a clone of priorlab: uv pip install --torch-backend=cpu '.[cpu]', or --torch-backend=auto '.[gpu]' with an NVIDIA GPU"
+            "In a clone of priorlab: uv pip install --torch-backend=cpu '.[cpu]', or --torch-backend=cu130 '.[gpu]' with an NVIDIA GPU"
         )
     run()

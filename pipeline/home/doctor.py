@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -16,10 +19,19 @@ from pipeline.tracking.runs import resolve_mode
 
 _PACKAGES = ("torch", "deepspeed", "trl", "transformers", "datasets", "wandb")
 _LEAST_FREE_GIB = 5
-_DEVICES = (
-    "import torch; n = torch.cuda.device_count(); "
-    "print(f'{n} GPU(s): ' + ', '.join(torch.cuda.get_device_name(i) for i in range(n)) if n else 'no GPU; CPU only')"
-)
+_ASK_TORCH = """
+import json, torch
+devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+print(json.dumps({
+    "cuda": torch.version.cuda,
+    "architectures": torch.cuda.get_arch_list(),
+    "devices": [[one.name, one.major, one.minor] for one in devices],
+}))
+"""
+_LEAST_DRIVER = {"11": 450, "12": 525, "13": 580}
+"""The oldest driver for each major version of CUDA (NVIDIA's CUDA compatibility guide, table 1)."""
+_BFLOAT16 = [8, 0]
+"""Compute capability from which GPUs multiply in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,56 @@ def _engine() -> Finding:
 
 
 def _devices() -> Finding:
-    asked = subprocess.run([sys.executable, "-E", "-P", "-c", _DEVICES], capture_output=True, text=True, check=False)
+    asked = subprocess.run([sys.executable, "-E", "-P", "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
     if asked.returncode:
         return Finding("devices", False, "torch cannot be imported: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
-    return Finding("devices", True, asked.stdout.strip())
+    return fit(_driver(), **json.loads(asked.stdout))
+
+
+def _driver() -> str | None:
+    """Version of the NVIDIA driver, if there is one."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+        found = asked.stdout.split()
+        return found[0] if not asked.returncode and found else None
+    return None
+
+
+Gpu = tuple[str, int, int]
+"""Name and compute capability."""
+
+
+def fit(driver: str | None, *, cuda: str | None, architectures: Sequence[str], devices: Sequence[Gpu]) -> Finding:
+    """Whether driver, GPUs and torch fit together; `cuda` and `architectures` are those that torch is built for."""
+    if driver is None and cuda is None:
+        return Finding("devices", True, "no GPU; CPU only")
+    misfit = _misfit(driver, cuda, architectures, devices)
+    if misfit is not None:
+        return Finding("devices", False, misfit)
+    old = "" if all(capability >= _BFLOAT16 for _, *capability in devices) else "; too old for bfloat16, so train in float32"
+    names = ", ".join(name for name, *_ in devices)
+    return Finding("devices", True, f"{len(devices)} GPU(s): {names}; driver {driver}, CUDA {cuda}{old}")
+
+
+def _misfit(driver: str | None, cuda: str | None, architectures: Sequence[str], devices: Sequence[Gpu]) -> str | None:
+    """What does not fit, and what to do."""
+    anew = "remove .venv and set up again with PRIORLAB_DEVICE="
+    if cuda is None:
+        return f"there is a GPU, but torch is built for CPUs; {anew}gpu"
+    if driver is None:
+        return f"torch is built for CUDA {cuda}, but no NVIDIA driver responds; install one, or {anew}cpu"
+    least = _LEAST_DRIVER.get(cuda.partition(".")[0], 0)
+    if int(driver.partition(".")[0]) < least:
+        return f"driver {driver} is too old for torch's CUDA {cuda}; install {least} or newer, or {anew}cpu"
+    if not devices:
+        return f"driver {driver} responds, but torch sees no GPU; look at CUDA_VISIBLE_DEVICES"
+    generations = {int(name.removeprefix("sm_").rstrip("af")) // 10 for name in architectures if name.startswith("sm_")}
+    lacking = [f"{name} (compute capability {major}.{minor})" for name, major, minor in devices if major not in generations]
+    return f"torch has no kernels for {', '.join(lacking)}, only for {', '.join(architectures)}" if lacking else None
 
 
 def _cores() -> Finding:

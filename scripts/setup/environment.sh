@@ -47,9 +47,19 @@ bring_python() {
     rm -rf "$tools"
 }
 
+# gpu.txt is built for CUDA 13; better to hear of an old driver now than after a download of 8 GB.
+check_driver() {
+    local driver
+    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
+    [[ $driver =~ ^[0-9]+ ]] || return 0
+    [ "${driver%%.*}" -ge 580 ] ||
+        fail "NVIDIA driver $driver is too old for CUDA 13; install driver 580 or newer, or set PRIORLAB_DEVICE=cpu"
+}
+
 install() {
     local python uv tag started=$SECONDS
     local -x PYTHONSAFEPATH=1 # so that no pip/ or venv/ in the current folder is taken for the module
+    [ "$device" = cpu ] || check_driver
     echo "priorlab set-up: making $venv for the $device; this takes a minute or two, once" >&2
     # An environment without its stamp is one whose set-up was interrupted: start over.
     rm -rf "$venv"
@@ -65,7 +75,7 @@ install() {
     tag=$("$venv/bin/python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
     local options=(--python "$venv/bin/python" --no-deps --quiet)
     if [ "$device" = gpu ]; then
-        options+=(--torch-backend=auto)
+        options+=(--torch-backend=cu130)
     elif compgen -G "${PIP_FIND_LINKS:-/nowhere}/torch-*+cpu-$tag-*.whl" >/dev/null; then
         options+=(--find-links "$PIP_FIND_LINKS")
     else
