@@ -25,6 +25,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from pydantic import ValidationError
+
 from pipeline.config.stages import KINDS, StageConfig
 from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import DIVERGED_EXIT, MEMORY_EXIT, NO_SPACE_EXIT, REFUSED_EXIT, STOPPED_EXIT, DivergedError, PriorlabError, Stopped
@@ -73,10 +75,10 @@ class Stage:
             raise PriorlabError(f"{self.folder.spec} is a spec for stage {self.spec['kind']!r}, not for this one")
         return self.config
 
-    def parent(self, role: str, step: int | None = None) -> Path:
-        """A parent's export folder, or its checkpoint at `step`, verified against the sha256s in its record.
+    def parent(self, role: str, step: int | None = None, *, part: str = "") -> Path:
+        """A parent's export folder, or its checkpoint at `step`, or the folder `part` of it, verified by the record's sha256s.
 
-        Reads only the requested folder: using one checkpoint must not cost reading them all.
+        Reads only the requested folder: using one checkpoint, or a corpus's held-out text, must not cost reading all.
         """
         folder = StageFolder(Path(self.spec["parents"][role]["folder"]))
         record = folder.record()
@@ -86,15 +88,15 @@ class Stage:
             )
         if record["fingerprint"] != self.spec["parents"][role]["fingerprint"]:
             raise PriorlabError(f"parent stage {folder.path} ({role}) does not have the fingerprint this spec names")
-        part = "" if step is None else f"{MILESTONES}/{step}/"
+        part = f"{part}/" if part else "" if step is None else f"{MILESTONES}/{step}/"
         wanted = {
             name: digest
             for name, digest in record["manifest"].items()
             if (name.startswith(part) if part else not name.startswith(f"{MILESTONES}/"))
         }
         if not wanted:
-            lacks = "exported nothing" if step is None else f"kept no checkpoint of step {step}"
-            raise PriorlabError(f"parent stage {folder.path} ({role}) has {lacks}")
+            what = "a file" if not part else part if step is None else f"a checkpoint of step {step}"
+            raise PriorlabError(f"parent stage {folder.path} ({role}) has not exported {what}")
         if self.rank == 0:
             verify_manifest(folder.export, wanted)
         return folder.export / part
@@ -266,7 +268,7 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
         if stage is not None and holds_lock and not stage.folder.record_file.exists():  # else the folder is another process's, or done
             _try_to_report(stage, message, code)
         with contextlib.suppress(OSError):  # the log may be on the full disk that ended the stage
-            if code not in (REFUSED_EXIT, DIVERGED_EXIT, NO_SPACE_EXIT):
+            if isinstance(error, ImportError) or code not in (REFUSED_EXIT, DIVERGED_EXIT, NO_SPACE_EXIT):
                 traceback.print_exc()
             print(f"error: {message}", file=sys.stderr)
     with contextlib.suppress(OSError):
@@ -291,6 +293,13 @@ def _hold_lock(stage: Stage) -> None:
 def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, PriorlabError):
         return str(error), DIVERGED_EXIT if isinstance(error, DivergedError) else REFUSED_EXIT
+    if isinstance(error, ValidationError):
+        return (
+            f"the spec holds what this version of priorlab refuses: {error}; start its sweep again, which writes it anew",
+            REFUSED_EXIT,
+        )
+    if isinstance(error, ImportError):  # waiting brings no package
+        return f"{error}; the environment is not the one that the lock file names: remove .venv and run the command again", REFUSED_EXIT
     if _is_full_disk(error):
         return "no space left on the disk; free some and run the same command again", NO_SPACE_EXIT
     if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):

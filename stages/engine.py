@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.base import Dtype
+from pipeline.config.engine import Engine
+from stages.device import has_gpu, memory_share
 
 if TYPE_CHECKING:
     from vllm import LLM
+
+_SMALL = 256 << 20
+"""Bytes of weights below which an engine runs eagerly by default: compiling and capturing graphs takes longer than it would save."""
 
 
 def prepare(threads: int) -> None:
@@ -18,23 +23,49 @@ def prepare(threads: int) -> None:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else engines side by side all bind to the first core
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # In float32, vLLM's attention is in Triton, which would multiply in TF32: log-probs would differ from the trainer's by .001.
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     import torch
 
-    if not torch.cuda.is_available():
+    if not has_gpu():
         torch.set_num_threads(threads)  # before the engine turns this call into a no-op
 
 
-def engine_arguments(dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
-    """What every engine of ours needs: the trainer's dtype (vLLM would pick bf16), nothing that could hold code, eager on CPU."""
-    import torch
+def engine_arguments(settings: Engine, checkpoint: Path, dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
+    """What every engine of ours needs: the trainer's dtype (vLLM would pick bf16), nothing that could hold code, eager on CPU.
 
+    Also sets what vLLM reads from the environment.
+    """
     arguments: dict[str, Any] = {"dtype": dtype, "load_format": "safetensors", "trust_remote_code": False}
-    if not torch.cuda.is_available():
-        arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gib << 30}
+    if not has_gpu():
+        return arguments | {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gib << 30}
+    return arguments | gpu_arguments(settings, sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")))
+
+
+def gpu_arguments(settings: Engine, weights: int) -> dict[str, Any]:
+    """`engine_arguments` that are for GPUs alone; `weights`: bytes of the model's."""
+    os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = str(int(settings.flashinfer_sampler))
+    eager = weights < _SMALL if settings.eager is None else settings.eager
+    arguments: dict[str, Any] = {"enforce_eager": eager}
+    if not eager:
+        arguments["cudagraph_capture_sizes"] = list(settings.cuda_graphs)
+    if settings.attention is not None:
+        arguments["attention_backend"] = settings.attention
+    if settings.prefix_caching is not None:
+        arguments["enable_prefix_caching"] = settings.prefix_caching
     return arguments
 
 
-def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, kv_cache_gib: int, gpu_memory_share: float) -> LLM:
+def build_engine(
+    checkpoint: Path,
+    *,
+    dtype: Dtype,
+    seed: int,
+    max_tokens: int,
+    kv_cache_gib: int,
+    gpu_memory_share: float,
+    settings: Engine | None = None,
+) -> LLM:
     """An engine for a HF folder; `max_tokens` bounds prompt and response together. Its log-probs are those it samples with."""
     from vllm import LLM
 
@@ -42,8 +73,8 @@ def build_engine(checkpoint: Path, *, dtype: Dtype, seed: int, max_tokens: int, 
         model=str(checkpoint),
         seed=seed,
         max_model_len=max_tokens,
-        gpu_memory_utilization=gpu_memory_share,
+        gpu_memory_utilization=gpu_memory_share * memory_share(),
         disable_log_stats=True,
         logprobs_mode="processed_logprobs",
-        **engine_arguments(dtype, kv_cache_gib),
+        **engine_arguments(settings or Engine(), checkpoint, dtype, kv_cache_gib),
     )

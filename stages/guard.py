@@ -3,7 +3,7 @@
 On SIGTERM or Ctrl-C, a training stage finishes its step, saves a step checkpoint (`stages.training.step_checkpoints`) and exits; any
 other stage exits at once, as does any on a second Ctrl-C. A thread renews the stage's lease; ends the process if another machine has
 taken the lease over, so that a stage presumed dead does not write beside its successor; shuts it down cleanly when the orchestrator is
-gone; and kills it if a clean shutdown takes longer than `GRACE_SECONDS`, whatever library hangs.
+gone; and kills it if a clean shutdown takes longer than `PRIORLAB_SAVING_SECONDS`, whatever library hangs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import NoReturn
 from pipeline.errors import REFUSED_EXIT, STOPPED_EXIT, PriorlabError
 from pipeline.store.lease import BEAT_SECONDS, Lease
 
-GRACE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 
 
@@ -33,6 +32,7 @@ class Guard:
         self.lease: Lease | None = None
         self._asked: float | None = None
         self._saves = False
+        self._saving_seconds = float(os.environ.get("PRIORLAB_SAVING_SECONDS", "60"))
         self._parent = os.getppid() if "PRIORLAB_LOCK_FD" in os.environ else None  # else the shell may go first
 
     def start(self) -> None:
@@ -85,7 +85,7 @@ class Guard:
                 self._asked = now
                 if not self._saves:
                     self.end(STOPPED_EXIT)
-            if self._asked is not None and now - self._asked > GRACE_SECONDS:
+            if self._asked is not None and now - self._asked > self._saving_seconds:
                 self.end(STOPPED_EXIT)
             if self.lease is None or now - beaten < BEAT_SECONDS:
                 continue

@@ -16,12 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from stages.device import has_gpu
+
 _BATCH_TOKENS = 8192
 
 
 def frozen_model(checkpoint: Path) -> PreTrainedModel:
     """A checkpoint's model without its output layer, for `response_features`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu() else "cpu"
     return (
         AutoModel.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
         .to(device)

@@ -14,5 +14,8 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, help="stages at once (default: one per GPU, or per CPU core)", show_default=False)]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="stages at once (default: as many as fit on the GPUs, or one per CPU core)", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]

@@ -15,7 +15,7 @@ from pipeline.compare.settings import declared_pairs, planned_settings
 from pipeline.experiment.compose import Sweep, load_recipe, load_sweep
 from pipeline.experiment.saved import redefinition, saved_sweep
 from pipeline.run.state import Outcome
-from pipeline.run.sweeps import default_jobs, rerun_stage, run_sweep
+from pipeline.run.sweeps import rerun_stage, run_sweep
 from pipeline.store.folders import Home
 
 _SHOWN_CHANGES = 5
@@ -78,7 +78,7 @@ def _run(chosen: Sweep, jobs: int | None) -> None:
         listed = "; ".join(changes[:_SHOWN_CHANGES]) + more
         errors.print(Text(f"note: sweep {chosen.name} has changed since it was last started: {listed}"), soft_wrap=True)
     with choose_view(console) as view:
-        graph, outcome = run_sweep(chosen, home, jobs=jobs or default_jobs(), view=view)
+        graph, outcome = run_sweep(chosen, home, jobs=jobs, view=view)
     shown = show_comparison(chosen, graph, home)
     if not shown and outcome.complete:
         console.print("all stages are done")
@@ -88,7 +88,7 @@ def _run(chosen: Sweep, jobs: int | None) -> None:
 def _rerun(name: str, home: Home, *, force: bool, alone: bool, jobs: int | None) -> None:
     folder = home.find_stage(name)
     with choose_view(console) as view:
-        outcome = rerun_stage(folder, home, force=force, alone=alone, jobs=jobs or default_jobs(), view=view)
+        outcome = rerun_stage(folder, home, force=force, alone=alone, jobs=jobs, view=view)
     for state in outcome.states:
         console.print(Text(f"{state.state:8} {state.node.name}"), soft_wrap=True)
     _exit_by(outcome, f"priorlab resume {name}")

@@ -54,6 +54,9 @@ class ClusterConfig(Config):
     kind: Literal["local", "slurm"] = execution(...)
     partition: Line | None = execution(None, description="for stages that name none")
     options: dict[Option, Line | int | bool] = execution({}, description="further sbatch options for all jobs, e.g. {account: mine}")
+    stages_per_gpu: int = execution(
+        1, ge=1, le=48, description="on this machine: how many stages share a GPU, each with its part of the memory"
+    )
     max_jobs: int | None = execution(None, ge=1, description="how many of a sweep's jobs may run at once")
     on_interrupt: Literal["leave", "cancel"] = execution("leave", description="what Ctrl-C does to the jobs")
     wait: bool = execution(True, description="false: submit and return at once")
@@ -74,6 +77,15 @@ class ClusterConfig(Config):
         if isinstance(given, dict) and "kind" not in given:
             raise ValueError(f"{', '.join(given) or 'nothing'} is set, but no cluster is chosen; add cluster=local or cluster=slurm")
         return given
+
+    @model_validator(mode="after")
+    def _slurm_shares_by_itself(self) -> ClusterConfig:
+        if self.kind == "slurm" and self.stages_per_gpu > 1:
+            raise ValueError(
+                f"stages_per_gpu is {self.stages_per_gpu}, which goes with cluster=local; on Slurm, ask for part of a GPU in options, "
+                "as your site names it, e.g. cluster.rl.options.gres=shard:1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _time_to_work(self) -> ClusterConfig:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.digests import digest_of_digests, file_digest
+from pipeline.config.engine import Engine
 from pipeline.config.tasks import Task
 
 
@@ -103,7 +104,8 @@ class EvaluateConfig(Verification):
     harness: HarnessConfig | None = identity_since(None, description="also run lm-evaluation-harness benchmarks")
     verify_seconds: float = Field(5.0, gt=0, description="limit on verifying one response")  # in the identity from the start
     kv_cache_gib: int = execution(1, ge=1, description="engine's cache on CPU")
-    gpu_memory_share: float = execution(0.8, gt=0, lt=1)
+    gpu_memory_share: float = execution(0.8, gt=0, lt=1, description="of each GPU, for the engine")
+    engine: Engine = execution(Engine())
     threads: int = execution(1, ge=1)
 
     @model_validator(mode="after")

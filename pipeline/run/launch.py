@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from pipeline.config.stages import StageConfig
 from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
 from pipeline.experiment.graph import StageNode
 from pipeline.run.surroundings import inherited
@@ -23,6 +22,8 @@ CODE = Path(__file__).resolve().parents[2]
 PYTHON = {"PYTHONPATH": str(CODE), "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
 """For each interpreter that runs a stage: no folder of the user's, such as one called `datasets` in the current folder, stands in for a
 package, and files are UTF-8 in every locale."""
+SAVING_SECONDS = 60.0
+"""How long a stage that is asked to end may take to save a step checkpoint, unless a cluster's config says otherwise."""
 
 
 class Process(Protocol):
@@ -53,8 +54,13 @@ def command(node: StageNode, folder: StageFolder, package: str = "stages") -> li
     return launch_command(node.kind, folder, node.config.processes, Nodes(), package)
 
 
-def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes, package: str = "stages") -> list[str]:
-    """Plain Python, or torchrun when the stage has several processes. Alone on a machine, torchrun picks its own free port."""
+def launch_command(
+    kind: str, folder: StageFolder, processes: int, nodes: Nodes, package: str = "stages", *, saving_seconds: float = SAVING_SECONDS
+) -> list[str]:
+    """Plain Python, or torchrun when the stage has several processes. Alone on a machine, torchrun picks its own free port.
+
+    `saving_seconds` as in `process_environment`: torchrun itself would kill its processes half a minute after they were asked to end.
+    """
     stage = ["-m", f"{package}.{kind}", "--spec", str(folder.spec)]
     if processes == 1:
         start = [sys.executable, *stage]
@@ -64,17 +70,30 @@ def launch_command(kind: str, folder: StageFolder, processes: int, nodes: Nodes,
         else:
             meeting = [f"--node-rank={nodes.rank}", f"--master-addr={nodes.address}", f"--master-port={nodes.port}"]
         spread = [f"--nnodes={nodes.count}", f"--nproc-per-node={processes // nodes.count}"]
-        start = [sys.executable, "-m", "torch.distributed.run", *meeting, *spread, *stage]
+        patience = f"--shutdown-timeout={saving_seconds + 10:.0f}"
+        start = [sys.executable, "-m", "torch.distributed.run", *meeting, *spread, patience, *stage]
     return [sys.executable, "-m", "stages.die_with_parent", str(os.getpid()), *start]
 
 
-def environment(node: StageNode, lock: int, commit: str, devices: list[str] | None = None) -> dict[str, str]:
-    """What the stage's process sees; `devices` are its GPUs, and no others."""
-    return process_environment(node.config.threads, lock, commit, devices, hub=node.config.reads_hub)
+def environment(
+    node: StageNode, lock: int, commit: str, devices: list[str] | None = None, *, share: float = 1, cores: int = 1
+) -> dict[str, str]:
+    """What the stage's process sees; `devices` are its GPUs, and no others, and it may use a `share` of their memory.
+
+    Beside a GPU, `cores` are the CPU cores that are there for it: threads then change no result.
+    """
+    threads = max(node.config.threads, cores // node.config.processes) if devices else node.config.threads
+    seen = process_environment(threads, lock, commit, devices, hub=node.config.reads_hub)
+    return seen | {"PRIORLAB_DEVICE_SHARE": str(share)}
 
 
-def process_environment(threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool) -> dict[str, str]:
-    """`environment` without a stage node; `lock` is None except on the stage's first machine; `hub`: its data are on the hub."""
+def process_environment(
+    threads: int, lock: int | None, commit: str, devices: list[str] | None = None, *, hub: bool, saving_seconds: float = SAVING_SECONDS
+) -> dict[str, str]:
+    """`environment` without a stage node; `lock` is None except on the stage's first machine; `hub`: its data are on the hub.
+
+    A stage that is asked to end has `saving_seconds` to do so.
+    """
     seen = inherited()
     # OMP_NUM_THREADS must stand before the process starts; two threads on a busy two-core machine are ten times slower than one.
     if devices:
@@ -89,22 +108,10 @@ def process_environment(threads: int, lock: int | None, commit: str, devices: li
         # Some of reasoning-gym's generators follow the order of sets: the problems before and after RL must be the same.
         "PYTHONHASHSEED": "0",
         "PRIORLAB_COMMIT": commit,
+        "PRIORLAB_SAVING_SECONDS": str(saving_seconds),
         "PYTHONUNBUFFERED": "1",
         **PYTHON,
     }
-
-
-def visible_devices() -> list[str]:
-    """GPUs that stages may use: those of CUDA_VISIBLE_DEVICES, else all that the NVIDIA driver lists."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [device.strip() for device in chosen.split(",") if device.strip() not in ("", "-1")]
-    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
-
-
-def needed_devices(config: StageConfig) -> int:
-    """One GPU per process of a stage that needs any."""
-    return config.processes if config.needs_devices else 0
 
 
 def start_process(command: list[str], environment: dict[str, str], log: IO[bytes], lock: int | None) -> subprocess.Popen[bytes]:

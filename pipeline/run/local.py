@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import PriorlabError
 from pipeline.run.backend import Backend, Command, Seen
-from pipeline.run.launch import Process, command, environment, failure, needed_devices, signal_session, start_process, visible_devices
+from pipeline.run.devices import Devices, needed_devices, visible_devices
+from pipeline.run.launch import Process, command, environment, failure, signal_session, start_process
 from pipeline.run.memory import expected_gib, free_gib, total_gib
 from pipeline.run.retries import cause_of_exit
 from pipeline.run.state import FINISHED, StageState
@@ -34,8 +35,7 @@ class LocalBackend(Backend):
 
     def __init__(self, command: Command) -> None:
         super().__init__(command)
-        self._free_devices = visible_devices()
-        self._has_devices = bool(self._free_devices)
+        self._devices = Devices(visible_devices(), command.cluster.stages_per_gpu)
         self._memory = free_gib()
         self._peaks: dict[str, float] = {}
         self._running: dict[str, _Started] = {}
@@ -86,14 +86,16 @@ class LocalBackend(Backend):
         folder.cancelled.unlink(missing_ok=True)
         attempt = folder.new_attempt()
         start = command(node, folder, command_.package)
-        wanted = needed_devices(node.config) if self._has_devices else 0
-        devices, free = self._free_devices[:wanted], self._free_devices[wanted:]
+        devices = self._devices.free()[: self._wanted(state)]
         write_json_atomically(attempt / "attempt.json", {"command": start, "devices": devices, "commit": command_.commit})
         with (attempt / "stdout.log").open("wb") as log:
-            seen = environment(node, lock, command_.commit, devices)
+            seen = environment(
+                node, lock, command_.commit, devices,
+                share=1 / command_.cluster.stages_per_gpu, cores=len(os.sched_getaffinity(0)) // command_.jobs,
+            )  # fmt: skip
             forked = None if self._server is None else self._server.start(start, seen, log, lock)
             process = forked or start_process(start, seen, log, lock)
-        self._free_devices = free
+        self._devices.take(devices)
         self._running[node.fingerprint] = _Started(state, process, devices)
 
     def _waits_for_server(self, state: StageState) -> bool:
@@ -102,10 +104,9 @@ class LocalBackend(Backend):
 
     def _check_it_ever_fits(self, state: StageState) -> None:
         """Raises `PriorlabError` if this machine is too small for a stage."""
-        devices = len(self._free_devices) + sum(len(other.devices) for other in self._running.values())
-        wanted = needed_devices(state.node.config)
-        if self._has_devices and wanted > devices:
-            raise PriorlabError(f"needs {wanted} GPUs, but this machine shows {devices}")
+        wanted, there = self._wanted(state), len(self._devices.names)
+        if wanted > there:
+            raise PriorlabError(f"needs {wanted} GPUs, but this machine shows {there}")
         declared = self._declared_gib(state)
         if declared is not None and declared > total_gib():
             raise PriorlabError(
@@ -113,7 +114,7 @@ class LocalBackend(Backend):
             )
 
     def _fits_now(self, state: StageState) -> bool:
-        if self._has_devices and needed_devices(state.node.config) > len(self._free_devices):
+        if self._wanted(state) > len(self._devices.free()):
             return False
         beside = [other.state for other in self._running.values()]
         needed = self._expected_gib(state)
@@ -121,6 +122,10 @@ class LocalBackend(Backend):
         if not beside:
             return fits or self._declared_gib(state) is None  # a guess alone keeps nothing from running
         return fits and not any(other.alone for other in (state, *beside))
+
+    def _wanted(self, state: StageState) -> int:
+        """GPUs, of a machine that has any."""
+        return needed_devices(state.node.config) if self._devices.names else 0
 
     def _declared_gib(self, state: StageState) -> float | None:
         return self.command.cluster.resources(state.node.kind).memory_gib
@@ -143,7 +148,7 @@ class LocalBackend(Backend):
             if code is not None:
                 signal_session(one.process, signal.SIGKILL)  # workers that outlived their parent
                 del self._running[name]
-                self._free_devices += one.devices
+                self._devices.give_back(one.devices)
                 yield one.state, self._ended(one.state, code)
 
     def _ended(self, state: StageState, code: int) -> Seen:

@@ -11,26 +11,26 @@ from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep
 from pipeline.experiment.graph import Graph, build_graph, check_cells_differ, graph_from_specs
 from pipeline.experiment.saved import save_definition, saved_sweep
-from pipeline.run.launch import visible_devices
+from pipeline.run.devices import Devices, visible_devices
 from pipeline.run.scheduler import run
 from pipeline.run.state import Outcome, View
 from pipeline.store.files import read_mapping
 from pipeline.store.folders import Home, StageFolder
 
 
-def default_jobs() -> int:
-    """One stage per core on CPU (a stage uses one thread), one per GPU otherwise."""
-    return len(visible_devices()) or max(1, len(os.sched_getaffinity(0)))
+def default_jobs(cluster: ClusterConfig) -> int:
+    """As many stages as fit on the GPUs; without GPUs one per core, as a stage uses one thread."""
+    return Devices(visible_devices(), cluster.stages_per_gpu).places or max(1, len(os.sched_getaffinity(0)))
 
 
-def run_sweep(sweep: Sweep, home: Home, *, jobs: int, view: View) -> tuple[Graph, Outcome]:
-    """Run what is missing. Raises `PriorlabError` if another process runs this sweep."""
+def run_sweep(sweep: Sweep, home: Home, *, jobs: int | None, view: View) -> tuple[Graph, Outcome]:
+    """Run what is missing, `jobs` stages at a time. Raises `PriorlabError` if another process runs this sweep."""
     graph = build_graph(sweep.cells())
     check_cells_differ(graph)
     cluster = _cluster_of(graph)
     with home.sweep_lock(sweep.name):
         save_definition(sweep, graph, home)
-        return graph, run(graph, home, sweep=sweep.name, jobs=jobs, view=view, cluster=cluster)
+        return graph, run(graph, home, sweep=sweep.name, jobs=jobs or default_jobs(cluster), view=view, cluster=cluster)
 
 
 def _cluster_of(graph: Graph) -> ClusterConfig:
@@ -44,7 +44,7 @@ def _cluster_of(graph: Graph) -> ClusterConfig:
     return first.cell.recipe.cluster
 
 
-def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jobs: int, view: View) -> Outcome:
+def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jobs: int | None, view: View) -> Outcome:
     """Run one stage and what depends on it, from the specs on disk.
 
     `force` forgets the stage's results, and those of everything computed from them, first. `alone` leaves dependents out.
@@ -70,8 +70,8 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
     else:
         wanted |= {node.fingerprint for node in graph.ancestors(target) if node.folder(home).record() is None}
     saved = saved_sweep(spec["sweep"], home)
-    cluster = None if saved is None else _cluster_of(build_graph(saved.cells()))
-    return run(graph, home, sweep=spec["sweep"], jobs=jobs, view=view, cluster=cluster, only=wanted)
+    cluster = ClusterConfig(kind="local") if saved is None else _cluster_of(build_graph(saved.cells()))
+    return run(graph, home, sweep=spec["sweep"], jobs=jobs or default_jobs(cluster), view=view, cluster=cluster, only=wanted)
 
 
 def _readable_spec(folder: StageFolder) -> dict[str, Any] | None:

@@ -24,7 +24,8 @@ from contextlib import suppress
 from typing import IO
 
 from pipeline.experiment.graph import StageNode
-from pipeline.run.launch import process_environment, visible_devices
+from pipeline.run.devices import visible_devices
+from pipeline.run.launch import process_environment
 
 FORKED_NAME = "priorlab-stage"
 """What the kernel calls a forked stage's process: its command line is the server's."""

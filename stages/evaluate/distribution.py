@@ -12,9 +12,12 @@ from transformers import AutoModelForCausalLM
 from pipeline.config.base import Dtype
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
+from stages.device import free_memory, has_gpu
 from stages.objective.reference import distribution_statistics
 
 _BATCH_TOKENS = 8192
+_BATCH_LOGITS = 1 << 28
+"""A GiB in float32, of which the statistics take several times as much."""
 
 
 def heldout_statistics(
@@ -23,10 +26,10 @@ def heldout_statistics(
     """By temperature T, which divides the logits: the mean per block of each statistic (nats, or probability) over its predicted
     tokens, for the first `count` blocks.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
     model = model.to(device).eval()
-    rows_per_batch = max(1, _BATCH_TOKENS // blocks.block_size)
+    rows_per_batch = max(1, min(_BATCH_TOKENS, _BATCH_LOGITS // model.config.vocab_size) // blocks.block_size)
     statistics: dict[float, dict[str, list[float]]] = {at: defaultdict(list) for at in temperatures}
     count = min(count, len(blocks))
     for start in range(0, count, rows_per_batch):
@@ -37,4 +40,6 @@ def heldout_statistics(
                 for name, values in distribution_statistics(logits if at == 1 else logits.float() / at, ids[:, 1:], head_k).items():
                     found[name].extend(values.double().mean(dim=1).tolist())
         stage.progress(start, count, "held-out blocks")
+    del model, logits
+    free_memory()
     return statistics

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.config.evaluation import EvaluateConfig, HarnessConfig, task_folder_digest
 from pipeline.errors import PriorlabError
 from pipeline.store.files import read_json
+from stages.device import has_gpu, memory_share
 from stages.die_with_parent import die_with
 
 _KEYS = ("WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -39,7 +40,12 @@ def benchmark(checkpoint: Path, protocol: EvaluateConfig, harness: HarnessConfig
     place.mkdir(parents=True, exist_ok=True)
     request, answer = place / "request.json", place / "answer.json"
     answer.unlink(missing_ok=True)
-    settings = {"checkpoint": str(checkpoint), "dtype": protocol.dtype, "seed": protocol.seed, "gpu_share": protocol.gpu_memory_share}
+    settings = {
+        "checkpoint": str(checkpoint),
+        "dtype": protocol.dtype,
+        "seed": protocol.seed,
+        "gpu_share": protocol.gpu_memory_share * memory_share(),
+    }
     request.write_text(json.dumps(settings | {"harness": harness.model_dump(mode="json")}), encoding="utf-8")
     hidden = {*_KEYS, "PRIORLAB_LOCK_FD", *(_HUB_KEYS if harness.allow_code else ())}
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -69,12 +75,10 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise PriorlabError(f"evaluate.harness needs the package lm-eval ({error}); {_INSTALL}") from error
-    import torch
-
     harness = HarnessConfig.model_validate(request["harness"])
     manager = TaskManager(include_path=harness.folder)
     _check_tasks(harness, manager)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = has_gpu()
     model = {"pretrained": request["checkpoint"], "dtype": request["dtype"]}
     results = lm_eval.simple_evaluate(
         model="vllm" if on_gpu else "hf",

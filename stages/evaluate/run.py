@@ -48,9 +48,9 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     protocol = config.evaluate
     problems = build_task(config.task).problems("evaluate", protocol.problems, protocol.seed)
     _refuse_trained_on(config, problems)
-    checkpoint, corpus = stage.parent("checkpoint", config.step), stage.parent("corpus")
+    checkpoint, heldout_text = stage.parent("checkpoint", config.step), stage.parent("corpus", part="heldout")
     shapes = heldout_statistics(
-        stage, checkpoint, Blocks(corpus / "heldout"), count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
+        stage, checkpoint, Blocks(heldout_text), count=protocol.heldout_blocks, head_k=protocol.head_k, dtype=protocol.dtype,
         temperatures=(1.0, *((protocol.temperature, *protocol.temperatures) if protocol.temperatures else ())),
     )  # fmt: skip
     heldout = shapes[1.0]
@@ -68,6 +68,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         max_tokens=config.task.max_prompt_tokens + protocol.max_response_tokens,
         kv_cache_gib=protocol.kv_cache_gib,
         gpu_memory_share=protocol.gpu_memory_share,
+        settings=protocol.engine,
     )
     samples = sample(engine, problems, protocol, stage)
     stage.progress(0, 0, "verifying")

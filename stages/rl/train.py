@@ -19,6 +19,7 @@ from pipeline.store.files import read_json
 from stages.checkpoint import export_finished, save_export, verify_export
 from stages.contract import Stage
 from stages.corpus.tokenizer import check_prompts
+from stages.device import has_gpu, memory_share
 from stages.engine import engine_arguments
 from stages.rl.problems import training_and_validation
 from stages.rl.rollouts import PREFLIGHT_FILE
@@ -104,8 +105,7 @@ def _train(
         trainer = RLTrainer(
             stage=stage,
             base=base,
-            engine_arguments=engine_arguments(settings.dtype, settings.kv_cache_gib)
-            | {"sleep_preserve_parameter_names": router_biases(model)},
+            engine_arguments=engine_arguments(settings.engine, base, settings.dtype, settings.kv_cache_gib) | for_syncs(model),
             settings=settings,
             model=model,
             args=arguments,
@@ -125,9 +125,15 @@ def _train(
     _export(stage, settings, trainer.validations, lambda folder: save_export(trainer, tokenizer, folder))
 
 
-def router_biases(model: torch.nn.Module) -> list[str]:
-    """Names of what a sleeping engine must keep, as TRL does not sync it: it is a buffer to transformers, a parameter to vLLM."""
-    return [name for name, _ in model.named_buffers() if name.endswith("e_score_correction_bias")]
+def for_syncs(model: torch.nn.Module) -> dict[str, Any]:
+    """Arguments of an engine whose weights are replaced as the policy learns.
+
+    A sleeping engine must keep router biases, which TRL does not sync: they are buffers to transformers, parameters to vLLM. And on
+    some GPUs vLLM would lay experts out anew once they are loaded, into which TRL then writes them as they were; Triton's kernels
+    take them as they are.
+    """
+    biases = [name for name, _ in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    return {"sleep_preserve_parameter_names": biases} | ({"moe_backend": "triton"} if biases and has_gpu() else {})
 
 
 class Reward:
@@ -213,8 +219,8 @@ def grpo_arguments(stage: Stage, config: RLStage) -> dict[str, Any]:
         "use_vllm": settings.rollouts == "vllm",
         "vllm_mode": "colocate",
         "vllm_model_impl": "vllm",
-        "vllm_gpu_memory_utilization": settings.gpu_memory_share,
+        "vllm_gpu_memory_utilization": settings.gpu_memory_share * memory_share(),
         "vllm_tensor_parallel_size": settings.processes_per_engine,
-        "vllm_enable_sleep_mode": settings.engine.sleep and torch.cuda.is_available(),
+        "vllm_enable_sleep_mode": settings.engine.sleep and has_gpu(),
         "vllm_max_model_length": config.task.max_prompt_tokens + settings.longest_response,
     }

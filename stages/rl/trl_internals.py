@@ -34,6 +34,7 @@ from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, pad
 
+from stages.device import has_gpu
 from stages.rl.vllm_internals import reload_weights, without_shared_memory
 
 Tokens = list[list[int]]
@@ -44,12 +45,12 @@ class OpenGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *, engine_arguments: dict[str, Any], **trainer: Any) -> None:
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # of rollout_func; users can do nothing about it
-        if not torch.cuda.is_available():
+        if not has_gpu():
             without_shared_memory()
         # TRL fixes the rest: bf16 whatever the checkpoint, a cache sized for GPUs.
         with patch.object(trl_vllm, "LLM", functools.partial(trl_vllm.LLM, **engine_arguments)):
             super().__init__(**trainer)
-        if self.use_vllm and not torch.cuda.is_available():
+        if self.use_vllm and not has_gpu():
             self.vllm_generation.sync_weights = self._push_weights
         self.model.register_forward_hook(self._keep_log_probs)
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.base import Dtype
 from pipeline.config.launch import Launch
 from pipeline.config.training import AdamWConfig
+from stages.device import has_gpu, keep_to_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.integrations import HfDeepSpeedConfig
+
+_LONGEST_WAIT_SECONDS = 3 * 3600
+"""For another process. The first one checks what it is given against its sha256s while the others wait: 2 TB take longer than
+Trainer's half an hour. A process that ends does not have to be waited for: its launcher ends the others."""
 
 
 def prepare(threads: int) -> None:
@@ -23,7 +31,9 @@ def prepare(threads: int) -> None:
     quiet()
     import torch
 
-    if not torch.cuda.is_available():
+    if has_gpu():
+        keep_to_share()
+    else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         torch.set_num_threads(threads)
         from stages.training.deepspeed_internals import without_shared_memory_collectives
@@ -57,6 +67,19 @@ def deepspeed_config(launch: Launch, dtype: Dtype) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def whole_models(config: HfDeepSpeedConfig | None) -> Iterator[None]:
+    """Inside, transformers loads models whole, as ones that are not trained must be; under ZeRO-3 (`config`) it partitions them."""
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            set_hf_deepspeed_config(config)
+
+
 def adapt(model: PreTrainedModel, launch: Launch) -> None:
     """Have the model attend and run as the launch says. Layers are compiled one by one, as all are alike; the loss compiles itself."""
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -71,8 +94,6 @@ def trainer_arguments(
     optimizer: AdamWConfig, launch: Launch, dtype: Dtype, *, steps: int, batch: int, seed: int, folder: Path
 ) -> dict[str, Any]:
     """What HF Trainer's and TRL's arguments share; `batch` counts sequences per optimizer step over all processes."""
-    import torch
-
     return {
         "output_dir": str(folder),
         "max_steps": steps,
@@ -100,5 +121,6 @@ def trainer_arguments(
         "logging_nan_inf_filter": False,
         "report_to": [],
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": not has_gpu(),
+        "ddp_timeout": _LONGEST_WAIT_SECONDS,
     }  # fmt: skip

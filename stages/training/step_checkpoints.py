@@ -35,7 +35,8 @@ class StepCheckpoints(TrainerCallback):
     Trainer log the last step, and the one it stops at, whatever log_steps is.
 
     When asked to stop, training continues to the next logged step if that is seconds away, so that averages match an uninterrupted
-    run's; else to the next multiple of `every` steps (RL's rollout batches). Several processes agree at logged steps.
+    run's; else to the next multiple of `every` steps (RL's rollout batches). Several processes agree on how far it is at each logged
+    step, and, where it is far, at each step on whether they are asked.
     """
 
     def __init__(self, stage: Stage, launch: Launch, *, every: int = 1) -> None:
@@ -45,6 +46,8 @@ class StepCheckpoints(TrainerCallback):
         self._ending = False
         self._step_started = time.monotonic()
         self._step_seconds = 0.0
+        self._log_is_far = False
+        """Whether the processes have agreed that steps are too long to wait for the next logged one."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         now = time.monotonic()
@@ -59,7 +62,11 @@ class StepCheckpoints(TrainerCallback):
         if step % self.every:
             return False
         if self.launch.processes > 1:
-            return to_log == 0 and any(gather_object([self.stage.guard.stopping]))
+            if to_log and not self._log_is_far:
+                return False
+            asked, seconds = zip(*gather_object([(self.stage.guard.stopping, self._step_seconds)]), strict=True)
+            self._log_is_far = self.launch.log_steps * max(seconds) > _WAIT_FOR_LOG_SECONDS
+            return any(asked)
         return self.stage.guard.stopping and (to_log == 0 or to_log * self._step_seconds > _WAIT_FOR_LOG_SECONDS)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Module, **_: object) -> None:

@@ -57,6 +57,16 @@ def test_what_may_pass_is_tried_again(behaviour: str, said: str, begin: Callable
     run.nothing_is_left()
 
 
+def test_a_package_that_is_missing_is_not_tried_again(begin: Callable[..., Run]) -> None:
+    run = begin("lacks a package")
+    states, notes = run.end()
+    assert run.process.returncode == 1, notes
+    assert states["corpus"][0] == "failed"
+    assert "No module named 'no_such_package'; the environment is not the one that the lock file names" in states["corpus"][1]
+    assert len(run.folder("corpus").attempts()) == 1
+    assert "Traceback" in (run.folder("corpus").attempts()[0] / "stdout.log").read_text()
+
+
 def test_retries_end(begin: Callable[..., Run]) -> None:
     run = begin("bug", "cluster.retries.bug=2")
     states, notes = run.end()

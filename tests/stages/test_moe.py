@@ -41,7 +41,7 @@ def test_vllm_routes_an_exported_mixture_as_transformers_does(moe: Trained) -> N
     engines.prepare(threads=1)
     from vllm import SamplingParams, TokensPrompt
 
-    from stages.rl.train import router_biases
+    from stages.rl.train import for_syncs
 
     engine = engines.build_engine(moe.export, dtype="float32", seed=0, max_tokens=64 + 1, kv_cache_gib=1, gpu_memory_share=0.5)
     ids = Blocks(moe.lab.folder(moe.nodes["corpus"]).export / "heldout").rows([0, 1, 2])
@@ -50,8 +50,9 @@ def test_vllm_routes_an_exported_mixture_as_transformers_does(moe: Trained) -> N
     model = AutoModelForCausalLM.from_pretrained(moe.export, dtype=torch.float32)
     # What a sleeping engine must keep goes by its name there; vLLM forgets other parameters, and TRL syncs no buffers.
     (names,) = engine.collective_rpc(lambda worker: [name for name, _ in worker.get_model().named_parameters()])
-    assert len(router_biases(model)) == 2
-    assert set(router_biases(model)) <= set(names)
+    kept = for_syncs(model)["sleep_preserve_parameter_names"]
+    assert len(kept) == 2
+    assert set(kept) <= set(names)
     with torch.inference_mode():
         expected = model(input_ids=ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     for row, result, log_probs in zip(ids, results, expected, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
 
 from pipeline.config.launch import Launch
 from pipeline.errors import STOPPED_EXIT, DivergedError, Stopped
@@ -141,3 +144,35 @@ def test_training_stops_where_it_can_resume_exactly(
             callback.on_save(trainer, state, control, model=model)
     mark = json.loads((stage.folder.checkpoints / f"checkpoint-{step}" / "complete").read_text())
     assert mark["manifest"] == {"model.safetensors": manifest_of(stage.folder.checkpoints / f"checkpoint-{step}")["model.safetensors"]}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ends_at"),
+    [
+        (0.01, 80),  # the next logged step comes soon
+        (0.3, 44),  # it does not, as both have known since they logged step 40: the end of a rollout batch
+    ],
+)
+def test_processes_of_which_one_is_asked_to_stop_end_together(seconds: float, ends_at: int, tmp_path: Path) -> None:
+    spawn(_train_and_stop_the_second, (seconds, tmp_path), nprocs=2)
+    assert [(tmp_path / f"ended-{rank}").read_text() for rank in range(2)] == [str(ends_at)] * 2
+
+
+def _train_and_stop_the_second(rank: int, seconds: float, place: Path) -> None:
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= here | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=2)
+    PartialState(cpu=True)
+    stage, now = SimpleNamespace(guard=Guard()), [0.0]
+    time.monotonic = lambda: now[0]
+    callback = StepCheckpoints(stage, Launch(processes=2, log_steps=40, save_steps=40), every=4)  # type: ignore[arg-type]
+    with stage.guard.saving():
+        for step in range(1, 100):
+            now[0] += seconds
+            if (step, rank) == (41, 1):
+                stage.guard._handle(signal.SIGTERM, None)
+            control = SimpleNamespace(should_log=False, should_save=False)
+            callback.on_step_end(SimpleNamespace(), SimpleNamespace(global_step=step, max_steps=300), control)
+            if control.should_save:
+                break
+    (place / f"ended-{rank}").write_text(str(step))

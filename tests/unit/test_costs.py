@@ -12,7 +12,7 @@ from pipeline.config.devices import DEVICES
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.launch import Launch
 from pipeline.config.model import ModelConfig
-from pipeline.config.rl import Engine, RLConfig
+from pipeline.config.rl import RLConfig, RolloutEngine
 from pipeline.config.training import AdamWConfig, PretrainConfig
 from pipeline.experiment.compose import load_recipe
 from stages.objective.head import attach
@@ -105,7 +105,8 @@ def test_a_sleeping_engine_and_the_update_take_turns() -> None:
     device = DEVICES["h100"]
     settings = cell.recipe.rl
     awake, asleep = (
-        costs.rl_costs(DENSE, VOCABULARY, settings.model_copy(update={"engine": Engine(sleep=sleep)}), 10) for sleep in (False, True)
+        costs.rl_costs(DENSE, VOCABULARY, settings.model_copy(update={"engine": RolloutEngine(sleep=sleep)}), 10)
+        for sleep in (False, True)
     )
     parts = awake.memory_on(device)
     assert parts == asleep.memory_on(device)

@@ -67,9 +67,10 @@ class StageJob:
         lock = _take_lock(folder) if rank == 0 else None
         if rank == 0:
             folder.status.unlink(missing_ok=True)
-        start = launch_command(self.kind, folder, self.processes, nodes)
+        start = launch_command(self.kind, folder, self.processes, nodes, saving_seconds=self.grace_seconds)
+        seen = process_environment(self.threads, lock, self.commit, hub=self.hub, saving_seconds=self.grace_seconds)
         with _output(folder, rank, start, self.commit) as log:
-            process = start_process(start, process_environment(self.threads, lock, self.commit, hub=self.hub), log, lock)
+            process = start_process(start, seen, log, lock)
         if lock is not None:
             os.close(lock)  # the stage process holds it now
         ending = _Ending(process, self.grace_seconds)

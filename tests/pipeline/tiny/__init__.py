@@ -67,6 +67,8 @@ def behave(behaviour: str, stage: Stage) -> None:
         raise RuntimeError("a cosmic ray")
     elif behaviour == "bug":
         raise RuntimeError("always")
+    elif behaviour == "lacks a package":
+        import no_such_package  # type: ignore[import-not-found]  # noqa: F401
     elif behaviour == "memory at first" and first:
         raise MemoryError
     elif behaviour == "killed at first" and first:
