@@ -86,6 +86,8 @@ def plan(
     )  # fmt: skip
     if effect is None and power is not None:
         raise PriorlabError("--power does nothing without --effect; give both, e.g. --power 0.8 --effect 0.015")
+    if (devices is not None or price is not None) and not (costs or launches or effect is not None):
+        raise PriorlabError("--devices and --price do nothing without --costs, --launches or --effect; add one of them")
     if costs + launches + (effect is not None) > 1:
         raise PriorlabError("--costs, --launches and --effect answer different questions; give one of them")
     if costs or launches:

@@ -109,7 +109,11 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
     for override in overrides:
         path, value = parse_override(override)
         if path[0] == "axes":
-            axes |= flat_axes({".".join(path[1:]): value} if path[1:] else value, name)
+            changed = flat_axes({".".join(path[1:]): value} if path[1:] else value, name)
+            nothing = next((axis for axis, values in changed.items() if values is None and axis not in axes), None)
+            if nothing is not None:
+                raise PriorlabError(f"axes.{nothing}=null drops no axis of sweep {name!r}; its axes are {', '.join(axes) or 'none'}")
+            axes |= changed
         elif path in (["description"], ["contrasts"]):
             tree[path[0]] = value
         elif path == ["recipe"]:
@@ -128,7 +132,10 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
             )
     check_axes(axes, name)
     contrasts = _contrasts(tree.get("contrasts") or [], name)
-    return Sweep(sweep_name(rename or bare_name(name)), axes, recipe, tree.get("description", ""), contrasts)
+    description = tree.get("description") or ""
+    if not isinstance(description, str):
+        raise PriorlabError(f"description of sweep {name!r} is {description!r}; give text, if need be in quotes")
+    return Sweep(sweep_name(rename or bare_name(name)), axes, recipe, description, contrasts)
 
 
 def _contrasts(given: Any, sweep: str) -> tuple[tuple[str, str], ...]:
@@ -199,6 +206,8 @@ def assign(tree: dict[str, Any], path: list[str], value: Any, inside: tuple[str,
             raise PriorlabError(f"cannot set {'.'.join(path)}: {'.'.join(path[: depth + 1])} is {inner!r}, not a mapping")
         tree[key] = inner
         tree = inner
+    if isinstance(value, dict) and (odd := next((key for key in value if not isinstance(key, str)), None)) is not None:
+        raise PriorlabError(f"cannot set {'.'.join(path)}: {odd!r} is no key; keys are names")
     old = tree.get(last)
     if ".".join([*inside, *path]) in GROUPS:
         if isinstance(value, str):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,11 +17,15 @@ from pipeline.experiment.graph import CellPlan, Graph
 from pipeline.store.files import write_text_atomically
 from pipeline.store.folders import NAME, Home
 
+FILES = ("sweep.yaml", "cells.jsonl")
+"""The definition, and the cells that follow from it with their stages."""
+
 
 def save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
     folder = home.sweep(sweep.name)
     cells = "".join(json.dumps(_cell_row(plan)) + "\n" for plan in graph.cells)
-    for file, text in ((folder / "sweep.yaml", sweep.as_yaml()), (folder / "cells.jsonl", cells)):
+    for name, text in zip(FILES, (sweep.as_yaml(), cells), strict=True):
+        file = folder / name
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_text_atomically(file, text)
 
@@ -38,19 +44,36 @@ def saved_sweep(name: str, home: Home) -> Sweep | None:
     if not NAME.fullmatch(name):  # the name of a stage, or a path
         return None
     folder = home.sweep(name)
-    definition, listed = folder / "sweep.yaml", folder / "cells.jsonl"
-    if not definition.exists() or not listed.exists():
+    if not any((folder / file).exists() for file in FILES):
         return None
+    tree, rows = definition(folder)
     try:
-        tree = yaml.safe_load(definition.read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
         cells = tuple(Cell(row["cell"], row["coordinates"], RecipeConfig.model_validate(row["recipe"])) for row in rows)
         contrasts = tuple((setting, reference) for setting, reference in tree.get("contrasts", ()))
-        return Sweep(name, tree["axes"], tree["recipe"], tree["description"], contrasts, cells)
-    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-        raise PriorlabError(
-            f"{folder} is damaged, or from another version of priorlab ({error}); start it again with its `priorlab sweep` command"
-        ) from error
+        return Sweep(name, tree["axes"], tree["recipe"], str(tree["description"] or ""), contrasts, cells)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def definition(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a sweep's folder says: its definition, and a row for each of its cells. Raises `PriorlabError` unless all of it is there."""
+    try:
+        tree = yaml.safe_load((folder / FILES[0]).read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in (folder / FILES[1]).read_text(encoding="utf-8").splitlines()]
+        if not isinstance(tree, dict):
+            raise ValueError(f"{FILES[0]} holds no definition")
+        planned = math.prod(len(values) for values in tree["axes"].values())
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+    if len(rows) != planned:
+        raise _damaged(folder, f"{FILES[1]} has {len(rows)} cells of {planned}")
+    return tree, rows
+
+
+def _damaged(folder: Path, why: object) -> PriorlabError:
+    return PriorlabError(
+        f"{folder} is damaged, or from another version of priorlab ({why}); start it again with its `priorlab sweep` command"
+    )
 
 
 def known_sweep(name: str, home: Home) -> Sweep:

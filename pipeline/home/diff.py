@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import PriorlabError
 from pipeline.experiment.fingerprint import drift
@@ -33,7 +34,14 @@ def compare(first: str, second: str, home: Home) -> Comparison:
     one, other = _cell(first, home), _cell(second, home)
     used = {node.fingerprint for node in other.stages()}
     shared = [node.name for node in one.stages() if node.fingerprint in used]
-    return Comparison(first, second, list(drift(one.cell.recipe.identity(), other.cell.recipe.identity())), shared)
+    return Comparison(first, second, list(drift(_identity(one), _identity(other))), shared)
+
+
+def _identity(plan: CellPlan) -> dict[str, Any]:
+    """Of the recipe, and at which share of pre-training RL starts: a stage's identity has the step instead."""
+    recipe = plan.cell.recipe
+    found = recipe.identity()
+    return found if recipe.rl is None else found | {"rl": {"start": recipe.rl.start} | found["rl"]}
 
 
 def _cell(name: str, home: Home) -> CellPlan:

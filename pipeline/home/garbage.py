@@ -1,12 +1,11 @@
 """`priorlab gc`: what no kept sweep needs.
 
-A sweep is kept while its folder holds its definition. Its stages are needed, and so are stages that are running, adopted checkpoints,
-and all that these were computed from. When in doubt (an unreadable definition), nothing is deleted.
+A sweep is kept while its folder is there. Its stages are needed, and so are stages that are running, adopted checkpoints, and all that
+these were computed from. When in doubt (a definition that is unreadable or not whole), nothing is deleted.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import build_graph
-from pipeline.experiment.saved import saved_sweep
+from pipeline.experiment.saved import definition, saved_sweep
 from pipeline.run.backends import jobs_of
 from pipeline.store.files import read_json
 from pipeline.store.folders import Home, StageFolder
@@ -35,7 +34,15 @@ class Item:
 
 
 def kept_sweeps(home: Home) -> list[str]:
-    return sorted({path.parent.name for name in ("sweep.yaml", "cells.jsonl") for path in home.path.glob(f"sweeps/*/{name}")})
+    """Sweeps with a folder that holds anything but a lock, which one that never started leaves. Raises `PriorlabError` if one cannot
+    be read."""
+    try:
+        folders = [path for path in (home.path / "sweeps").glob("*") if path.is_dir()]
+        return sorted(folder.name for folder in folders if {file.name for file in folder.iterdir()} - {"lock"})
+    except OSError as error:
+        raise PriorlabError(
+            f"{error.filename} cannot be read ({error.strerror}), so it is unclear what is needed, and nothing is deleted"
+        ) from error
 
 
 def find(home: Home) -> list[Item]:
@@ -104,14 +111,13 @@ def _needed(home: Home, folders: list[StageFolder], busy: list[StageFolder]) -> 
 
 def _stages_of(sweep: str, home: Home) -> set[str]:
     """The sweep's stages as last started, and as this version of priorlab would start them."""
-    listed = home.sweep(sweep) / "cells.jsonl"
+    folder = home.sweep(sweep)
     try:
-        rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+        _, rows = definition(folder)
         stages = {name.rpartition("-")[2] for row in rows for name in row["stages"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (PriorlabError, KeyError, TypeError, AttributeError) as error:
         raise PriorlabError(
-            f"{listed} cannot be read ({error}), so it is unclear what sweep {sweep!r} needs, and nothing is deleted; start the "
-            f"sweep again to rewrite it, or remove {listed.parent} to give the sweep up"
+            f"it is unclear what sweep {sweep!r} needs, so nothing is deleted: {error}. Or remove {folder} to give the sweep up"
         ) from error
     with suppress(PriorlabError):  # of another version of priorlab
         saved = saved_sweep(sweep, home)

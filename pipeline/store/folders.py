@@ -199,7 +199,11 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        return cls(Path(os.environ.get("PRIORLAB_HOME", "runs")).absolute())
+        """Raises `PriorlabError` if there is something else in its place."""
+        home = cls(Path(os.environ.get("PRIORLAB_HOME") or "runs").absolute())
+        if home.path.exists() and not home.path.is_dir():
+            raise PriorlabError(f"{home.path} (PRIORLAB_HOME) is no folder; set PRIORLAB_HOME to one that may be made or written to")
+        return home
 
     def stage(self, kind: str, slug: str, fingerprint: str) -> StageFolder:
         """The folder with this fingerprint: slugs are labels, so a folder made under a different one is reused."""

@@ -338,6 +338,23 @@ def test_a_recipe_that_uses_itself_is_refused(tmp_path: Path, monkeypatch: pytes
         load_recipe("loop")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("description=5", "description of sweep 'smoke' is 5; give text"),
+        ("axes.priors=null", "axes.priors=null drops no axis of sweep 'smoke'; its axes are prior"),
+        ("rl={1: 2}", "cannot set rl: 1 is no key"),
+    ],
+)
+def test_what_a_sweep_cannot_be_told_is_refused(override: str, message: str) -> None:
+    with pytest.raises(PriorlabError, match=re.escape(message)):
+        load_sweep("smoke", [override])
+
+
+def test_a_sweep_needs_no_description() -> None:
+    assert load_sweep("smoke", ["description="]).description == ""
+
+
 def test_merge_keys_of_yaml_work(tmp_path: Path) -> None:
     path = tmp_path / "merged.yaml"
     path.write_text("recipe:\n  use: quickstart\n  rl: &rl {steps: 3}\n  evaluate: {<<: {samples: 4}, problems: 5}\naxes: {}\n")

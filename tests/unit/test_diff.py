@@ -59,6 +59,12 @@ def test_cells_differ_in_their_recipes_and_share_stages(shelf: Shelf) -> None:
     assert "give two stages, or two cells" in shelf.refusal("diff", "smoke:ce", "abcd")
 
 
+def test_cells_differ_in_where_rl_starts(shelf: Shelf) -> None:
+    graph = shelf.sweep("axes.rl.start=[0.5,1]", "axes.prior=[ce]", "pretrain.evaluate_at=[0.5]")
+    one, other = (plan.cell.id for plan in graph.cells)
+    assert shelf.json("diff", f"smoke:{one}", f"smoke:{other}")["differences"] == ["rl.start: 0.5 -> 1.0"]
+
+
 def test_plan_says_in_which_fields_a_new_stage_differs_from_the_nearest_older_one(shelf: Shelf) -> None:
     finish(shelf, shelf.sweep(*ONE_CELL))
     finish(shelf, shelf.sweep(*ONE_CELL, "pretrain.steps=1000", "pretrain.optimizer.weight_decay=0.3", name="far"))

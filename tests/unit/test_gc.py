@@ -123,9 +123,38 @@ def test_nothing_is_deleted_while_it_is_unclear_what_is_needed(shelf: Shelf) -> 
     assert "it is unclear what sweep 'smoke' needs" in shelf.refusal("gc", "--yes")
     (shelf.home.sweep("smoke") / "cells.jsonl").unlink()
     assert "it is unclear what sweep 'smoke' needs" in shelf.refusal("gc", "--yes")
+    (shelf.home.sweep("smoke") / "sweep.yaml").rename(shelf.home.sweep("smoke") / "report.html")
+    assert "it is unclear what sweep 'smoke' needs" in shelf.refusal("gc", "--yes")
     shutil.rmtree(shelf.home.sweep("smoke"))
     assert "holds stages but no sweeps" in shelf.refusal("gc", "--yes")
     assert on_disk(shelf) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "left", "said"),
+    [
+        ("cells.jsonl", 0, "cells.jsonl has 0 cells of 2"),
+        ("cells.jsonl", 1, "cells.jsonl has 1 cells of 2"),
+        ("sweep.yaml", 0, "sweep.yaml holds no definition"),
+    ],
+)
+def test_a_definition_cut_at_the_end_of_a_line_deletes_nothing(file: str, left: int, said: str, shelf: Shelf) -> None:
+    fill(shelf)
+    before = on_disk(shelf)
+    cut = shelf.home.sweep("smoke") / file
+    cut.write_text("".join(cut.read_text().splitlines(keepends=True)[:left]))
+    for command in (("gc", "--yes"), ("report", "smoke"), ("resume", "smoke"), ("status", "smoke")):
+        assert said in shelf.refusal(*command), command
+    assert on_disk(shelf) == before
+    shelf.sweep()  # starting it again mends it
+    assert shelf.json("gc")["items"] == []
+
+
+def test_a_sweep_that_never_started_keeps_nothing(shelf: Shelf) -> None:
+    fill(shelf)
+    with shelf.home.sweep_lock("other"):
+        pass
+    assert garbage.kept_sweeps(shelf.home) == ["smoke"]
 
 
 def test_a_sweep_of_an_older_version_keeps_the_stages_it_lists(shelf: Shelf) -> None:

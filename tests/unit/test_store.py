@@ -13,6 +13,16 @@ from pipeline.store.files import manifest_of, read_json, take_lock, write_json_a
 from pipeline.store.folders import Home, StageFolder, verify_manifest
 
 
+def test_a_home_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "home"
+    file.write_text("")
+    monkeypatch.setenv("PRIORLAB_HOME", str(file))
+    with pytest.raises(PriorlabError, match=r"home \(PRIORLAB_HOME\) is no folder"):
+        Home.from_environment()
+    monkeypatch.setenv("PRIORLAB_HOME", "")
+    assert Home.from_environment().path == Path("runs").absolute()
+
+
 def test_a_write_that_the_disk_refuses_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     write_json_atomically(path, {"state": "old"})
