@@ -120,7 +120,7 @@ def plan(
     to_run = sum(entry["state"] != "done" for entry in entries)
     console.print(f"{len(entries)} stages: {to_run} to run, {len(entries) - to_run} done and reused")
     if expected is not None:
-        console.print(in_words(expected, name), soft_wrap=not console.is_terminal)
+        console.print(in_words(expected), soft_wrap=not console.is_terminal)
 
 
 def _show_power(expected: Power, effect: float, power: float, hours: Hours | None, *, as_json: bool) -> None:

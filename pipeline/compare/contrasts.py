@@ -8,6 +8,7 @@ asks for, whatever their axes' references.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import numpy as np
 from pipeline.compare.intervals import Floats, JointInterval, Sample, Spread, components, joint_intervals
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.pooling import pooled_spread, residuals
-from pipeline.compare.settings import DECLARED, Setting, declared_pairs, pairs, planned_settings
+from pipeline.compare.settings import DECLARED, Setting, axis_between, declared_pairs, pairs, planned_settings
 from pipeline.experiment.compose import Cell
 
 Kind = Literal["level", "gain", "adjusted", "best", "declared"]
@@ -75,13 +76,21 @@ def declared_differences(
 ) -> list[Difference]:
     """Levels of pass@1 in the contrasts that the sweep declares, a family by themselves; `pooled` as in `compare_pairs`.
 
-    How much seeds differ is estimated over the whole sweep, not over the settings of the contrasts alone. Raises `PriorlabError` if a
-    contrast names no setting of the sweep.
+    How much seeds differ is estimated over all settings along the axis that a contrast is along. Settings that differ in several have
+    the whole sweep. Raises `PriorlabError` if a contrast names no setting of the sweep.
     """
     planned = planned_settings(cells)
     declared = measured_pairs(declared_pairs(planned, contrasts), compared)
-    every = measured_pairs([pair for along in pairs(planned).values() for pair in along], compared)
-    return compare_pairs("declared", DECLARED, declared, [Quantity("pass@k", 1)], pooled=pooled, over=[*declared, *every])
+    along = {axis: measured_pairs(on_axis, compared) for axis, on_axis in pairs(planned).items()}
+    every = [pair for on_axis in along.values() for pair in on_axis]
+    by_axis: dict[str | None, list[Pair]] = {}
+    for setting, reference in declared:
+        by_axis.setdefault(axis_between(setting.planned, reference.planned), []).append((setting, reference))
+    found = []
+    for axis, of_axis in by_axis.items():
+        over = [*of_axis, *along.get(axis or "", every)] if pooled else None
+        found += _sampled("declared", of_axis, [Quantity("pass@k", 1)], over)
+    return _jointly("declared", DECLARED, declared, found)
 
 
 def measured_pairs(planned: Sequence[tuple[Setting, Setting]], compared: Sequence[MeasuredSetting]) -> list[Pair]:
@@ -90,26 +99,34 @@ def measured_pairs(planned: Sequence[tuple[Setting, Setting]], compared: Sequenc
     return [(by_name[one.name], by_name[other.name]) for one, other in planned if {one.name, other.name} <= by_name.keys()]
 
 
-def compare_pairs(
-    kind: Kind, axis: str, along: Sequence[Pair], shown: Sequence[Quantity], *, pooled: bool = True, over: Sequence[Pair] | None = None
-) -> list[Difference]:
+def compare_pairs(kind: Kind, axis: str, along: Sequence[Pair], shown: Sequence[Quantity], *, pooled: bool = True) -> list[Difference]:
     """Each setting minus its reference, by each quantity, where the two can be paired; the intervals hold jointly.
 
-    `pooled`: how much seeds differ is estimated over all settings of `over` (default: `along`) on the same problems, unless they
-    differ in it.
+    `pooled`: how much seeds differ is estimated over all settings on the same problems, unless they differ in it.
     """
-    found: list[tuple[int, Pair, Quantity, Sample]] = []
-    order = {(setting.name, reference.name): at for at, (setting, reference) in enumerate(along)}
+    return _jointly(kind, axis, along, _sampled(kind, along, shown, along if pooled else None))
+
+
+def _sampled(
+    kind: Kind, along: Sequence[Pair], shown: Sequence[Quantity], over: Sequence[Pair] | None
+) -> list[tuple[Pair, Quantity, Sample]]:
+    """The values of each pair that can be compared; `over`: the pairs over whose settings the spread over seeds is estimated."""
+    found = []
     for quantity in shown:
         wider = {} if over is None else _on_the_same_problems(over, quantity)
         for problems, pairs_ in _on_the_same_problems(along, quantity).items():
-            for (setting, reference), sample in _samples(kind, pairs_, quantity, wider.get(problems, pairs_) if pooled else None):
-                found.append((order[setting.name, reference.name], (setting, reference), quantity, sample))
-    found.sort(key=lambda one: one[0])
+            found += [(pair, quantity, sample) for pair, sample in _samples(kind, pairs_, quantity, wider.get(problems))]
+    return found
+
+
+def _jointly(kind: Kind, axis: str, along: Sequence[Pair], found: Sequence[tuple[Pair, Quantity, Sample]]) -> list[Difference]:
+    """Differences in the order of `along`."""
+    order = {(id(setting), id(reference)): at for at, (setting, reference) in enumerate(along)}
+    found = sorted(found, key=lambda one: order[id(one[0][0]), id(one[0][1])])
     intervals = joint_intervals([sample for *_, sample in found])
     return [
         Difference(kind, axis, setting.name, reference.name, quantity, len(found), len(sample.values), interval)
-        for (_, (setting, reference), quantity, sample), interval in zip(found, intervals, strict=True)
+        for ((setting, reference), quantity, sample), interval in zip(found, intervals, strict=True)
     ]
 
 
@@ -121,8 +138,31 @@ def paired_levels(setting: MeasuredSetting, reference: MeasuredSetting, quantity
 
 def level_spread(along: Sequence[Pair], quantity: Quantity) -> Spread | None:
     """The pooled mean square over seeds of differences after RL; None where there is nothing to pool, or settings differ in it."""
-    spread = pooled_spread(_means(_linked(along), quantity, 0), len(_problems(along[0][0], quantity)))
-    return None if spread is None else spread.difference
+    return _pooled(along, quantity, 0)
+
+
+def _pooled(over: Sequence[Pair], quantity: Quantity, less: float, slope: _Slope | None = None) -> Spread | None:
+    """`level_spread` of what is left of levels after `less` x the values before RL; `slope`: where that was fitted."""
+    groups = _linked(over)
+    spread = pooled_spread(_means(groups, quantity, less), len(_problems(over[0][0], quantity)))
+    if spread is None:
+        return None
+    square, freedom = spread.difference.square, spread.difference.freedom / _repeated(groups)
+    if slope is not None:  # fitted to these residuals, which cost it one degree of freedom
+        left = slope.freedom / (slope.freedom + 1)
+        square, freedom = square / left, freedom * left
+    return Spread(square, freedom)
+
+
+def _repeated(groups: Sequence[Sequence[MeasuredSetting]]) -> int:
+    """How many groups look at the same pre-trained models, at most.
+
+    Where each of four learning rates has its own comparison of priors, a model that was lucky in pre-training is lucky in all four:
+    they tell of luck together what one does, if all luck is of pre-training. That is assumed, since part of it is.
+    """
+    trained = [{one.plan.chain["pretrain"].fingerprint for setting in group for one in setting.before} for group in groups]
+    counts = Counter(fingerprint for group in trained for fingerprint in group)
+    return max(counts.values(), default=1)
 
 
 def _on_the_same_problems(along: Sequence[Pair], quantity: Quantity) -> dict[tuple[str, ...], list[Pair]]:
@@ -159,13 +199,13 @@ def _samples(kind: Kind, along: Sequence[Pair], quantity: Quantity, over: Sequen
     if kind == "adjusted" and fitted is None:
         return []
     less = 1.0 if kind == "gain" else 0.0 if fitted is None else fitted.slope
-    spread = pooled_spread(_means(_linked(over), quantity, less), len(_problems(along[0][0], quantity))) if over else None
+    spread = _pooled(over, quantity, less, fitted) if over else None
     found = []
     for setting, reference in along:
         seeds = _seeds(setting, reference)
         values = setting.of_seeds(quantity, seeds, less=less) - reference.of_seeds(quantity, seeds, less=less)
         error = None if fitted is None else fitted.error(setting, reference, quantity)
-        seed_spread = None if spread is None else (spread.difference,)
+        seed_spread = None if spread is None else (spread,)
         found.append(((setting, reference), _sample(values, setting, quantity, seed_spread, error)))
     return found
 
@@ -186,9 +226,9 @@ def _means(groups: Sequence[Sequence[MeasuredSetting]], quantity: Quantity, less
 
 def _linked(along: Sequence[Pair]) -> list[list[MeasuredSetting]]:
     """The settings, in groups that no pair connects."""
-    group_of: dict[str, dict[str, MeasuredSetting]] = {}
+    group_of: dict[int, dict[int, MeasuredSetting]] = {}  # by identity: settings of two sweeps may have the same name
     for pair in along:
-        first, second = (group_of.setdefault(one.name, {one.name: one}) for one in pair)
+        first, second = (group_of.setdefault(id(one), {id(one): one}) for one in pair)
         if first is not second:
             large, small = (first, second) if len(first) >= len(second) else (second, first)
             large |= small
@@ -220,7 +260,7 @@ def _fitted(along: Sequence[Pair], quantity: Quantity) -> _Slope | None:
     (after, freedom), (before, _) = residuals(ends), residuals(ends - gained)
     if freedom - 1 < _FEWEST_FOR_SLOPE:
         return None
-    settings = {one.name: one for pair in along for one in pair}.values()
+    settings = {id(one): one for pair in along for one in pair}.values()
     bases = [one.base_values(quantity) for one in settings if len(one.seeds) > 1]
     error = float(np.mean([components(base).rest / base.shape[1] for base in bases]))
     spread = float((before**2).sum())

@@ -8,6 +8,7 @@ large each part is; until there is one, Countdown's stand in.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -19,7 +20,7 @@ from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import CONFIDENCE, FEWEST_PROBLEMS, POWER, Components, Error, Spread, components
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.sets import as_telling_as
-from pipeline.compare.settings import DECLARED, declared_pairs, pairs, planned_settings
+from pipeline.compare.settings import DECLARED, axis_between, declared_pairs, pairs, planned_settings
 from pipeline.experiment.compose import Cell
 from pipeline.store.files import read_mapping
 from pipeline.store.folders import Home
@@ -55,13 +56,16 @@ COUNTDOWN = Spreads(problems=0.0, runs=0.0003, both=0.074, sampling=0.08, seeds=
 def measured_spreads(levels: Sequence[Difference], compared: Sequence[MeasuredSetting]) -> Spreads | None:
     """From a sweep's differences in pass@1 that rest on two seeds or more, along the axis with the most; None if there are none.
 
+    Priors come first: what two starts or two RL algorithms do to a problem differs by far more than what two priors do.
+
     A few seeds show little of how much runs differ, so that part is the upper limit of its one-sided 80% interval (Browne, 1995).
     """
     from scipy.special import chdtri
 
     by_name = {setting.name: setting for setting in compared}
     told = [one for one in levels if one.quantity == _PASS_1 and one.seeds > 1]
-    axis = max((one.axis for one in told), key=[one.axis for one in told].count, default=None)
+    counts = Counter(one.axis for one in told)
+    axis = max(counts, key=lambda one: (one.rpartition(".")[2] == "prior", counts[one]), default=None)
     along = [(by_name[one.setting], by_name[one.reference]) for one in told if one.axis == axis]
     along = [pair for pair in along if pair[0].before[0].problems == along[0][0].before[0].problems]
     between_runs = level_spread(along, _PASS_1) if along else None
@@ -119,8 +123,8 @@ class Power:
     samples: int
     seeds: int
     arms: int
-    """The settings that the spread over seeds is estimated from: the reference and those compared with it, or all of a sweep that
-    declares contrasts.
+    """The settings that the spread over seeds is estimated from: the reference and those compared with it, or all settings where
+    declared contrasts are along several axes.
     """
     comparisons: int
     """Intervals that hold jointly."""
@@ -160,12 +164,15 @@ def power_of(cells: Sequence[Cell], home: Home, contrasts: Sequence[tuple[str, s
     protocol = cells[0].recipe.evaluate
     shown = {k for k in (1, 8, protocol.samples) if k <= protocol.samples}
     most = max(along.values(), key=len)
+    axes = {axis_between(*pair) for pair in declared}
+    (axis,) = axes if len(axes) == 1 else (None,)
+    beside = pairs(planned).get(axis or "", []) if declared else most
     sizes = tuple(of_set.problems for _, of_set in cells[0].recipe.evaluation_sets.values())
     return Power(
         problems=round(as_telling_as(sizes)),
         samples=protocol.samples,
         seeds=len({cell.recipe.seed for cell in cells}),
-        arms=len(planned) if declared else 1 + max(sum(reference is other for _, other in most) for _, reference in most),
+        arms=1 + max(sum(reference is other for _, other in beside) for _, reference in beside) if beside else len(planned),
         comparisons=len(most) * (1 if declared else len(shown) + _VOTES),
         declared=bool(declared),
         spreads=known_spreads(evaluated_on(cells), home),
@@ -173,18 +180,19 @@ def power_of(cells: Sequence[Cell], home: Home, contrasts: Sequence[tuple[str, s
     )
 
 
-def in_words(found: Power, sweep: str) -> str:
-    """What the sweep of that name can show."""
+def in_words(found: Power) -> str:
+    """What the sweep can show."""
     problems = f"{found.problems} problems"
     if found.sets:
         problems = f"{sum(found.sets):,} problems in {len(found.sets)} sets, averaged as exactly as {found.problems} in one,"
-    size = f"{problems} x {found.samples} samples x {found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    size = f"With {problems} x {found.samples} sample{'s' if found.samples > 1 else ''} x {seeds}"
     if found.seeds == 1:
-        size += ": one seed shows nothing about settings. With axes.seed=[0,1,2,3,4]"
+        size = f"{size.removeprefix('With ')}: one seed shows nothing about settings. With axes.seed=[0,1,2,3,4]"
         found = replace(found, seeds=5)
     which = "declared contrasts" if found.declared else "intervals"
     jointly = f", with {found.comparisons} {which} that hold jointly" if found.comparisons > 1 else ""
     return (
         f"{size}, four in five such sweeps would show a true difference of {found.detectable():.3f} in pass@1 after RL{jointly}. "
-        f"Spreads from {found.spreads.source}; `priorlab plan {sweep} --effect 0.015` says what such an effect takes."
+        f"Spreads from {found.spreads.source}; --effect 0.015, added to this command, says what such an effect takes."
     )

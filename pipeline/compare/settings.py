@@ -61,6 +61,12 @@ def pairs(of_sweep: Sequence[Setting]) -> dict[str, list[tuple[Setting, Setting]
     return found
 
 
+def axis_between(setting: Setting, reference: Setting) -> str | None:
+    """The one axis in which two settings of a sweep differ; None if they differ in several."""
+    differing = [axis for axis, value in setting.coordinates.items() if value != reference.coordinates[axis]]
+    return differing[0] if len(differing) == 1 else None
+
+
 def declared_pairs(of_sweep: Sequence[Setting], contrasts: Sequence[tuple[str, str]]) -> list[tuple[Setting, Setting]]:
     """The sweep's own contrasts. Raises `PriorlabError` if one names no setting of the sweep, or a setting twice."""
     by_name = {setting.name: setting for setting in of_sweep}

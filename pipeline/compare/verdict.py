@@ -44,8 +44,13 @@ def verdict(
     finished = [setting for setting in compared if setting.finished]
     if not finished or not ks:
         return ["No setting has been measured both before and after RL yet.", *not_finite(bad), *_guessing(compared)]
-    what = "training run" if all(len(setting.seeds) == 1 for setting in finished) else "setting"
-    sentences = [_gained(gains, Quantity("pass@k", k), what) for k in dict.fromkeys([ks[0], ks[-1]])]
+    several = {setting.name for setting in finished if len(setting.seeds) > 1}
+    of_settings = {at: interval for at, interval in gains.items() if not several or at[0] in several}
+    what = "setting" if several else "training run"
+    sentences = [_gained(of_settings, Quantity("pass@k", k), what) for k in dict.fromkeys([ks[0], ks[-1]])]
+    if several and len(several) < len(finished):
+        alone = _some([setting.name for setting in finished if setting.name not in several])
+        sentences.append(f"Not counted, since one finished seed says nothing about a setting: {alone}.")
     sentences += _along("declared", DECLARED, [one for one in between["declared"] if one.seeds > 1])
     levels = between["level"]
     for axis in dict.fromkeys(one.axis for one in levels):

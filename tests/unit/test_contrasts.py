@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.power import power_of
 from pipeline.compare.summary import findings, summary
 from pipeline.errors import PriorlabError
@@ -14,7 +16,7 @@ from pipeline.experiment.graph import build_graph
 from pipeline.experiment.saved import known_sweep, redefinition, save_definition
 from pipeline.report.figures import figures
 from pipeline.store.folders import Home
-from tests.unit.test_compare import NOWHERE
+from tests.unit.test_compare import NOWHERE, evaluation, plans
 from tests.unit.test_statistics import measured
 
 PRIORS = {"ce": 0.0, "tail": 0.2, "head": 0.1}
@@ -46,6 +48,30 @@ def test_they_come_first_in_the_verdict_and_are_in_tables_and_figures() -> None:
     assert [(one["arm"], one["reference"]) for one in told["declared"]] == [("tail", "head")]
     assert all(one["axis"] == "prior" for one in told["levels"])
     assert "Declared contrasts" in [figure.title for figure in figures(found, NOWHERE)]
+
+
+def lucky_bases(*overrides: str) -> list[Evaluation]:
+    """A sweep of two priors in which all luck is of pre-training: runs from one base end alike, whatever their RL."""
+    found = []
+    for plan in plans("axes.prior=[ce,tail]", "axes.seed=[0,1,2]", *overrides):
+        base = np.random.default_rng(int(plan.chain["pretrain"].fingerprint, 16)).normal(0, 0.05)
+        before, after = (evaluation(plan, role, 0.3) for role in ("pretrain", "rl"))
+        after.metrics["pass@k"][1] = 0.3 + base + np.random.default_rng(0).normal(0, 0.01, len(after.problems))
+        found += [before, after]
+    return found
+
+
+def test_learning_rates_that_share_bases_say_no_more_about_luck_than_one_does() -> None:
+    """Else a model that was lucky in pre-training would count as evidence once for each learning rate."""
+    rates = [1e-4, 2e-4, 3e-4, 4e-4]
+    one, four = lucky_bases(f"axes.rl.optimizer.learning_rate={rates[:1]}"), lucky_bases(f"axes.rl.optimizer.learning_rate={rates}")
+    widths = []
+    for evaluations in (one, four):
+        cells = [measurement.plan.cell for measurement in evaluations[::2]]
+        names = [f"{prior} rl.optimizer.learning_rate=0.0001" for prior in ("tail", "ce")]
+        (declared,) = findings(cells, evaluations, [(names[0], names[1])]).differences["declared"]
+        widths.append(declared.interval.high - declared.interval.low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.01)
 
 
 def test_without_a_difference_the_verdict_says_so() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import Evaluation
-from pipeline.compare.intervals import JointInterval, Sample, joint_intervals, mean_interval
+from pipeline.compare.intervals import Components, Error, JointInterval, Sample, Spread, joint_intervals, mean_interval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.pooling import pooled_spread
 from pipeline.compare.power import COUNTDOWN, Power, Spreads, in_words, known_spreads, measured_spreads
@@ -171,6 +172,24 @@ def test_the_detectable_difference_is_shown_in_four_of_five_sweeps() -> None:
     assert 0.7 <= np.mean(shown) <= 0.9
 
 
+@pytest.mark.parametrize(("freedom", "level", "power"), [(1, 0.05, 0.8), (2, 0.01, 0.95), (4, 0.005, 0.8), (24, 0.025, 0.9)])
+def test_the_detectable_difference_knows_that_widths_are_uncertain(freedom: int, level: float, power: float) -> None:
+    """Where all error is of seeds, the test is Student's, and its power that of the noncentral t distribution."""
+    error = Error(Components(Spread(60 * 0.01, freedom), Spread(0.0, 59), 0.0), (freedom + 1, 60))
+    noncentrality = error.detectable(level, power) / np.sqrt(0.01 / (freedom + 1))
+    bound = stats.t.isf(level / 2, freedom)
+    assert stats.nct.sf(bound, freedom, noncentrality) == pytest.approx(power, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [5, 100, 200, 400])
+def test_families_of_hundreds_hold_jointly(size: int) -> None:
+    """Of unrelated means, each with an interval at the level found, no more than 5% of families have one that misses."""
+    values = np.random.default_rng(0).normal(0, 1, (size, 1, 40))
+    first = joint_intervals([Sample(one, of=str(number)) for number, one in enumerate(values)])[0]
+    level = 2 * stats.t.sf((first.high - first.value) / (values[0].std(ddof=1) / np.sqrt(40)), 39)
+    assert 0.04 < 1 - (1 - level) ** size < 0.052
+
+
 SPREADS = Spreads(problems=0.01, runs=0.0004, both=0.02, sampling=0.12, seeds=5, source="here")
 
 
@@ -213,12 +232,12 @@ def test_what_it_takes_to_show_a_difference_is_sufficient_and_minimal() -> None:
 
 
 def test_a_plan_of_one_seed_says_that_it_shows_nothing_about_settings() -> None:
-    said = in_words(planned(1), "mine")
+    said = in_words(planned(1))
     assert said.startswith(
         "100 problems x 16 samples x 1 seed: one seed shows nothing about settings. With axes.seed=[0,1,2,3,4], four in"
     )
-    assert "priorlab plan mine --effect 0.015" in said
-    assert in_words(planned(3), "mine").startswith("100 problems x 16 samples x 3 seeds, four in five such sweeps would show")
+    assert "--effect 0.015, added to this command" in said
+    assert in_words(planned(3)).startswith("With 100 problems x 16 samples x 3 seeds, four in five such sweeps would show")
 
 
 def simulated(spreads: Spreads, seeds: int, problems: int, n: int = 16, seed: int = 7) -> tuple[list[Difference], list[Evaluation]]:

@@ -328,6 +328,23 @@ def test_a_head_start_is_not_taken_for_a_better_end_where_bases_are_measured_wit
     assert slopes <= 3  # bases that vary hardly more than they err give no slope, and so no claim
 
 
+def test_a_setting_with_one_finished_seed_counts_for_nothing_beside_others() -> None:
+    evaluations = [
+        one for one in measured({"ce": 0.0, "tail": 0.1, "head": 0.0}, seeds=3) if one.plan.cell.id not in ("tail-seed1", "tail-seed2")
+    ]
+    said = said_of(evaluations)
+    assert said[0] == "RL shows no change in pass@1 in any of 2 settings."
+    assert "Not counted, since one finished seed says nothing about a setting: tail." in said
+
+
+def test_two_sweeps_pool_their_seeds_though_their_settings_have_the_same_names() -> None:
+    """Unpooled, each of the three intervals would rest on two seeds, and one would be ten times as wide as another."""
+    gains = {"ce": 0.0, "tail": 0.0, "head": 0.0}
+    first, second = measured(gains, seeds=2), measured(gains, seeds=2, noise=0.03)
+    widths = [one.interval.high - one.interval.low for one in across(first, second, "level") if one.quantity == PASS_1]
+    assert max(widths) < 1.5 * min(widths)
+
+
 def test_two_sweeps_are_compared_alike_in_either_order() -> None:
     first = measured({"ce": 0.0}, seeds=2)
     second = measured({"tail": 0.1, "head": 0.0, "precision": 0.02}, seeds=2)
