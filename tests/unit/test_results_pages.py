@@ -69,7 +69,7 @@ def test_the_table_of_what_predicts_is_that_of_the_data() -> None:
 
 
 def test_the_page_of_levels_tells_what_decides_as_the_data_do() -> None:
-    """Rank correlations between seeds, and differences from cross-entropy at equal perplexity."""
+    """Rank correlations between seeds."""
     told = " ".join((FOLDER / "levels.md").read_text(encoding="utf-8").split())
     cells = what_predicts.read(("levels",))
     found, _ = what_predicts.correlations(what_predicts.between_seeds(cells))
@@ -81,10 +81,15 @@ def test_the_page_of_levels_tells_what_decides_as_the_data_do() -> None:
     ):
         assert shown in told
 
+
+@pytest.mark.parametrize(("sweep", "seeds"), [("levels", 20), ("longer", 12)])
+def test_the_pages_tell_differences_at_equal_perplexity_as_the_data_do(sweep: str, seeds: int) -> None:
+    told = " ".join((FOLDER / f"{sweep}.md").read_text(encoding="utf-8").split())
+    cells = what_predicts.read((sweep,))
     perplexity = list(what_predicts.MEASUREMENTS).index("perplexity")
     explained = []
     for prior in ("precision", "diversity"):
-        runs = [(cells["levels ", prior, str(seed)], cells["levels ", "ce", str(seed)]) for seed in range(20)]
+        runs = [(cells[f"{sweep} ", prior, str(seed)], cells[f"{sweep} ", "ce", str(seed)]) for seed in range(seeds)]
         levels = [ours[0] - theirs[0] for ours, theirs in runs]
         line = stats.linregress([ours[1][perplexity] - theirs[1][perplexity] for ours, theirs in runs], levels)
         half = stats.t.ppf(0.975, len(runs) - 2) * line.intercept_stderr
