@@ -253,7 +253,7 @@ def _layer_activations(model: ModelConfig, width: int, moe: MoEConfig | None) ->
 
 # The chunks of `stages.objective.fused` on a GPU; on a CPU they are smaller.
 _CHUNK_BYTES = 1 << 26
-_MIN_CHUNK_ROWS = 256
+_MIN_CHUNK_ROWS = 2048
 
 
 def fused_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, tokens: int) -> float:

@@ -4,9 +4,10 @@
     OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/loss.py --vocab 256 2048 --head-k 20 --width 128 --repeats 50
 
 Times are medians of interleaved repetitions in one process; on a CPU, of processor time, so that a busy machine hardly matters. Extra
-memory is how far one step raises the peak above its inputs, after a small step has loaded what the variant loads; every variant is
-measured in its own process. "Fused cross-entropy" is the fused code with all shaping off, "statistics" adds what the pre-training stage
-logs. A library that is not installed, or does not support this device, is left out and named.
+memory is how far one step raises the peak above its inputs, after a small step has loaded what the variant loads; on a CPU every
+variant is measured in its own process. "Fused cross-entropy" is the fused code with all shaping off, "statistics" adds what the
+pre-training stage logs. The floor is three matrix products at the rate that a large square one reaches in the same dtype. A library
+that is not installed, or does not support this device, is left out and named.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def variants(head_k: int) -> dict[str, Loss]:
     found: dict[str, Loss] = {
         PLAIN: lambda h, w, t: F.cross_entropy(h @ w.T, t),
         "plain cross-entropy, float32 logits": lambda h, w, t: F.cross_entropy((h @ w.T).float(), t),
+        "torch's linear_cross_entropy, chunked": lambda h, w, t: F.linear_cross_entropy(
+            h, w, t, options=torch.nn.LinearCrossEntropyOptions()
+        ),
         "plain shaped, rank-aware": lambda h, w, t: objective_loss(h @ w.T, t, rank_aware),
         FUSED: lambda h, w, t: fused_linear_loss(h, w, t, Shaped()),
         "fused shaped, beta only": lambda h, w, t: fused_linear_loss(h, w, t, BETA_ONLY),
@@ -132,13 +136,33 @@ def main() -> None:
             measured = _measure(losses, arguments, vocab, dtype)
             rows += measured
             _print_table(f"{arguments.tokens} tokens, width {arguments.width}, vocabulary {vocab}, {dtype}, {device}", measured)
+            floor = 6 * arguments.tokens * arguments.width * vocab / _matmul_rate(dtype)
+            rows.append({"vocab": vocab, "dtype": dtype, "variant": "floor: three matrix products", "seconds": floor})
+            print(f"{'floor: three matrix products':38}{floor:9.4f}", flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
+def _matmul_rate(dtype: str) -> float:
+    """Operations per second of a square product in this dtype, large enough to fill the device."""
+    size = 8192 if ON_GPU else 1024
+    left, right = torch.randn(2, size, size, device="cuda" if ON_GPU else "cpu", dtype=getattr(torch, dtype))
+    best = float("inf")
+    for _ in range(10):
+        _synchronise()
+        started = _now()
+        left @ right
+        _synchronise()
+        best = min(best, _now() - started)
+    return 2 * size**3 / best
+
+
 def _measure(losses: dict[str, Loss], arguments: argparse.Namespace, vocab: int, dtype: str) -> list[dict[str, str | float]]:
     seconds = _times(losses, arguments.repeats, *_inputs(arguments, vocab, dtype))
-    memory = {name: _extra_memory_in_own_process(name, arguments, vocab, dtype) for name in losses}
+    if ON_GPU:  # torch counts what is allocated there; starting a process for each takes minutes
+        memory = {name: _extra_memory(loss, *_inputs(arguments, vocab, dtype)) for name, loss in losses.items()}
+    else:
+        memory = {name: _extra_memory_in_own_process(name, arguments, vocab, dtype) for name in losses}
     return [
         {
             "vocab": vocab,

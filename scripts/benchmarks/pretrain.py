@@ -5,10 +5,11 @@
 
 The stage is what a sweep runs: HF Trainer, DeepSpeed, the loss in the head, statistics, metrics file, W&B offline run, step
 checkpoints. The loop is hand-written: forward, cross-entropy of the logits, backward, clip, fused AdamW, and
-DistributedDataParallel over several processes. They take turns, each run in its own process; a run's rate is the median over the
-intervals between log lines, without the first. The table has medians over the turns; ratios are taken within a turn, with their
-range. FLOPs are 6 per parameter and token plus 12 x layers x heads x head_dim x block for attention; the peak is a large float32
-matmul's.
+DistributedDataParallel over several processes; in bfloat16 AdamW keeps float32 copies of the weights, as DeepSpeed does. On a GPU it
+also runs under `torch.compile`. They take turns, each run in its own process; a run's rate is the median over the intervals between
+log lines, without the first. The table has medians over the turns; ratios are taken within a turn, with their range. On a CPU it also
+has processor time for each token, which a busy machine hardly changes. FLOPs are 6 per parameter and token plus 12 x layers x heads x
+head_dim x block for attention; the peak is that of a large matmul in the run's dtype.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from pipeline.run.scheduler import run
 from pipeline.store.folders import Home
 from scripts.benchmarks.stages import Silent
 
-STAGE, LOOP, LOOP_OUR_LOSS = "stage", "loop", "loop with the fused loss"
+STAGE, LOOP, LOOP_OUR_LOSS, LOOP_COMPILED = "stage", "loop", "loop with the fused loss", "loop, compiled"
 
 
 def main() -> None:
@@ -59,47 +61,80 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
     """Run stage and loops in turns; print and return their medians."""
     log_steps = max(1, arguments.steps // 10)
-    (cell,) = load_recipe(arguments.recipe, arguments.set).cells()
+    (cell,) = load_recipe(arguments.recipe, [*arguments.set, f"pretrain.launch.zero_stage={arguments.zero_stage}"]).cells()
     micro_batch = cell.recipe.pretrain.launch.micro_batch // processes  # the same global batch, split
     launch = [f"processes={processes}", f"zero_stage={arguments.zero_stage}", f"micro_batch={micro_batch}"]
     launch += [f"log_steps={log_steps}", f"save_steps={5 * log_steps}"]
     schedule = [f"pretrain.steps={arguments.steps}", "pretrain.optimizer.warmup_steps=0", "pretrain.optimizer.decay_steps=0"]
     overrides = [*arguments.set, *schedule, *(f"pretrain.launch.{setting}" for setting in launch)]
-    rates: dict[str, list[float]] = {name: [] for name in (STAGE, LOOP, LOOP_OUR_LOSS)}
+    loops = [LOOP, LOOP_OUR_LOSS] + [LOOP_COMPILED] * visible()
+    rates: dict[str, list[float]] = {name: [] for name in (STAGE, *loops)}
+    seconds: dict[str, list[float]] = {name: [] for name in (STAGE, *loops)}
     waits: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         for repeat in range(arguments.repeats):
             home = Home(Path(scratch) / str(repeat))
             graph = build_graph(load_recipe(arguments.recipe, overrides).cells())
             corpus, pretrain = (next(node for node in graph.stages.values() if node.kind == kind) for kind in ("corpus", "pretrain"))
+            _say(f"turn {repeat + 1} of {arguments.repeats}: corpus")
+            run(graph, home, sweep="benchmark", jobs=1, view=Silent(), only=[corpus.fingerprint])
+            _say(STAGE)
+            before = _children_seconds()
             run(graph, home, sweep="benchmark", jobs=1, view=Silent(), only=[corpus.fingerprint, pretrain.fingerprint])
+            seconds[STAGE].append(_children_seconds() - before)
             rows = [json.loads(line) for line in pretrain.folder(home).metrics.read_text(encoding="utf-8").splitlines()][1:]
             rates[STAGE].append(statistics.median(row["tokens_per_s"] for row in rows))
             waits += [row["data_wait_share"] for row in rows]
-            for name in (LOOP, LOOP_OUR_LOSS):
-                loop = _run_loop(pretrain, corpus.folder(home).export, Path(scratch), our_loss=name == LOOP_OUR_LOSS)
+            for name in loops:
+                _say(name)
+                before = _children_seconds()
+                loop = _run_loop(pretrain, corpus.folder(home).export, Path(scratch), name)
+                seconds[name].append(_children_seconds() - before)
                 rates[name].append(statistics.median(loop))
         config = pretrain.config
         assert isinstance(config, PretrainStage)
-        flops, peak = _flops_per_token(config, corpus.folder(home).export), _peak_flops(config.pretrain.launch.threads)
+        flops, peak = (
+            _flops_per_token(config, corpus.folder(home).export),
+            _peak_flops(config.pretrain.launch.threads, config.pretrain.dtype),
+        )
     medians = {name: statistics.median(values) for name, values in rates.items()}
     wait = statistics.median(waits)
     threads = config.pretrain.launch.threads
+    tokens = arguments.steps * config.pretrain.global_batch * pretrain.block_size
     print(f"\n{config.model.name} model, {processes} process(es) of {threads} thread(s), {config.pretrain.dtype}")
-    print(f"{'':26}{'tokens/s':>10}{'stage is':>10}{'in turns':>14}{'utilisation':>13}")
+    print(f"{'':26}{'tokens/s':>10}{'stage is':>10}{'in turns':>14}{'utilisation':>13}{'CPU us/token':>14}")
     for name, rate in medians.items():
         ratios = [stage / other for stage, other in zip(rates[STAGE], rates[name], strict=True)]
         spread = "" if name == STAGE else f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"{name:26}{rate:10,.0f}{statistics.median(ratios):9.2f}x{spread:>14}{rate * flops / (processes * peak):13.0%}")
+        used, cpu = rate * flops / (processes * peak), statistics.median(seconds[name]) / tokens * 1e6
+        print(f"{name:26}{rate:10,.0f}{statistics.median(ratios):9.2f}x{spread:>14}{used:13.0%}{cpu:14.1f}")
     print(f"the stage waits for data {wait:.2%} of the time; matmul peak {peak / 1e9:.0f} GFLOP/s per process", flush=True)
     return {
         "processes": processes, "overrides": overrides, "tokens_per_s": rates, "data_wait_share": wait,
-        "flops_per_token": flops, "peak_flops_per_process": peak,
+        "flops_per_token": flops, "peak_flops_per_process": peak, "cpu_seconds": seconds, "tokens": tokens,
     }  # fmt: skip
 
 
-def _run_loop(pretrain: StageNode, corpus: Path, scratch: Path, *, our_loss: bool) -> list[float]:
-    settings = {"config": pretrain.config.model_dump(), "corpus": str(corpus), "our_loss": our_loss}
+def visible() -> bool:
+    """Whether there is a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def _children_seconds() -> float:
+    """Processor time of all processes that were started and have ended, start-up included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _run_loop(pretrain: StageNode, corpus: Path, scratch: Path, name: str) -> list[float]:
+    settings = {"config": pretrain.config.model_dump(), "corpus": str(corpus), "our_loss": name == LOOP_OUR_LOSS}
+    settings["compiled"] = name == LOOP_COMPILED
     file = scratch / "loop.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
     assert isinstance(pretrain.config, PretrainStage)
@@ -111,7 +146,7 @@ def _run_loop(pretrain: StageNode, corpus: Path, scratch: Path, *, our_loss: boo
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
+def _loop(config: dict[str, Any], corpus: str, our_loss: bool, compiled: bool) -> None:
     """The hand-written loop; prints its rate per interval, without the first."""
     import torch
     import torch.nn.functional as F
@@ -135,11 +170,15 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
     model.to(device, getattr(torch, settings.dtype)).train()
     if our_loss:
         attach(model, objective_of(stage.prior), settings.head_k)
+    if compiled:
+        model.compile()
     if processes > 1:
         distributed.init_process_group()
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if processes > 1 else model
     adamw = settings.optimizer
-    optimizer = torch.optim.AdamW(model.parameters(), lr=adamw.learning_rate, betas=(adamw.beta1, adamw.beta2), fused=True)
+    weights = list(model.parameters())
+    masters = weights if settings.dtype == "float32" else [weight.detach().float() for weight in weights]
+    optimizer = torch.optim.AdamW(masters, lr=adamw.learning_rate, betas=(adamw.beta1, adamw.beta2), fused=True)
     accumulation = settings.global_batch // (processes * launch.micro_batch)
     rates, started = [], time.perf_counter()
     for step in range(1, settings.steps + 1):
@@ -152,9 +191,14 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool) -> None:
                 logits = wrapped(input_ids=ids, use_cache=False).logits
                 loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
             (loss / accumulation).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), adamw.clip_norm)
+        if masters is not weights:
+            for master, weight in zip(masters, weights, strict=True):
+                master.grad, weight.grad = weight.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(masters, adamw.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if masters is not weights:
+            torch._foreach_copy_([weight.detach() for weight in weights], masters)
         if step % launch.log_steps == 0:
             loss.item()
             now = time.perf_counter()
@@ -179,16 +223,16 @@ def _flops_per_token(config: PretrainStage, corpus: Path) -> float:
     return 6 * count + attention
 
 
-def _peak_flops(threads: int) -> float:
-    """The fastest of several 1024 x 1024 float32 matmuls, on one process's number of threads."""
+def _peak_flops(threads: int, dtype: str) -> float:
+    """The fastest of several square matmuls that fill the device, on one process's number of threads."""
     import torch
 
     torch.set_num_threads(threads)
-    device, size, best = ("cuda" if torch.cuda.is_available() else "cpu"), 1024, 0.0
-    left, right = torch.randn(2, size, size, device=device)
+    device, size, best = ("cuda", 8192, 0.0) if torch.cuda.is_available() else ("cpu", 1024, 0.0)
+    left, right = torch.randn(2, size, size, device=device, dtype=getattr(torch, dtype))
     for _ in range(20):
         started = time.perf_counter()
-        (left @ right).sum().item()
+        (left @ right)[0, 0].item()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
 

@@ -21,7 +21,7 @@ PIPELINE = (
 )
 """The floors, lowest first. A room imports from lower floors only."""
 STAGES = (
-    {"stages.die_with_parent", "stages.objective"},
+    {"stages.device", "stages.die_with_parent", "stages.objective"},
     {"stages.guard"},
     {"stages.contract"},
     {"stages.checkpoint", "stages.tasks", "stages.novelty", "stages.training"},

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 # A chunk holds as many logits as stay in a core's cache between the passes, on a GPU as keep it busy, but at least as many rows as a
-# matmul needs to run at full speed.
+# matmul needs to run at full speed. On a GPU each chunk also reads and writes all of the weight's float32 gradient, so chunks are few:
+# 2,048 rows of bfloat16 logits take half as much memory as that gradient at a width of 2,048.
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
-_MIN_CHUNK_ROWS = 256
+_MIN_CHUNK_ROWS = {"cpu": 256, "cuda": 2048}
 # Rows of the weight's gradient summed up at a time: a half-precision product of this many rows is still in the cache when it is added.
 _WEIGHT_BLOCK = 4096
 
@@ -89,8 +90,8 @@ def fused_loss_and_statistics(
             "(float16 would lose gradients that are rounded before a loss scale can lift them)"
         )
     vocab = weight.shape[0]
-    chunk_bytes = _CHUNK_BYTES["cpu" if weight.is_cpu else "cuda"]
-    chunk = chunk_tokens or max(_MIN_CHUNK_ROWS, chunk_bytes // (vocab * weight.element_size()))
+    device = "cpu" if weight.is_cpu else "cuda"
+    chunk = chunk_tokens or max(_MIN_CHUNK_ROWS[device], _CHUNK_BYTES[device] // (vocab * weight.element_size()))
     counted = targets != ignore_index
     rows = counted.nonzero().squeeze(-1)
     if len(rows) < len(targets):  # rows that do not count cost nothing
