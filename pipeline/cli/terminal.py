@@ -54,8 +54,8 @@ def print_wide(table: Table) -> None:
         if table.title:
             console.print(Text(str(table.title), style="italic"))
         for name, *cells in rows:
-            named = [((heading, "bold"), f" {cell}  ") for heading, cell in zip(headings[1:], cells, strict=True) if cell]
-            console.print(Text(name), Padding(Text.assemble(*(part for pair in named for part in pair)), (0, 0, 0, 2)), sep="\n")
+            named = [Text.assemble((heading, "bold"), f" {cell}") for heading, cell in zip(headings[1:], cells, strict=True) if cell]
+            console.print(Text(name), *(Padding(line, (0, 0, 0, 2)) for line in _filled(named, console.width - 2)), sep="\n")
         return
     # Without rich, which takes minutes to lay out ten thousand rows.
     widths = [max(map(cell_len, cells)) for _, cells in columns]
@@ -67,6 +67,17 @@ def print_wide(table: Table) -> None:
         )
         lines.append("  ".join(padded).rstrip())
     sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _filled(pieces: Sequence[Text], width: int) -> list[Text]:
+    """Lines of as many pieces as fit; none is broken, unless it is longer than a line."""
+    lines: list[Text] = []
+    for piece in pieces:
+        if lines and lines[-1].cell_len + 2 + piece.cell_len <= width:
+            lines[-1] = Text("  ").join([lines[-1], piece])
+        else:
+            lines.append(piece)
+    return lines
 
 
 def print_json(value: Any) -> None:

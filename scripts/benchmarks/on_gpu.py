@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -81,21 +82,26 @@ def parts(scratch: Path, *, on_gpu: bool) -> list[Part]:
     ]
 
 
-def main() -> None:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or `words` in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="in all")
     parser.add_argument("--only", nargs="*", metavar="PART", help="these parts, in this order")
     parser.add_argument("--out", type=Path, default=Path("on-gpu"), help="folder of the page")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    asked = arguments()
+    asked.out.mkdir(parents=True, exist_ok=True)
     import torch
 
-    every = {part.name: part for part in parts(arguments.out.absolute(), on_gpu=torch.cuda.is_available())}
-    unknown = set(arguments.only or ()) - every.keys()
+    every = {part.name: part for part in parts(asked.out.absolute(), on_gpu=torch.cuda.is_available())}
+    unknown = set(asked.only or ()) - every.keys()
     if unknown:
-        parser.error(f"no part {unknown.pop()!r}; there are: {', '.join(every)}")
-    chosen = [every[name] for name in arguments.only] if arguments.only else list(every.values())
-    page, ends = arguments.out / "page.md", time.monotonic() + 60 * arguments.minutes
+        sys.exit(f"no part {unknown.pop()!r}; there are: {', '.join(every)}")
+    chosen = [every[name] for name in asked.only] if asked.only else list(every.values())
+    page, ends = asked.out / "page.md", time.monotonic() + 60 * asked.minutes
     for part in chosen:
         left = min(part.most_seconds, ends - time.monotonic())
         if left > _LEAST_SECONDS:

@@ -28,6 +28,7 @@ from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import parse_yaml
 from pipeline.experiment.graph import build_graph
+from scripts.benchmarks import on_gpu
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -233,6 +234,12 @@ def _lock(words: list[str]) -> None:
     assert (ROOT / "scripts" / "setup" / "lock").stat().st_mode & 0o111
 
 
+def _on_gpu(words: list[str]) -> None:
+    assert (ROOT / "scripts" / "on-gpu").stat().st_mode & 0o111
+    chosen = on_gpu.arguments(words)
+    assert set(chosen.only or ()) <= {part.name for part in on_gpu.parts(Path("here"), on_gpu=True)}
+
+
 def _pip(words: list[str]) -> None:
     """This repository is the only thing that plain pip installs."""
     assert words == ["install", "."]
@@ -299,5 +306,6 @@ def _cd(words: list[str]) -> None:
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "scripts/priorlab": _priorlab, "priorlab": _priorlab, "scripts/setup/lock": _lock, "scripts/test": _tests,
+    "scripts/on-gpu": _on_gpu,
     ".venv/bin/python": _python, "uv": _uv, "pip": _pip, "wandb": _wandb, "export": _export, "apt": _apt, "git": _git, "cd": _cd,
 }  # fmt: skip
