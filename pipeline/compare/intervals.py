@@ -33,6 +33,8 @@ _MOST_DRAWN = 500
 SEED = 20251222
 _LEAST_FREEDOM, _MOST_FREEDOM = 0.2, 1e6
 """Beyond these Student's t cannot be told from the normal distribution, or its quantiles from infinity."""
+_FAR = 10.0
+"""Standard deviations that no draw of a normal distribution reaches."""
 
 Floats = NDArray[np.float64]
 
@@ -231,17 +233,25 @@ class Error:
         """`detectable`, where the interval at `level` is known.
 
         The next interval's width will be as uncertain as this one's, so the error over its width follows a noncentral t distribution,
-        with the degrees of freedom that make Student's t interval as wide as this one.
+        with the degrees of freedom that make Student's t interval as wide as this one. (Its quantiles are solved for here, since
+        scipy's do not end where there are few degrees of freedom.)
         """
         from scipy.optimize import brentq
-        from scipy.special import nctdtrinc, ndtri, stdtrit
+        from scipy.special import ndtr, stdtrit
 
-        error = math.sqrt(sum(float(part) for part in self._found_variances()))
-        wanted, normal = half_width / error, float(-ndtri(level / 2))
-        if wanted <= -float(stdtrit(_MOST_FREEDOM, level / 2)):
-            return error * (normal + float(ndtri(power)))
-        freedom = brentq(lambda degrees: -float(stdtrit(degrees, level / 2)) - wanted, _LEAST_FREEDOM, _MOST_FREEDOM)
-        return error * float(nctdtrinc(freedom, 1 - power, wanted))
+        error = math.sqrt(sum(self._found_variances()))
+        if error == 0:
+            return 0.0
+        bound = half_width / error
+
+        def too_narrow(freedom: float) -> float:
+            return math.log(bound / -float(stdtrit(freedom, level / 2)))
+
+        ends = _LEAST_FREEDOM, _MOST_FREEDOM
+        freedom = brentq(too_narrow, *ends) if too_narrow(ends[0]) < 0 < too_narrow(ends[1]) else _MOST_FREEDOM
+        widths = bound / np.sqrt(_ratios(freedom)[_BINNED // 2 :: _BINNED])
+        found: float = brentq(lambda mean: float(ndtr(mean - widths).mean()) - power, 0, float(widths.max()) + _FAR)
+        return error * found
 
     def _found_variances(self) -> tuple[float, float]:
         """`variances`, with every mean square as it was found."""
