@@ -193,7 +193,8 @@ def _collect(folder: Path) -> None:
     home = Home(folder.parent.parent.parent)
     with contextlib.suppress(PriorlabError):
         (home.path / "sweeps" / "kept").mkdir(parents=True, exist_ok=True)
-        (home.path / "sweeps" / "kept" / "cells.jsonl").write_text("")
+        (home.path / "sweeps" / "kept" / "sweep.yaml").write_text("axes: {}\n")
+        (home.path / "sweeps" / "kept" / "cells.jsonl").write_text('{"stages": []}\n')  # of a cell that needs none
     list(garbage.delete(garbage.find(home), home))
 
 
