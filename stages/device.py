@@ -5,24 +5,29 @@ from __future__ import annotations
 import gc
 import os
 from functools import cache
+from pathlib import Path
 
 from pipeline.errors import PriorlabError
+
+_DRIVER = Path("/dev/nvidiactl")
+"""There where the NVIDIA driver is, also in jobs that were given no GPU."""
 
 
 @cache
 def has_gpu() -> bool:
     """Whether this process computes on a GPU.
 
-    Raises `PriorlabError` where it should and cannot: a broken driver must not turn hours on a GPU into weeks on a CPU.
+    Raises `PriorlabError` where a GPU is there and torch, built for GPUs, cannot use it: a broken driver must not turn hours on a GPU
+    into weeks on a CPU. PyPI's torch is built for GPUs, and as good as any on a machine without one.
     """
     import torch
 
     if torch.cuda.is_available():
         return True
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if torch.version.cuda is not None and not hidden:
+    if torch.version.cuda is not None and _DRIVER.exists() and not hidden:
         raise PriorlabError(
-            f"torch is built for CUDA {torch.version.cuda} but finds no GPU it can use; `priorlab doctor` says why. On Slurm, set "
+            f"torch is built for CUDA {torch.version.cuda} but cannot use the GPU; `priorlab doctor` says why. On Slurm, set "
             "gpus_per_process for this kind of stage. To compute on the CPU nevertheless, set CUDA_VISIBLE_DEVICES=-1"
         )
     return False

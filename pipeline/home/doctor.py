@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from pipeline.config.tracking import TrackingConfig
 from pipeline.run.memory import total_gib
@@ -28,6 +29,8 @@ print(json.dumps({
     "devices": [[one.name, one.major, one.minor] for one in devices],
 }))
 """
+_CONTROL = Path("/dev/nvidiactl")
+"""There where the NVIDIA driver is loaded."""
 _LEAST_DRIVER = {"11": 450, "12": 525, "13": 580}
 """The oldest driver for each major version of CUDA (NVIDIA's CUDA compatibility guide, table 1)."""
 _BFLOAT16 = [8, 0]
@@ -74,7 +77,10 @@ def _devices() -> Finding:
     asked = subprocess.run([sys.executable, "-E", "-P", "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
     if asked.returncode:
         return Finding("devices", False, "torch cannot be imported: " + (asked.stderr.strip().splitlines() or ["no message"])[-1])
-    return fit(_driver(), **json.loads(asked.stdout))
+    driver = _driver()
+    if driver is None and not _CONTROL.exists():  # whatever torch is built for: PyPI's is for GPUs
+        return Finding("devices", True, "no GPU; CPU only")
+    return fit(driver, **json.loads(asked.stdout))
 
 
 def _driver() -> str | None:
@@ -96,8 +102,6 @@ Gpu = tuple[str, int, int]
 
 def fit(driver: str | None, *, cuda: str | None, architectures: Sequence[str], devices: Sequence[Gpu]) -> Finding:
     """Whether driver, GPUs and torch fit together; `cuda` and `architectures` are those that torch is built for."""
-    if driver is None and cuda is None:
-        return Finding("devices", True, "no GPU; CPU only")
     misfit = _misfit(driver, cuda, architectures, devices)
     if misfit is not None:
         return Finding("devices", False, misfit)

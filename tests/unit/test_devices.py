@@ -98,12 +98,16 @@ def test_the_engine_s_settings_change_no_fingerprint() -> None:
     assert plain.keys() == other.keys()
 
 
-@pytest.mark.parametrize(("hidden", "refused"), [(None, True), ("0", True), ("", False), ("-1", False)])
-def test_a_torch_for_gpus_does_not_fall_back_to_the_cpu_unasked(
-    hidden: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("driver", "hidden", "refused"),
+    [(True, None, True), (True, "0", True), (True, "", False), (True, "-1", False), (False, None, False)],
+)
+def test_a_torch_for_gpus_does_not_leave_a_gpu_for_the_cpu_unasked(
+    driver: bool, hidden: str | None, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(device, "_DRIVER", tmp_path if driver else tmp_path / "none")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
@@ -111,7 +115,7 @@ def test_a_torch_for_gpus_does_not_fall_back_to_the_cpu_unasked(
     device.has_gpu.cache_clear()
     try:
         if refused:
-            with pytest.raises(PriorlabError, match=r"built for CUDA 13\.0 but finds no GPU it can use; `priorlab doctor` says why"):
+            with pytest.raises(PriorlabError, match=r"built for CUDA 13\.0 but cannot use the GPU; `priorlab doctor` says why"):
                 device.has_gpu()
         else:
             assert not device.has_gpu()

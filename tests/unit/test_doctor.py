@@ -32,7 +32,6 @@ H200 = ("NVIDIA H200", 9, 0)
 @pytest.mark.parametrize(
     ("driver", "cuda", "devices", "ok", "said"),
     [
-        (None, None, [], True, "no GPU; CPU only"),
         ("580.65.06", None, [], False, "torch is built for CPUs; remove .venv and set up again with PRIORLAB_DEVICE=gpu"),
         (None, "13.0", [], False, "no NVIDIA driver responds"),
         ("550.54.14", "13.0", [H200], False, "driver 550.54.14 is too old for torch's CUDA 13.0; install 580 or newer"),
@@ -49,6 +48,12 @@ def test_driver_torch_and_gpu_must_fit_together(
     found = doctor.fit(driver, cuda=cuda, architectures=NEW, devices=devices)
     assert (found.ok, found.name) == (ok, "devices")
     assert said in found.text
+
+
+def test_without_a_driver_any_build_of_torch_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_CONTROL", tmp_path / "none")
+    monkeypatch.setattr(doctor, "_driver", lambda: None)
+    assert doctor._devices() == doctor.Finding("devices", True, "no GPU; CPU only")
 
 
 def test_a_gpu_without_bfloat16_is_told_so() -> None:
