@@ -34,9 +34,6 @@ from stages.training.step_checkpoints import StepCheckpoints
 
 _OF_THE_STEP = ("loss", "grad_norm", "grad_norm_max", "clipped_steps", "learning_rate")
 
-_LARGEST_BY_MEAN = 100
-"""How much further than the mean's bound a single token may be off: rounding has heavy tails, and batches millions of tokens."""
-
 Validate = Callable[[Callable[[list[Problem]], list[Response]], slice, Callable[[list[Any]], list[Any]]], Measured]
 """`validation.validate` with its problems, settings and verifier given."""
 
@@ -139,11 +136,12 @@ class RLTrainer(OpenGRPOTrainer):
 
     def _check_mismatch(self, mean: float, largest: float) -> None:
         allowed = self.settings.allowed_mismatch(on_gpu=self.accelerator.device.type == "cuda")
-        if not (mean <= allowed and largest <= _LARGEST_BY_MEAN * allowed):
+        times = self.settings.largest_mismatch
+        if not (mean <= allowed and largest <= times * allowed):
             raise PriorlabError(
                 f"rollout engine and trainer disagree at step {self.state.global_step}: the log-probs of sampled tokens differ by "
                 f"{mean:.2g} on average and {largest:.2g} at most; allowed are rl.max_logprob_mismatch = {allowed:.2g} and "
-                f"{_LARGEST_BY_MEAN} times that. In float32 on a CPU, the engine does not have the weights being trained. "
+                f"{times:g} times that. In float32 on a CPU, the engine does not have the weights being trained. "
                 "On a GPU or in bfloat16, look at sampling/sampling_logp_difference/mean of the steps before: if it was near the bound "
                 "all along, raise the bound; if it has jumped, the engine has wrong weights"
             )
