@@ -76,8 +76,8 @@ def _run(chosen: Sweep, jobs: int | None) -> None:
     if changes:
         more = f" (and {len(changes) - _SHOWN_CHANGES} more)" if len(changes) > _SHOWN_CHANGES else ""
         listed = "; ".join(changes[:_SHOWN_CHANGES]) + more
-        kept = "; `priorlab gc` deletes what only these used, --name keeps both" if any("no longer" in one for one in changes) else ""
-        errors.print(Text(f"note: sweep {chosen.name} has changed since it was last started: {listed}{kept}"), soft_wrap=True)
+        kept = "`priorlab gc` deletes what only the old one used; --name keeps both"
+        errors.print(Text(f"note: sweep {chosen.name} has changed since it was last started: {listed}. {kept}"), soft_wrap=True)
     with choose_view(console) as view:
         graph, outcome = run_sweep(chosen, home, jobs=jobs, view=view)
     shown = show_comparison(chosen, graph, home)

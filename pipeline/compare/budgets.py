@@ -26,7 +26,7 @@ def equal_budgets(compared: Sequence[MeasuredSetting], home: Home) -> dict[str, 
     means over each setting's seeds: rollouts up to the common step, gains at the last validation within each budget, and the gain where
     the KL divergence from the base (nats per response) first reaches the common one, between validations by interpolation. `kl` and
     `at_kl` are None if a cell lacks the KL or never left its base. None without validation, or if nothing tells the budgets apart: all
-    settings sample alike and there is no KL.
+    settings sample alike and the KL was not measured.
     """
     curves: dict[str, list[Floats]] = {}
     for setting in compared:

@@ -113,8 +113,9 @@ def _sampled(
     """The values of each pair that can be compared; `over`: the pairs over whose settings the spread over seeds is estimated."""
     found = []
     for quantity in shown:
-        wider = {} if over is None else _on_the_same_problems(over, quantity)
-        for problems, pairs_ in _on_the_same_problems(along, quantity).items():
+        here = _on_the_same_problems(along, quantity)
+        wider = {} if over is None else here if over is along else _on_the_same_problems(over, quantity)
+        for problems, pairs_ in here.items():
             found += [(pair, quantity, sample) for pair, sample in _samples(kind, pairs_, quantity, wider.get(problems))]
     return found
 

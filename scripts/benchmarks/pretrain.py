@@ -67,7 +67,9 @@ def _measure(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
     launch += [f"log_steps={log_steps}", f"save_steps={5 * log_steps}"]
     schedule = [f"pretrain.steps={arguments.steps}", "pretrain.optimizer.warmup_steps=0", "pretrain.optimizer.decay_steps=0"]
     overrides = [*arguments.set, *schedule, *(f"pretrain.launch.{setting}" for setting in launch)]
-    loops = [LOOP, LOOP_OUR_LOSS] + [LOOP_COMPILED] * visible()
+    import torch
+
+    loops = [LOOP, LOOP_OUR_LOSS, LOOP_COMPILED] if torch.cuda.is_available() else [LOOP, LOOP_OUR_LOSS]
     rates: dict[str, list[float]] = {name: [] for name in (STAGE, *loops)}
     seconds: dict[str, list[float]] = {name: [] for name in (STAGE, *loops)}
     waits: list[float] = []
@@ -113,13 +115,6 @@ def _measure(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
         "processes": processes, "overrides": overrides, "tokens_per_s": rates, "data_wait_share": wait,
         "flops_per_token": flops, "peak_flops_per_process": peak, "cpu_seconds": seconds, "tokens": tokens,
     }  # fmt: skip
-
-
-def visible() -> bool:
-    """Whether there is a GPU."""
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _say(what: str) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config.base import Dtype
 from stages.contract import Stage
@@ -34,12 +35,17 @@ def heldout_statistics(
     count = min(count, len(blocks))
     for start in range(0, count, rows_per_batch):
         ids = blocks.rows(list(range(start, min(start + rows_per_batch, count)))).to(device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-            for at, found in statistics.items():
-                for name, values in distribution_statistics(logits if at == 1 else logits.float() / at, ids[:, 1:], head_k).items():
-                    found[name].extend(values.double().mean(dim=1).tolist())
+        _add(statistics, model, ids, head_k)
         stage.progress(start, count, "held-out blocks")
-    del model, logits
+    del model
     free_memory()
     return statistics
+
+
+@torch.inference_mode()
+def _add(statistics: dict[float, dict[str, list[float]]], model: PreTrainedModel, ids: Tensor, head_k: int) -> None:
+    """Append the means of the blocks `ids`, (blocks, tokens)."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    for at, found in statistics.items():
+        for name, values in distribution_statistics(logits if at == 1 else logits.float() / at, ids[:, 1:], head_k).items():
+            found[name].extend(values.double().mean(dim=1).tolist())
