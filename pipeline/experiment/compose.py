@@ -207,7 +207,7 @@ def assign(tree: dict[str, Any], path: list[str], value: Any, inside: tuple[str,
         tree[key] = inner
         tree = inner
     if isinstance(value, dict) and (odd := next((key for key in value if not isinstance(key, str)), None)) is not None:
-        raise PriorlabError(f"cannot set {'.'.join(path)}: {odd!r} is no key; keys are names")
+        raise PriorlabError(f"cannot set {'.'.join(path)}: {odd!r} is not a valid key; keys must be text")
     old = tree.get(last)
     if ".".join([*inside, *path]) in GROUPS:
         if isinstance(value, str):

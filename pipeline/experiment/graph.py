@@ -95,7 +95,7 @@ class CellPlan:
     """A cell and its stages by role.
 
     `evaluations` maps what was evaluated (pretrain, midtrain, sft, rl) to the stage that did; where RL starts before pre-training ends
-    (`rl.start`), pre-training is evaluated there, and what comes later is no part of the cell.
+    (`rl.start`), pre-training is evaluated there, and the cell leaves out what comes later.
 
     `milestones` are the evaluations of checkpoints along the way, by role and step. Both are on the recipe's first evaluation set;
     `further` has those on its other sets, by role and step (None for the last) and then by set.

@@ -83,7 +83,7 @@ def best_launches(
 
 
 def _fastest(planned: _Planned, devices: int, assumed: Assumptions) -> dict[str, Any] | None:
-    """Of all launches on so many devices that leave some memory free; None if there is none."""
+    """Of all launches on so many devices that leave some memory free; None if none does."""
     ways = itertools.chain.from_iterable(_with_engines(way, assumed) for way in _ways(planned, devices))
     entries = (_entry(way, assumed) for way in ways)
     fitting = [entry for entry in entries if entry["fits"] and entry["memory"] <= _ROOM * assumed.device.memory]
@@ -111,7 +111,7 @@ def _with_engines(planned: _Planned, assumed: Assumptions) -> Iterator[_Planned]
         yield planned
         return
     for parts, sleep in itertools.product((1, 2, 4, 8), (False, True)):
-        with contextlib.suppress(ValueError):  # processes, model or validation do not split into so many parts, or memory is too small
+        with contextlib.suppress(ValueError):  # the model, validation or processes cannot be split that way, or memory is short
             planned.recipe.model.check_tensor_parallel(parts)
             engine = {"engine": {"tensor_parallel": parts, "sleep": sleep}}
             costs = _costs(_with_rl(planned, engine))

@@ -202,7 +202,7 @@ class Home:
         """Raises `PriorlabError` if there is something else in its place."""
         home = cls(Path(os.environ.get("PRIORLAB_HOME") or "runs").absolute())
         if home.path.exists() and not home.path.is_dir():
-            raise PriorlabError(f"{home.path} (PRIORLAB_HOME) is no folder; set PRIORLAB_HOME to one that may be made or written to")
+            raise PriorlabError(f"{home.path} (PRIORLAB_HOME) is not a folder; point PRIORLAB_HOME at one")
         return home
 
     def stage(self, kind: str, slug: str, fingerprint: str) -> StageFolder:

@@ -343,7 +343,7 @@ def test_a_recipe_that_uses_itself_is_refused(tmp_path: Path, monkeypatch: pytes
     [
         ("description=5", "description of sweep 'smoke' is 5; give text"),
         ("axes.priors=null", "axes.priors=null drops no axis of sweep 'smoke'; its axes are prior"),
-        ("rl={1: 2}", "cannot set rl: 1 is no key"),
+        ("rl={1: 2}", "cannot set rl: 1 is not a valid key; keys must be text"),
     ],
 )
 def test_what_a_sweep_cannot_be_told_is_refused(override: str, message: str) -> None:

@@ -9,17 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import costs
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.engine import CUDA_GRAPHS, Engine
+from pipeline.config.launch import Launch
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe
 from pipeline.experiment.graph import StageNode, build_graph
 from pipeline.run import devices
 from pipeline.run.devices import Devices, visible_devices
-from pipeline.run.launch import environment
+from pipeline.run.launch import Nodes, environment, launch_command, process_environment
 from pipeline.run.sweeps import default_jobs
+from pipeline.store.folders import StageFolder
 from stages import device
 from stages.engine import gpu_arguments
+from stages.guard import Guard
+from stages.objective import fused
+from stages.training.process import deepspeed_config, whole_models
 
 MIB = 1 << 20
 
@@ -152,3 +158,31 @@ def test_float32_products_of_vllm_s_triton_attention_are_exact(mode: str, in_tf3
     seen = {name: value for name, value in os.environ.items() if name != "TRITON_F32_DEFAULT"} | {"PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, str(script), mode], env=seen, capture_output=True, text=True, check=False)
     assert done.stdout.split() == [in_tf32] * 2, done.stderr[-2000:]
+
+
+def test_several_processes_have_as_long_to_save_as_their_stage() -> None:
+    """torchrun itself would kill its processes half a minute after they were asked to end."""
+    launched = launch_command("pretrain", StageFolder(Path("there")), 2, Nodes(), saving_seconds=90)
+    assert "--shutdown-timeout=100" in launched
+    assert process_environment(1, None, "test", hub=False, saving_seconds=90)["PRIORLAB_SAVING_SECONDS"] == "90"
+
+
+def test_a_guard_waits_as_long_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIORLAB_SAVING_SECONDS", "90")
+    assert Guard()._saving_seconds == 90
+
+
+def test_models_that_are_not_trained_are_loaded_whole_under_zero_3() -> None:
+    integration = pytest.importorskip("transformers.integrations.deepspeed")
+    config = integration.HfDeepSpeedConfig(deepspeed_config(Launch(zero_stage=3), "float32") | {"train_micro_batch_size_per_gpu": 1})
+    try:
+        assert integration.is_deepspeed_zero3_enabled()
+        with whole_models(config):
+            assert not integration.is_deepspeed_zero3_enabled()
+        assert integration.is_deepspeed_zero3_enabled()
+    finally:
+        integration.unset_hf_deepspeed_config()
+
+
+def test_the_plan_knows_the_chunks_of_the_loss_on_a_gpu() -> None:
+    assert (fused._CHUNK_BYTES["cuda"], fused._MIN_CHUNK_ROWS["cuda"]) == (costs._CHUNK_BYTES, costs._MIN_CHUNK_ROWS)

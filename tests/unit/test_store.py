@@ -17,7 +17,7 @@ def test_a_home_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     file = tmp_path / "home"
     file.write_text("")
     monkeypatch.setenv("PRIORLAB_HOME", str(file))
-    with pytest.raises(PriorlabError, match=r"home \(PRIORLAB_HOME\) is no folder"):
+    with pytest.raises(PriorlabError, match=r"home \(PRIORLAB_HOME\) is not a folder"):
         Home.from_environment()
     monkeypatch.setenv("PRIORLAB_HOME", "")
     assert Home.from_environment().path == Path("runs").absolute()

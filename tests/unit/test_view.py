@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.cli import terminal
+from pipeline.cli.terminal import _filled
 from pipeline.cli.view import LiveView, PlainView
 from pipeline.run.forecast import forecast
 from pipeline.run.state import StageState
@@ -118,3 +120,9 @@ def test_brackets_of_a_name_are_no_markup(console: Console) -> None:
         console.print("sweep of precision[power]")
         console.print(table)
     assert captured.get().count("precision[power]") == 2
+
+
+def test_no_cell_of_a_block_is_broken_over_lines() -> None:
+    cells = [Text(f"pass@{k} +.1{k} [-.019, +.138]") for k in range(5)]
+    lines = [line.plain for line in _filled(cells, 60)]
+    assert lines == [f"{cells[0]}  {cells[1]}", f"{cells[2]}  {cells[3]}", str(cells[4])]
