@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from pipeline.config.rl import RLConfig
+from pipeline.config.rl import RLConfig, RolloutEngine
 from pipeline.config.stages import RLStage
 from pipeline.store.files import read_json
 from stages.checkpoint import export_finished, save_export, verify_export
@@ -105,7 +105,8 @@ def _train(
         trainer = RLTrainer(
             stage=stage,
             base=base,
-            engine_arguments=engine_arguments(settings.engine, base, settings.dtype, settings.kv_cache_gib) | for_syncs(model),
+            engine_arguments=engine_arguments(settings.engine, base, settings.dtype, settings.kv_cache_gib)
+            | for_syncs(model, settings.engine),
             settings=settings,
             model=model,
             args=arguments,
@@ -125,15 +126,16 @@ def _train(
     _export(stage, settings, trainer.validations, lambda folder: save_export(trainer, tokenizer, folder))
 
 
-def for_syncs(model: torch.nn.Module) -> dict[str, Any]:
-    """Arguments of an engine whose weights are replaced as the policy learns.
+def for_syncs(model: torch.nn.Module, engine: RolloutEngine) -> dict[str, Any]:
+    """Arguments of an engine whose weights are replaced as the policy learns; a dense model's needs none.
 
     A sleeping engine must keep router biases, which TRL does not sync: they are buffers to transformers, parameters to vLLM. And on
     some GPUs vLLM would lay experts out anew once they are loaded, into which TRL then writes them as they were; Triton's kernels
     take them as they are.
     """
     biases = [name for name, _ in model.named_buffers() if name.endswith("e_score_correction_bias")]
-    return {"sleep_preserve_parameter_names": biases} | ({"moe_backend": "triton"} if biases and has_gpu() else {})
+    kept = {"sleep_preserve_parameter_names": biases} if biases and engine.sleep else {}
+    return kept | ({"moe_backend": "triton"} if biases and has_gpu() else {})
 
 
 class Reward:

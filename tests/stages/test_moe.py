@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pipeline.config.rl import RolloutEngine
 from pipeline.experiment.graph import StageNode
 from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import Home
@@ -50,7 +51,7 @@ def test_vllm_routes_an_exported_mixture_as_transformers_does(moe: Trained) -> N
     model = AutoModelForCausalLM.from_pretrained(moe.export, dtype=torch.float32)
     # What a sleeping engine must keep goes by its name there; vLLM forgets other parameters, and TRL syncs no buffers.
     (names,) = engine.collective_rpc(lambda worker: [name for name, _ in worker.get_model().named_parameters()])
-    kept = for_syncs(model)["sleep_preserve_parameter_names"]
+    kept = for_syncs(model, RolloutEngine(sleep=True))["sleep_preserve_parameter_names"]
     assert len(kept) == 2
     assert set(kept) <= set(names)
     with torch.inference_mode():
