@@ -1,14 +1,16 @@
 """`LossHead`: an output layer that, given labels, returns the loss instead of logits.
 
 The loss sits inside the head so that logits never leave it, and so that DeepSpeed, checkpointing and weight tying see an ordinary
-linear layer. `attach` puts one on any causal language model of transformers.
+linear layer. `attach` puts one on a causal language model of transformers.
 """
 
 from __future__ import annotations
 
 import types
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+import torch
 from torch import Tensor, nn
 
 from stages.objective.fused import fused_loss_and_statistics
@@ -73,15 +75,35 @@ class LossHead(nn.Linear):
 def attach(model: PreTrainedModel, objective: Objective, head_k: int) -> LossHead:
     """Replace the model's output layer; its forward then computes the objective's loss from `labels`.
 
-    The weight stays the same parameter (tied or not), and the model saves under its own class name.
+    The weight stays the same parameter (tied or not), and the model saves under its own class name. Raises `ValueError` if the
+    model's logits are more than `hidden @ weight.T`, as with an output bias, or with logits that are scaled or capped.
     """
     old = model.get_output_embeddings()
+    _check_logits(model, old)
     head = LossHead(old.in_features, old.out_features, objective, head_k)
     head.weight = old.weight
     head.train(model.training)
     model.set_output_embeddings(head)
     model.forward = types.MethodType(_forward, model)
     return head
+
+
+def _check_logits(model: PreTrainedModel, output: nn.Linear) -> None:
+    """Hidden states and logits of our own, in place of what decoder and output layer would compute, must pass through unchanged."""
+    hidden = torch.ones(1, 1, output.in_features)
+    logits = torch.linspace(-1e3, 1e3, output.out_features).expand(1, 1, -1)  # so large that capping shows
+    decoded = mock.MagicMock(last_hidden_state=hidden)  # has whatever else a model's forward passes on
+    decoded.__getitem__.return_value = hidden
+    with (
+        mock.patch.object(model.get_decoder(), "forward", return_value=decoded),
+        mock.patch.object(output, "forward", return_value=logits) as layer,
+    ):
+        found = model(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits
+    if output.bias is not None or not torch.equal(layer.call_args.args[0], hidden) or not torch.equal(found, logits):
+        raise ValueError(
+            f"the logits of {type(model).__name__} are not its last hidden states times the output layer's weight, which is all that "
+            "the loss computes; a model with an output bias, or with scaled or capped logits, cannot be trained with it"
+        )
 
 
 def _forward(

@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 from stages.objective.coverage import Coverage
 from stages.objective.head import attach
@@ -47,6 +56,27 @@ def test_loss_and_gradients_equal_those_computed_from_logits(tied: bool) -> None
     found.backward()
     for (name, ours), theirs in zip(shaped.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PhiConfig(),
+        Gemma2Config(final_logit_softcapping=30.0),
+        GraniteConfig(logits_scaling=8.0),
+        CohereConfig(logit_scale=0.0625),
+    ],
+    ids=["output bias", "capped", "scaled", "multiplied"],
+)
+def test_a_model_whose_logits_are_more_than_a_product_is_refused_and_left_as_it_was(config: PreTrainedConfig) -> None:
+    config.update({"num_hidden_layers": 1, "vocab_size": VOCAB, "eos_token_id": 1, "bos_token_id": 1, "pad_token_id": 0})
+    config.update({"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8})
+    model = AutoModelForCausalLM.from_config(config)
+    ids, _ = batch()
+    before = model(input_ids=ids).logits
+    with pytest.raises(ValueError, match="a model with an output bias, or with scaled or capped logits"):
+        attach(model, Shaped(), head_k=3)
+    assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_a_response_ends_with_its_row() -> None:
