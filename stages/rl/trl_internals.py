@@ -5,6 +5,7 @@ Written for trl 1.16.0. `tests/unit/test_internals.py` fails when what is reache
 | reached into | for | upstream |
 |---|---|---|
 | `GRPOTrainer._generate_and_score_completions`, extended | our advantages, tensors per response for the loss | no issue filed |
+| `GRPOTrainer._get_train_sampler`, extended | a resumed run must draw the problems that it would have drawn | no issue filed |
 | `GRPOTrainer._generate_single_turn`, called | samples from either engine, with the weights of the step | no issue filed |
 | `GRPOTrainer._get_per_token_logps_and_entropies`, called | log-probs of validation's responses | no issue filed |
 | `LLM` in `trl.generation.vllm_generation`, replaced while the engine is built | arguments of the engine | huggingface/trl#6776 |
@@ -19,20 +20,23 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import datasets
 import deepspeed
 import torch
 import trl.generation.vllm_generation as trl_vllm
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, pad
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head, pad
 
 from stages.device import has_gpu
 from stages.rl.vllm_internals import reload_weights, without_shared_memory
@@ -106,6 +110,11 @@ class OpenGRPOTrainer(GRPOTrainer):
         if torch.is_grad_enabled():
             self._log_probs: torch.Tensor = output.log_probs
 
+    def _get_train_sampler(self, dataset: datasets.Dataset | None = None) -> Sampler[int]:
+        # Each of a step's passes over micro-batches asks for all of its rollouts.
+        of_a_step = self.args.generation_batch_size * self.args.gradient_accumulation_steps
+        return _InAnyPass(super()._get_train_sampler(dataset), lambda: self.state.global_step * of_a_step)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return self.complete(super()._generate_and_score_completions(inputs))
 
@@ -117,3 +126,24 @@ class OpenGRPOTrainer(GRPOTrainer):
                 weights.append((name, parameter.data))
         self.vllm_generation.llm.collective_rpc(reload_weights, args=(weights,))
         self.vllm_generation.llm.reset_prefix_cache()
+
+
+class _InAnyPass(Sampler[int]):
+    """TRL's sampler, also where this process makes its first pass over the problems but the run a later one.
+
+    TRL draws an order for each pass, from a generator that starts with the process.
+    """
+
+    def __init__(self, sampler: RepeatSampler, drawn: Callable[[], int]) -> None:
+        """`drawn`: how many indices the run has taken from the sampler so far."""
+        self.sampler = sampler
+        self.drawn = drawn
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.sampler.seed)
+        for _ in range(self.drawn() // len(self)):
+            torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+        return iter(self.sampler)

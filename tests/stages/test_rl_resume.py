@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -79,6 +80,19 @@ def test_two_processes_under_zero_3_killed_while_saving(smoke: FinishedSweep, tm
     assert max(row["sampling/sampling_logp_difference/max"] for row in logged) < 1e-4
     found = interrupted, rl_stage(interrupted, smoke, *overrides)
     kill_once_saved(*found, step=2, halfway=True)
+    finish(*found, start(*found))
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("processes", [(), TWO], ids=["one process", "two"])
+def test_killed_in_a_later_pass_over_the_problems(processes: tuple[str, ...], smoke: FinishedSweep, tmp_path: Path) -> None:
+    whole, interrupted = (Lab(Home(tmp_path / name)) for name in ("whole", "interrupted"))
+    two_steps_a_pass = ("rl.problems=8", "rl.steps=7", *processes)
+    expected = whole, rl_stage(whole, smoke, *two_steps_a_pass)
+    finish(*expected, start(*expected))
+    found = interrupted, rl_stage(interrupted, smoke, *two_steps_a_pass)
+    kill_once_saved(*found, step=3)
+    kill_once_saved(*found, step=4)
     finish(*found, start(*found))
     assert_same(found, expected)
 
