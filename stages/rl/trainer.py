@@ -90,7 +90,7 @@ class RLTrainer(OpenGRPOTrainer):
             self.rollouts.generated, self.rollouts.used = (int(rows[-1][name]) for name in ("rollouts_generated", "rollouts_used"))
         self.validations = [row for row in rows if "loss" not in row]
         if self.validate is not None and self.stage.rank == 0:
-            forget_others(self.stage.folder.checkpoints, best_step(rows, self.best_k))
+            forget_others(self.stage.folder.checkpoints, rows, self.best_k)
 
     @property
     def engine_number(self) -> int:
@@ -281,4 +281,4 @@ class _Validation(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.is_world_process_zero:
-            forget_others(Path(args.output_dir), best_step(self.trainer.validations, self.trainer.best_k))
+            forget_others(Path(args.output_dir), self.trainer.validations, self.trainer.best_k)

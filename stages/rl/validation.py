@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from pipeline.store.files import read_json, write_json_atomically
 from stages.evaluate.metrics import doubling_ks, pass_at_k
 from stages.tasks import Problem
 from stages.tasks.verifier import Verifier
+from stages.training.step_checkpoints import by_step
 
 _PREFIX = "validation/"
 _BEST = re.compile(r"best-(\d+)")
@@ -100,9 +101,11 @@ def keep(checkpoints: Path, step: int, write: Callable[[Path], None], *, main: b
     building.replace(target)
 
 
-def forget_others(checkpoints: Path, step: int | None) -> None:
-    """Delete kept policies but that of `step`."""
+def forget_others(checkpoints: Path, rows: Sequence[dict[str, float]], best_k: int) -> None:
+    """Delete kept policies, except the best of `rows`, and of those up to each step checkpoint, which training may go back to."""
+    last = max((row["step"] for row in rows), default=0)
+    kept = {best_step([row for row in rows if row["step"] <= step], best_k) for step in (last, *by_step(checkpoints))}
     for folder in checkpoints.glob("best-*"):
         match = _BEST.fullmatch(folder.name)
-        if match and int(match[1]) != step:
+        if match and int(match[1]) not in kept:
             shutil.rmtree(folder)

@@ -116,7 +116,6 @@ def trainer_arguments(
         "seed": seed,
         "save_strategy": "steps",
         "save_steps": launch.save_steps,
-        "save_total_limit": 2,
         "logging_steps": launch.log_steps,
         "logging_nan_inf_filter": False,
         "report_to": [],

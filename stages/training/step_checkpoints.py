@@ -23,7 +23,8 @@ from stages.contract import COMPLETE, Stage
 from stages.training.deepspeed_internals import own_part
 
 _WAIT_FOR_LOG_SECONDS = 10.0
-_STEP = re.compile(r"checkpoint-(\d+)")
+_STEP = re.compile(r"checkpoint-\d+")
+_KEPT = 2
 _RESHARDED = (2, 3)
 """ZeRO stages at which a run may resume on a different number of processes: those tested against an uninterrupted run."""
 
@@ -31,8 +32,8 @@ _RESHARDED = (2, 3)
 class StepCheckpoints(TrainerCallback):
     """Marks a step checkpoint once all of it is written (a kill may fall between its files), and stops training when asked to.
 
-    The mark holds the number of processes and the ZeRO stage that wrote it, and the sha256 of its files. The callback also makes
-    Trainer log the last step, and the one it stops at, whatever log_steps is.
+    The mark holds the number of processes and the ZeRO stage that wrote it, and the sha256 of its files. The newest two checkpoints
+    are kept. The callback also makes Trainer log the last step, and the one it stops at, whatever log_steps is.
 
     When asked to stop, training continues to the next logged step if that is seconds away, so that averages match an uninterrupted
     run's; else to the next multiple of `every` steps (RL's rollout batches). Several processes agree on how far it is at each logged
@@ -48,6 +49,10 @@ class StepCheckpoints(TrainerCallback):
         self._step_seconds = 0.0
         self._log_is_far = False
         """Whether the processes have agreed that steps are too long to wait for the next logged one."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        # Of a resumed run, Trainer would take these from the step checkpoint, whatever the launch says now.
+        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         now = time.monotonic()
@@ -82,6 +87,9 @@ class StepCheckpoints(TrainerCallback):
             manifest = manifest_of(folder)
             self.stage.guard.check()
             write_json_atomically(folder / COMPLETE, {"layout": _layout(self.launch), "manifest": manifest})
+            known = by_step(folder.parent)  # Trainer would go by their times, which a clock set back would turn around
+            for step in sorted(known)[:-_KEPT]:
+                shutil.rmtree(known[step])
         if self._ending:
             raise Stopped(f"stopped as asked, after saving step {state.global_step}; the same command resumes there")
 
@@ -97,8 +105,7 @@ def last_complete(folder: Path, launch: Launch, *, remove_others: bool, any_proc
     callers that reshard it: at ZeRO stages where that is known to work, the number of processes may differ.
     """
     ours, any_processes = _layout(launch), any_processes and launch.zero_stage in _RESHARDED
-    found = {path: _STEP.fullmatch(path.name) for path in folder.glob("checkpoint-*") if path.is_dir()}
-    steps = {int(match[1]): path for path, match in found.items() if match}
+    steps = by_step(folder)
     for step in sorted(steps, reverse=True):
         mark, problems = _mark(steps[step]), ["it is half-written"]
         if mark is not None and mark["layout"] != (ours | {"processes": mark["layout"]["processes"]} if any_processes else ours):
@@ -112,6 +119,11 @@ def last_complete(folder: Path, launch: Launch, *, remove_others: bool, any_proc
             print(f"warning: step checkpoint {steps[step].name} is unusable and removed: {'; '.join(problems)}", file=sys.stderr)
             shutil.rmtree(steps[step])
     return None
+
+
+def by_step(folder: Path) -> dict[int, Path]:
+    """The step checkpoints in a folder, complete or not."""
+    return {step_of(path): path for path in folder.glob("checkpoint-*") if path.is_dir() and _STEP.fullmatch(path.name)}
 
 
 def is_split_otherwise(checkpoint: Path, launch: Launch) -> bool:

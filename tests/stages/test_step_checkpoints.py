@@ -20,11 +20,11 @@ from torch.multiprocessing.spawn import spawn
 
 from pipeline.config.launch import Launch
 from pipeline.errors import STOPPED_EXIT, DivergedError, Stopped
-from pipeline.store.files import manifest_of
+from pipeline.store.files import manifest_of, write_json_atomically
 from stages.contract import Stage
 from stages.guard import Guard
 from stages.training.step_checkpoints import StepCheckpoints, last_complete
-from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, start
+from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, smoke_graph, start
 from tests.stages.test_pretrain import LOGGED, pretraining, weights
 from tests.unit import crash_points
 
@@ -144,6 +144,26 @@ def test_training_stops_where_it_can_resume_exactly(
             callback.on_save(trainer, state, control, model=model)
     mark = json.loads((stage.folder.checkpoints / f"checkpoint-{step}" / "complete").read_text())
     assert mark["manifest"] == {"model.safetensors": manifest_of(stage.folder.checkpoints / f"checkpoint-{step}")["model.safetensors"]}
+
+
+def test_the_newest_two_are_kept_whatever_the_clock_says(tmp_path: Path) -> None:
+    stage, model = a_stage(tmp_path), torch.nn.Linear(2, 2)
+    callback = StepCheckpoints(stage, Launch())
+    for step, written in ((9, 300), (10, 200), (100, 100)):
+        trainer, state, control = arguments(stage, step)
+        os.utime(stage.folder.checkpoints / f"checkpoint-{step}", (written, written))
+        callback.on_save(trainer, state, control, model=model)
+    assert sorted(path.name for path in stage.folder.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-100"]
+
+
+def test_a_resumed_run_saves_and_logs_as_often_as_it_is_told_now(smoke: FinishedSweep, lab: Lab) -> None:
+    node = pretraining(lab, smoke, "pretrain.launch={save_steps: 100, log_steps: 50}")
+    kill_once_saved(lab, node, step=100)
+    told = smoke_graph("axes.prior=[ce]", "pretrain.launch={save_steps: 110, log_steps: 10}").cells[0].chain["pretrain"]
+    assert told.fingerprint == node.fingerprint
+    write_json_atomically(lab.folder(node).spec, told.spec(lab.home, "test"))
+    kill_once_saved(lab, node, step=110)
+    assert [row["step"] for row in rows(lab, node)][:3] == [50, 100, 110]
 
 
 @pytest.mark.parametrize(
