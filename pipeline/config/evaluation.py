@@ -33,6 +33,8 @@ class SelectionConfig(Config):
 
 
 Examples = Annotated[int, Field(ge=0)]
+Temperature = Annotated[float, Field(ge=0.01, le=2)]
+"""Of sampling. vLLM raises lower ones to .01 without a word, and refuses higher ones."""
 
 
 class HarnessConfig(Config):
@@ -92,8 +94,8 @@ class EvaluateConfig(Verification):
     problems: int = Field(ge=1)
     sets: tuple[EvaluationSet, ...] = identity_since((), description="what to evaluate on, a stage each; default: the recipe's task")
     samples: int = Field(ge=1, description="responses per problem; pass@k is estimated up to this k")
-    temperature: float = Field(1.0, gt=0)
-    temperatures: tuple[Annotated[float, Field(ge=0.01)], ...] = identity_since((), description="further ones, for the same problems")
+    temperature: Temperature = 1.0
+    temperatures: tuple[Temperature, ...] = identity_since((), description="further ones, for the same problems")
     top_p: float = Field(1.0, gt=0, le=1)
     max_response_tokens: int = Field(ge=1)
     dtype: Dtype = "float32"

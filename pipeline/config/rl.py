@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.config.algorithm import PER_RESPONSE, Advantage, Correction, Entropy, GroupAdvantage, Importance, Loss
 from pipeline.config.base import Config, Dtype, execution, identity_since
 from pipeline.config.engine import Engine
-from pipeline.config.evaluation import Verification
+from pipeline.config.evaluation import Temperature, Verification
 from pipeline.config.exploration import Exploration, NoExploration
 from pipeline.config.launch import Launch
 from pipeline.config.training import AdamWConfig
@@ -61,7 +61,7 @@ class RLConfig(Verification):
     )
     prompts_per_step: int = Field(ge=1, description="problems per batch of rollouts")
     samples_per_prompt: int = Field(16, ge=2)
-    temperature: float = Field(1.0, gt=0, description="of sampling; the logged `entropy` is that of the distribution at it")
+    temperature: Temperature = Field(1.0, description="of sampling; the logged `entropy` is that of the distribution at it")
     max_response_tokens: int = Field(ge=1)
     lengthen: tuple[Lengthening, ...] = identity_since((), description="later response limits, by step, replacing the first")
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -157,9 +157,10 @@ class RLConfig(Verification):
     @model_validator(mode="after")
     def _advantages_exist(self) -> RLConfig:
         advantage, exploration = self.advantage, self.exploration
-        if advantage.kind == "pass_at_k" and advantage.k > self.samples_per_prompt:
+        if advantage.kind == "pass_at_k" and advantage.k >= self.samples_per_prompt:
             raise ValueError(
-                f"advantage.k is {advantage.k}, but a group has {self.samples_per_prompt} responses (samples_per_prompt); lower k"
+                f"advantage.k is {advantage.k}, but a group has {self.samples_per_prompt} responses (samples_per_prompt), which leaves "
+                "no two sets of k to compare; lower k"
             )
         adds_to_rewards = exploration.kind in ("representation", "distinct")
         if advantage.kind in ("negative", "pass_at_k") and adds_to_rewards:

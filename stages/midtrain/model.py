@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from pipeline.errors import PriorlabError
 from stages.checkpoint import last_norm
+from stages.corpus.tokenizer import PAD
 
 
 def continued_model(
@@ -23,7 +24,8 @@ def continued_model(
     Raises:
         PriorlabError: the text was not tokenized with the checkpoint's tokenizer.
     """
-    if AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
+    theirs, ours = (one.get_vocab().items() for one in (AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False), tokenizer))
+    if any(token != PAD for token, _ in theirs ^ ours):  # which an adopted model may have no row for
         raise PriorlabError(f"the mid-training corpus does not use the tokenizer of {checkpoint}; build it with that one")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if rope_base is not None:

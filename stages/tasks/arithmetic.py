@@ -12,11 +12,9 @@ from collections.abc import Iterator
 
 from pipeline.config.tasks import ArithmeticTask
 from pipeline.errors import PriorlabError
-from stages.tasks.generated import GeneratedTask
+from stages.tasks.generated import PATIENCE, GeneratedTask
 from stages.tasks.protocol import Problem, Verdict
 
-# Out-of-range chains in a row after which none is assumed to be in range.
-_PATIENCE = 20_000
 # Twelve steps of twelve operations on six-digit numbers are shorter; the bound keeps verification within microseconds.
 _MAX_CHARACTERS = 2048
 _RESPONSE = re.compile(r"(?:[0-9+*-]+=)*(0|[1-9][0-9]{0,8})")
@@ -43,7 +41,7 @@ class Arithmetic(GeneratedTask):
     def draw(self, rng: random.Random) -> tuple[Problem, str]:
         """A chain, and what is left of it after each step; uniform over the chains whose intermediate results all stay in range."""
         config = self.config
-        for _ in range(_PATIENCE):
+        for _ in range(PATIENCE):
             operations = rng.choice(config.operations)
             operators: list[str] = [rng.choice(config.operators) for _ in range(operations)]
             numbers = [rng.randint(1, config.largest_number) for _ in range(operations + 1)]
@@ -52,7 +50,7 @@ class Arithmetic(GeneratedTask):
                 texts = [_render(step) for step in steps]
                 return Problem(id=texts[0], prompt=f"{texts[0]}:", data={"value": steps[-1][0][0]}), "=".join(texts[1:])
         raise PriorlabError(
-            f"task {config.name!r}: {_PATIENCE:,} random chains in a row left 0..{config.largest_value}; raise task.largest_value, "
+            f"task {config.name!r}: {PATIENCE:,} random chains in a row left 0..{config.largest_value}; raise task.largest_value, "
             "or lower task.operations or task.largest_number"
         )
 

@@ -11,8 +11,9 @@ from collections import Counter
 from itertools import permutations
 
 from pipeline.config.tasks import CountdownTask
+from pipeline.errors import PriorlabError
 from stages.tasks.expression import Node, NotAnExpressionError, canonical, combine, parse, render
-from stages.tasks.generated import GeneratedTask
+from stages.tasks.generated import PATIENCE, GeneratedTask
 from stages.tasks.protocol import Problem, Verdict
 
 
@@ -36,13 +37,16 @@ class Countdown(GeneratedTask):
     def draw(self, rng: random.Random) -> tuple[Problem, str]:
         """A solvable problem and one of its solutions, uniform over random expression trees with a target in range."""
         config = self.config
-        while True:
+        for _ in range(PATIENCE):
             numbers = [rng.randint(1, config.largest_number) for _ in range(rng.choice(config.numbers))]
             solution = self._expression(rng, numbers)
             if 0 <= solution.value <= config.largest_target:
-                break
-        rng.shuffle(numbers)
-        return self._problem(numbers, solution.value), render(solution)
+                rng.shuffle(numbers)
+                return self._problem(numbers, solution.value), render(solution)
+        raise PriorlabError(
+            f"task {config.name!r}: {PATIENCE:,} random expressions in a row left 0..{config.largest_target}; raise "
+            "task.largest_target, add to task.operators, or lower task.numbers or task.largest_number"
+        )
 
     def rewordings(self, problem: Problem) -> list[Problem]:
         """The numbers in every other order."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pipeline.errors import PriorlabError
 from stages.tasks.protocol import Document, Problem, Split, TooFewProblemsError, split_of
 
-# Draws without a new problem after which a split counts as exhausted.
-_PATIENCE = 20_000
+PATIENCE = 20_000
+"""Draws in a row without what is looked for, such as a new problem, after which there is taken to be none."""
 
 
 class GeneratedTask(ABC):
@@ -39,7 +39,7 @@ class GeneratedTask(ABC):
                 misses = 0
                 continue
             misses += 1
-            if misses > _PATIENCE:
+            if misses > PATIENCE:
                 raise TooFewProblemsError(
                     f"task {self.name!r} has only about {len(found)} distinct problems in its {split!r} split, "
                     f"but {count} were asked for; ask for fewer, or widen {self.knobs}"
@@ -59,5 +59,5 @@ class GeneratedTask(ABC):
                 yield Document(problem.prompt, response)
                 continue
             misses += 1
-            if misses > _PATIENCE:
+            if misses > PATIENCE:
                 raise PriorlabError(f"task {self.name!r} has no problem in its {split!r} split; widen {self.knobs}")

@@ -58,6 +58,7 @@ _GROUP = re.compile(rf"{_FONT}\s*\{{([^{{}}]*)\}}")
 _DROPPED = re.compile(
     r"\d\s*:\s*\d|\d[A-F]*[)}]?_|'|!!|\\frac\s*\{d\w\}\s*\{d\w\}"
     r"|\\(?:ldots|pmod|equiv|neq|angle|triangle|overline|(?:wide)?hat|vec|bar)(?![A-Za-z])"
+    r"|^\s*(?:\\(?:[gl]e(?:q|qslant)?|[gl]t|(?:not)?in|su[bp]set(?:eq)?|n?mid|l?not|neg)(?![A-Za-z])|[≥≤≠∈∉⊂⊆¬])"  # of what?
 )
 _RUN = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)(?<!array\}\{)[A-Za-z]{2,}")
 _VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")

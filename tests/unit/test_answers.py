@@ -79,6 +79,12 @@ def test_words_are_found_without_a_box_where_the_answer_is_stated(reference: str
     assert judge(reference, response).correct is right
 
 
+@pytest.mark.parametrize("relation", [r"\ge", r"\leqslant", "≥", r"\gt", r"\in", r"\subset", r"\nmid", r"\neg"])
+def test_a_relation_is_no_number(relation: str) -> None:
+    assert not judge("5", rf"\boxed{{{relation} 5}}").correct
+    assert judge(f"{relation} 5", rf"\boxed{{{relation} 5}}").correct
+
+
 @pytest.mark.parametrize("reference", ["$$", "", " ", "\\boxed{}", "\\text{ }", ".", "NaN", "nan"])
 def test_a_reference_without_anything_to_compare_is_refused(reference: str) -> None:
     with pytest.raises(ValueError, match=f"the reference answer {re.escape(repr(reference))} holds nothing"):

@@ -112,6 +112,15 @@ def test_every_document_is_a_correct_solution() -> None:
         assert set(document.text) <= set(TASK.alphabet)
 
 
+@pytest.mark.parametrize(
+    "task",
+    [CountdownTask(numbers=(4,), operators=("+",), largest_target=3), CountdownTask(numbers=(3,), operators=("*",), largest_target=0)],
+)
+def test_a_task_without_a_solvable_problem_says_so(task: CountdownTask) -> None:
+    with pytest.raises(PriorlabError, match=r"raise task\.largest_target, add to task\.operators, or lower task\.numbers"):
+        build_task(task).problems("rl", 1, seed=0)
+
+
 def test_a_seed_repeats_and_another_differs() -> None:
     assert TASK.problems("rl", 20, seed=0) == TASK.problems("rl", 20, seed=0)
     assert TASK.problems("rl", 20, seed=0) != TASK.problems("rl", 20, seed=1)

@@ -14,6 +14,7 @@ from trl import GRPOConfig
 from pipeline.config.algorithm import Loss
 from pipeline.config.rl import RLConfig
 from pipeline.config.stages import RLStage
+from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe
 from stages.rl.train import grpo_arguments
 
@@ -119,6 +120,21 @@ def test_the_importance_correction_is_the_one_asked_for_or_follows_the_dtype(ove
 
 def identity(*overrides: str) -> dict[str, Any]:
     return settings(*overrides).rl.identity()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rl.temperature=0.001", "rl.temperature"),
+        ("rl.temperature=2.5", "rl.temperature"),
+        ("evaluate.temperature=0.004", "evaluate.temperature"),
+        ("evaluate.temperatures=[0.5, 2.5]", "evaluate.temperatures"),
+        ("rl.advantage={use: pass_at_k, k: 16}", "leaves no two sets of k to compare"),
+    ],
+)
+def test_what_vllm_would_refuse_or_change_and_what_would_teach_nothing_is_refused(override: str, said: str) -> None:
+    with pytest.raises(PriorlabError, match=said):
+        settings(override, "rl.samples_per_prompt=16")
 
 
 def test_what_a_setting_leaves_inert_is_no_part_of_identity() -> None:
