@@ -45,6 +45,8 @@ COMPLETE = "complete"
 MILESTONES = "milestones"
 """The folder in a training stage's export that holds checkpoints along the way, each in a folder named after its step."""
 _STATUS_SECONDS = 0.5
+_CUT_SHORT = "unexpected pos"
+"""In what torch.save says of a file that it could not write to its end."""
 _OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "CUDA error: out of memory")
 """Text of torch's RuntimeErrors: this module does not import torch."""
 
@@ -200,6 +202,10 @@ class Stage:
         """Write the reason where the orchestrator finds it. Any rank may: once one fails, the others are stopped."""
         self._write_status("failed", message=message if self.rank == 0 else f"rank {self.rank}: {message}", code=code)
 
+    def stopped(self, code: int) -> None:
+        """Write that the stage ended as it was asked to."""
+        self._write_status("stopped", code=code)
+
     def _write_status(self, state: str, **more: Any) -> None:
         now = self.started + time.monotonic() - self._begun
         status = {"state": state, "pid": os.getpid(), "time": now, "started": self.started, **more}
@@ -263,6 +269,9 @@ def main(kind: str, work: Callable[[Stage], dict[str, Any]]) -> NoReturn:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         code = STOPPED_EXIT
+        if stage is not None and stage.rank == 0:
+            with contextlib.suppress(OSError):
+                stage.stopped(code)
     except Exception as error:
         message, code = _explain(error)
         if stage is not None and holds_lock and not stage.folder.record_file.exists():  # else the folder is another process's, or done
@@ -308,11 +317,11 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk caused an exception: libraries wrap the OSError, some keep only its text."""
+    """Whether a full disk caused an exception: libraries wrap the OSError, some keep only its text, torch.save not even that."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if os.strerror(errno.ENOSPC) in str(error):
+        if os.strerror(errno.ENOSPC) in str(error) or _CUT_SHORT in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

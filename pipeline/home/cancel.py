@@ -80,9 +80,12 @@ def _cancel_stage(folder: StageFolder) -> bool:
     """Whether the stage was running and was stopped before it finished."""
     if not folder.is_held():
         return False
+    lock = folder.path / "lock"
+    if not lock_is_held(lock) and (elsewhere := folder.runs_elsewhere()) is not None:
+        raise PriorlabError(f"{folder.path} is run by {elsewhere}; run the command on that machine")
     _mark(folder)
     try:
-        _end(folder.path / "lock", lambda process: runs_spec(process, folder.spec), group=True)
+        _end(lock, lambda process: runs_spec(process, folder.spec), group=True)
     except PriorlabError:
         folder.cancelled.unlink(missing_ok=True)
         raise

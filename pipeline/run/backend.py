@@ -61,7 +61,7 @@ class Backend(ABC):
     """Whether it takes a stage whose parents are still at work, and holds it back itself until they are done."""
     stopping: ClassVar[str]
     """What is said when the first Ctrl-C ends stages, and what a second one does."""
-    no_room: ClassVar[str] = ""
+    no_room = ""
     """What is said when stages wait for room, if that is not plain to see."""
     detached = False
     """Whether the command may return once all is handed over."""

@@ -127,6 +127,12 @@ def start_process(command: list[str], environment: dict[str, str], log: IO[bytes
     )
 
 
+def exit_code(folder: StageFolder, code: int) -> int:
+    """The code that a stage ended with, of the `code` its process did: torchrun ends with 1 whatever its workers end with."""
+    reported = status_of(folder).get("code")
+    return reported if code == 1 and isinstance(reported, int) else code
+
+
 def failure(folder: StageFolder, code: int) -> str:
     """Why a stage's process ended with this code and no record, for people."""
     if code < 0:

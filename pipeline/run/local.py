@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.errors import PriorlabError
 from pipeline.run.backend import Backend, Command, Seen
 from pipeline.run.devices import Devices, needed_devices, visible_devices
-from pipeline.run.launch import Process, command, environment, failure, signal_session, start_process
+from pipeline.run.launch import Process, command, environment, exit_code, failure, signal_session, start_process
 from pipeline.run.memory import expected_gib, free_gib, total_gib
 from pipeline.run.retries import cause_of_exit
 from pipeline.run.state import FINISHED, StageState
@@ -62,6 +62,10 @@ class LocalBackend(Backend):
         if not self._fits_now(state):
             if not self._running:
                 self.close()  # the server's memory may be what is missing
+                self.no_room = (
+                    f"{state.node.name} waits until {self._declared_gib(state):g} GiB of memory are free "
+                    f"(cluster.{state.node.kind}.memory_gib); other programs of this machine hold it"
+                )
             return None
         lock = state.folder.lock()
         if lock is None:
@@ -118,9 +122,10 @@ class LocalBackend(Backend):
             return False
         beside = [other.state for other in self._running.values()]
         needed = self._expected_gib(state)
-        fits = sum(map(self._expected_gib, beside)) + needed <= self._memory and needed <= free_gib()
+        free = free_gib()
         if not beside:
-            return fits or self._declared_gib(state) is None  # a guess alone keeps nothing from running
+            return needed <= free or self._declared_gib(state) is None  # a guess alone keeps nothing from running
+        fits = sum(map(self._expected_gib, beside)) + needed <= self._memory and needed <= free
         return fits and not any(other.alone for other in (state, *beside))
 
     def _wanted(self, state: StageState) -> int:
@@ -159,6 +164,7 @@ class LocalBackend(Backend):
         holder = state.folder.runs_elsewhere()
         if holder is not None:  # this machine slept, or did not reach the home
             return Seen("elsewhere", f"taken over by {holder}")
+        code = exit_code(state.folder, code)
         return Seen("ended", failure(state.folder, code), cause_of_exit(code))
 
     def interrupt(self, active: Sequence[StageState], *, kill: bool) -> list[StageState]:

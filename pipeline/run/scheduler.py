@@ -111,7 +111,7 @@ class Scheduler:
         return bool(self._active) or any(state.state == "waiting" for state in self.states)
 
     def _start(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         if self.stopping or self.backend.full or not (self._changed or any(0 < state.not_before <= now for state in self.states)):
             return
         if any(self._startable(state) for state in self._order):
@@ -129,6 +129,7 @@ class Scheduler:
             if not self._startable(state):
                 continue
             try:
+                state.folder = state.node.folder(self.backend.command.home)  # another sweep may have begun it under another name
                 seen = self.backend.start(state)
             except PriorlabError as error:
                 self._enter(state, "failed", str(error))
@@ -151,7 +152,9 @@ class Scheduler:
     def _startable(self, state: StageState) -> bool:
         far_enough = FINISHED + AT_WORK if self.backend.chains else FINISHED
         return (
-            state.state == "waiting" and state.not_before <= time.time() and all(parent.state in far_enough for parent in state.parents)
+            state.state == "waiting"
+            and state.not_before <= time.monotonic()
+            and all(parent.state in far_enough for parent in state.parents)
         )
 
     def _poll(self) -> None:
@@ -192,7 +195,7 @@ class Scheduler:
             state.log = state.folder.last_log() or seen.log
             self._enter(state, "failed", seen.reason)
             return
-        state.not_before = time.time() + delay
+        state.not_before = time.monotonic() + delay
         state.alone = seen.cause == "out_of_memory"
         self._enter(state, "waiting", f"{seen.reason}; {self.attempts.words(name, seen.cause, delay)}")
 
@@ -235,7 +238,7 @@ class Scheduler:
 
     def _heed_stop(self) -> None:
         """Hand on one call of `stop`; what has not ended after a while is killed."""
-        late = bool(self._ending) and time.time() > self._stopped_at + _GRACE_SECONDS
+        late = bool(self._ending) and time.monotonic() > self._stopped_at + _GRACE_SECONDS
         if self._asked_to_stop == self._heeded and not late:
             return
         first = self._heeded == 0
@@ -243,7 +246,7 @@ class Scheduler:
         started = [state for state in self._active.values() if state.state != "elsewhere"]
         before, self._ending = self._ending, self.backend.interrupt(started, kill=not first)
         if first:
-            self._stopped_at = time.time()
+            self._stopped_at = time.monotonic()
             if self._ending:
                 self.view.note(self.backend.stopping)
         for state in before:

@@ -32,7 +32,7 @@ def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> Non
 
 
 def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> None:
-    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+    write_text_atomically(path, json.dumps(value, indent=2) + "\n", durable=durable)
 
 
 def _sync(path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.store import lease
 from tests.conftest import Lab, smoke_graph
 from tests.unit.stores import Shelf
 
@@ -109,6 +110,19 @@ def test_only_the_holder_of_the_lock_is_ended_whatever_the_status_says(tmp_path:
         for process in (bystander, holder):
             process.kill()
             process.wait()
+
+
+def test_a_stage_on_another_machine_is_left_alone_and_the_machine_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where locks do not reach other machines."""
+    shelf = Shelf(lab.home)
+    node = shelf.sweep("axes.prior=[ce]").cells[0].chain["pretrain"]
+    folder = shelf.begun(node)
+    with monkeypatch.context() as there:
+        there.setattr(lease, "machine", lambda: "there")
+        assert lease.take(folder.path) is not None
+    for name in ("pretrain/ce-s0", "smoke"):
+        assert "run the command on that machine" in shelf.refusal("cancel", name)
+        assert not folder.cancelled.exists()
 
 
 def test_a_holder_that_is_no_stage_is_left_alone_and_named(lab: Lab) -> None:

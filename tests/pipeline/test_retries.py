@@ -67,6 +67,19 @@ def test_a_package_that_is_missing_is_not_tried_again(begin: Callable[..., Run])
     assert "Traceback" in (run.folder("corpus").attempts()[0] / "stdout.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "attempts", "said"), [("diverges", 1, "training has diverged"), ("stops at first", 2, "SIGTERM")]
+)
+def test_several_processes_are_judged_by_what_the_stage_says_not_by_torchruns_code(
+    behaviour: str, attempts: int, said: str, begin: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "home", {"pretrain": behaviour}, *FAST, "pretrain.launch.processes=2", "cluster.retries.bug=0")
+    states, notes = run.end(timeout=300)  # torchrun imports torch
+    assert said in notes + states["pretrain"][1]
+    assert states["pretrain"][0] == ("failed" if attempts == 1 else "done")
+    assert len(run.folder("pretrain").attempts()) == attempts
+
+
 def test_retries_end(begin: Callable[..., Run]) -> None:
     run = begin("bug", "cluster.retries.bug=2")
     states, notes = run.end()

@@ -15,10 +15,13 @@ from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from pipeline.compare.results import COLUMNS
+from pipeline.errors import NO_SPACE_EXIT
 from pipeline.store.folders import Home, StageFolder
+from stages.contract import _explain
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 
 
@@ -226,6 +229,21 @@ def test_a_full_disk_ends_with_a_message_and_leaves_no_record(tmp_path: Path) ->
         assert "no space left on the disk" in done.stderr
         assert "Traceback" not in done.stdout + done.stderr
         assert all(StageFolder(folder.path).record() is None for folder in lab.home.stages())
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_disk_that_torch_fills_is_recognised(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(RuntimeError) as full:
+            torch.save(torch.zeros(10**6), place / "scheduler.pt")
+        assert _explain(full.value)[1] == NO_SPACE_EXIT
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
 

@@ -63,6 +63,37 @@ def states(outcome: Outcome) -> dict[str, set[str]]:
     return found
 
 
+def test_a_stage_that_another_sweep_begins_meanwhile_under_another_name_is_not_begun_twice(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = shelf.sweep(*ONE)
+    pretrain = graph.cells[0].chain["pretrain"]
+    theirs = pretrain.folder(shelf.home).path.with_name(f"theirs-{pretrain.fingerprint[:12]}")
+    seen = []
+
+    class OneByOne(ToyBackend):
+        chains = False
+
+        def start(self, state: StageState) -> Seen:
+            if state.node.kind == "corpus":
+                theirs.mkdir(parents=True)
+            seen.append(state.folder.path)
+            return super().start(state)
+
+    monkeypatch.setitem(backends.BACKENDS, "toy", OneByOne)
+    cluster = ClusterConfig(kind="local").model_copy(update={"kind": "toy"})
+    run(
+        graph,
+        shelf.home,
+        sweep="smoke",
+        jobs=1,
+        view=Notes(),
+        cluster=cluster,
+        only={stage.fingerprint for stage in (pretrain, *pretrain.parents.values())},
+    )
+    assert seen == [pretrain.parents["corpus"].folder(shelf.home).path, theirs]
+
+
 def test_a_backend_that_chains_gets_all_at_once_parents_first(shelf: Shelf) -> None:
     outcome = play(shelf, Notes())
     assert states(outcome) == {kind: {"done"} for kind in ("corpus", "pretrain", "rl", "evaluate")}

@@ -37,6 +37,12 @@ def test_a_write_that_the_disk_refuses_leaves_only_the_old_file(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_path_that_is_no_utf8_can_be_written_down(tmp_path: Path) -> None:
+    path = os.fsdecode(b"/data/caf\xe9")
+    write_json_atomically(tmp_path / "spec.json", {"path": path})
+    assert read_json(tmp_path / "spec.json") == {"path": path}
+
+
 def test_a_flipped_byte_and_a_missing_file_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "pretrain-0123" / "export"
     folder.mkdir(parents=True)

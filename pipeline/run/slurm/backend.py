@@ -7,6 +7,7 @@ watch: jobs stand in that many lanes, and each also waits for the end (`afterany
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -46,8 +47,8 @@ class SlurmBackend(Backend):
         self._ended: dict[str, float] = {}  # when a job was first seen to have ended, by id
         self._poll_seconds = self.cluster.poll_seconds
         self._cancelling = False
-        self._asked = 0.0
-        self._refused = 0.0  # when a job was last refused for the number of those in the queue
+        self._asked = -math.inf
+        self._refused = -math.inf  # when a job was last refused for the number of those in the queue
         self._lanes: list[list[str]] = [[] for _ in range(self.cluster.max_jobs or 0)]
 
     def begin(self, states: Sequence[StageState]) -> None:
@@ -86,13 +87,13 @@ class SlurmBackend(Backend):
 
     @property
     def full(self) -> bool:
-        return time.time() - self._refused < self._poll_seconds
+        return time.monotonic() - self._refused < self._poll_seconds
 
     def start(self, state: StageState) -> Seen | None:
         with _undisturbed():
             job = self._submit(state)
         if job is None:
-            self._refused = time.time()
+            self._refused = time.monotonic()
             return None
         self._jobs[state.node.fingerprint] = job
         return Seen("queued", f"job {job}")
@@ -170,9 +171,9 @@ class SlurmBackend(Backend):
             lane.append(job)
 
     def poll(self, active: Sequence[StageState]) -> Iterator[tuple[StageState, Seen]]:
-        if time.time() - self._asked < self._poll_seconds:
+        if time.monotonic() - self._asked < self._poll_seconds:
             return
-        self._asked = time.time()
+        self._asked = time.monotonic()
         try:
             jobs = queue.all_jobs()
         except PriorlabError:  # the controller restarts, or is busy: the jobs do not mind
@@ -191,7 +192,7 @@ class SlurmBackend(Backend):
                 yield state, Seen("queued", f"job {number} waits: {job.reason}") if job.waiting else Seen("running")
             elif not self._cancelling and any(parent.state in AT_WORK for parent in state.parents):
                 continue  # Slurm has cancelled it: what came of the parent says why
-            elif time.time() - self._ended.setdefault(number, time.time()) >= _patience(job):
+            elif time.monotonic() - self._ended.setdefault(number, time.monotonic()) >= _patience(job):
                 yield state, self._lost(state, number, job)
 
     def _lost(self, state: StageState, number: str, job: SlurmJob | None) -> Seen:
@@ -214,7 +215,7 @@ class SlurmBackend(Backend):
             return []
         own = [state for state in active if queue.submitted_by(state.folder) == self.command.sweep]
         queue.cancel(self._jobs[state.node.fingerprint] for state in reversed(own))  # later ones first: none starts in between
-        self._asked, self._poll_seconds, self._cancelling = 0.0, _ENDING_POLL_SECONDS, True
+        self._asked, self._poll_seconds, self._cancelling = -math.inf, _ENDING_POLL_SECONDS, True
         return own
 
     @classmethod

@@ -31,7 +31,8 @@ def work(stage: Stage) -> dict[str, Any]:
     behave(json.loads(os.environ.get("TINY", "{}")).get(stage.spec["kind"], ""), stage)
 
     def write(folder: Path) -> None:
-        (folder / "result.txt").write_text(stage.spec["fingerprint"], encoding="utf-8")
+        if stage.rank == 0:
+            (folder / "result.txt").write_text(stage.spec["fingerprint"], encoding="utf-8")
 
     stage.export(write)
     note("end", stage)
@@ -76,6 +77,8 @@ def behave(behaviour: str, stage: Stage) -> None:
     elif behaviour == "preempted at first" and first:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
+    elif behaviour == "stops at first" and first:
+        raise Stopped("saved")
     elif behaviour == "diverges":
         raise DivergedError("the loss is nan at step 7: training has diverged.")
     elif behaviour.startswith("takes "):
