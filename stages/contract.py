@@ -43,7 +43,7 @@ _REPORTED_PACKAGES = (
 COMPLETE = "complete"
 """The file that marks a step checkpoint as complete."""
 MILESTONES = "milestones"
-"""The folder in a training stage's export that holds checkpoints along the way, each in a folder named after its step."""
+"""The folder in a training stage's export that holds intermediate checkpoints, each in a folder named after its step."""
 _STATUS_SECONDS = 0.5
 _CUT_SHORT = "unexpected pos"
 """In what torch.save says of a file that it could not write to its end."""

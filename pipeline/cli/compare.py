@@ -75,7 +75,7 @@ def report(
         bad = [f"{evaluation} ({', '.join(what)})" for evaluation, what in shown["not_finite"].items()]
         raise PriorlabError(
             f"sweep {name!r} has no finished evaluation of what RL starts from yet{' in these settings' if only else ''}; `priorlab "
-            f"status {name}` shows its progress, and --csv has the checkpoints along the way"
+            f"status {name}` shows its progress, and --csv has the intermediate checkpoints"
             + (f". Not finite, so left out: {some_of(bad)}" if bad else "")
         )
     if as_json:

@@ -40,7 +40,7 @@ class Evaluation:
     temperatures: dict[float, Evaluation] = field(default_factory=dict)
     """The same checkpoint sampled at each of several temperatures, this evaluation's included; empty for one temperature."""
     milestone: bool = False
-    """Whether it is a checkpoint along the way, not one that RL starts from."""
+    """Whether it is an intermediate checkpoint, not one that RL starts from."""
     sets: dict[str, Evaluation] = field(default_factory=dict)
     """The same checkpoint on each of several evaluation sets, over which this evaluation's metrics are averaged; empty for one set."""
     validation: Validation | None = None

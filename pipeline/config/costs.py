@@ -92,7 +92,7 @@ class Costs:
         return seconds / 3600
 
     def sending(self, fabric: Fabric, count: int) -> float:
-        """Hours in which messages are under way."""
+        """Hours in which messages are being sent."""
         return self.steps * sum(fabric.seconds(one, count) for one in self.moved(fabric.device)) / 3600
 
     def waiting(self, fabric: Fabric, count: int, utilisation: Utilisation) -> float:

@@ -21,7 +21,7 @@ class Engine(Config):
     cuda_graphs: tuple[Annotated[int, Field(ge=1)], ...] = execution(
         CUDA_GRAPHS,
         min_length=1,
-        description="numbers of responses under way that CUDA graphs are captured for; others run as the next of these",
+        description="numbers of concurrent responses that CUDA graphs are captured for; others run as the next of these",
     )
     attention: str | None = execution(
         None, min_length=1, description="attention backend, by vLLM's name, e.g. FLASH_ATTN; default: what vLLM finds best"

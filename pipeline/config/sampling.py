@@ -1,7 +1,7 @@
 """How fast vLLM can sample, and what it holds: docs/costs.md derives the formulas.
 
-For each token of a response a device reads the weights that the responses under way pass through, and all of their keys and values.
-How many are under way at once is up to the cache, which is what an engine's share of a device leaves beside the weights. Tensor
+For each token of a response a device reads the weights that concurrent responses pass through, and all of their keys and values.
+How many run concurrently is up to the cache, which is what an engine's share of a device leaves beside the weights. Tensor
 parallelism splits both over devices, which then sum what each has computed, twice a layer.
 """
 
@@ -41,7 +41,7 @@ class Sampling:
     """Of the memory of each device, for the engine."""
     parts: int = 1
     most: int | None = None
-    """Responses under way at once, however much the cache holds; None: all."""
+    """Concurrent responses, however much the cache holds; None: all."""
 
     @property
     def weights(self) -> float:
@@ -98,7 +98,7 @@ class Sampling:
         return max(1.0, min(self._wanted_at_once(draw), fitting))
 
     def _passes(self, draw: Draw, device: Device) -> float:
-        """Forward passes with a token of each sequence that is under way: places that become free are taken at once."""
+        """Forward passes with a token of each concurrent sequence: places that become free are taken at once."""
         return draw.times * draw.response * draw.sequences / self._at_once(draw, device)
 
     def _weights_read(self, at_once: float) -> float:

@@ -6,7 +6,7 @@
 
 `midtrain`, `sft` and `rl` may be left out. Mid-training can have a corpus of its own, which takes the tokenizer of the first. Each
 evaluation is one stage per evaluation set, so that a further set runs nothing else again. All look at the first corpus's held-out
-text, so that perplexities compare. RL may start from a checkpoint along the way of pre-training.
+text, so that perplexities compare. RL may start from an intermediate checkpoint of pre-training.
 
 Equal means equal fingerprint: a corpus is shared by all priors, a pre-training by all RL settings on top of it.
 """
@@ -97,7 +97,7 @@ class CellPlan:
     `evaluations` maps what was evaluated (pretrain, midtrain, sft, rl) to the stage that did; where RL starts before pre-training ends
     (`rl.start`), pre-training is evaluated there, and the cell leaves out what comes later.
 
-    `milestones` are the evaluations of checkpoints along the way, by role and step. Both are on the recipe's first evaluation set;
+    `milestones` are the evaluations of intermediate checkpoints, by role and step. Both are on the recipe's first evaluation set;
     `further` has those on its other sets, by role and step (None for the last) and then by set.
     """
 

@@ -97,7 +97,7 @@ def figures(found: Findings, home: Home) -> list[Figure]:
     shown += _predictors(compared, found.points, found.predictors)
     if any(evaluation.milestone for evaluation in found.evaluations):
         caption = f"Each is evaluated like the last, on held-out text and on the problems.{few}"
-        shown.append(Figure("Checkpoints along the way", plots.milestone_curves(drawn, found.evaluations, ks), caption))
+        shown.append(Figure("Intermediate checkpoints", plots.milestone_curves(drawn, found.evaluations, ks), caption))
     return shown + _learning(found) + _training(drawn, home, few)
 
 

@@ -31,7 +31,7 @@ def seconds_left(progress: dict[str, Any]) -> float | None:
 
 
 def counted(progress: dict[str, Any]) -> str:
-    """`240/500 steps`, or what is under way where nothing is counted."""
+    """`240/500 steps`, or what is being done where nothing is counted."""
     if not progress.get("unit"):
         return ""
     return f"{progress['step']}/{progress['total']} {progress['unit']}" if progress.get("total") else str(progress["unit"])

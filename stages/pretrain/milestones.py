@@ -1,4 +1,4 @@
-"""Checkpoints along the way: weights of some steps, kept during training and exported beside the last.
+"""Intermediate checkpoints: weights of some steps, kept during training and exported beside the last.
 
 A resumed run need not write them again: each is complete before the step checkpoint of its step, or of any later one, is written.
 """

@@ -74,7 +74,7 @@ def test_its_export_has_the_new_rope_base_and_room_for_its_blocks(uninterrupted:
 
 @pytest.fixture(scope="module")
 def killed(uninterrupted: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, CellPlan]:
-    """The same, killed halfway and resumed, with checkpoints along the way from before and after the kill."""
+    """The same, killed halfway and resumed, with intermediate checkpoints from before and after the kill."""
     lab = Lab(Home(tmp_path_factory.mktemp("killed")))
     (plan,) = smoke_graph(*MIDTRAINED, "midtrain.evaluate_at=[0.25, 0.75]", "evaluate={problems: 2, samples: 2}").cells
     lab.borrow(uninterrupted, *(plan.chain[role] for role in ("corpus", "pretrain", "midtrain-corpus")))

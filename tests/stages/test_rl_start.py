@@ -1,4 +1,4 @@
-"""RL from a checkpoint along the way, for real: its weights, its evaluation as the start, and the report of both starts."""
+"""RL from an intermediate checkpoint, for real: its weights, its evaluation as the start, and the report of both starts."""
 
 from __future__ import annotations
 

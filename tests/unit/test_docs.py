@@ -224,7 +224,7 @@ def test_the_page_on_exploration_shows_the_example_as_it_is_and_every_kind() -> 
     module, config = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert module == (ROOT / "stages" / "rl" / "exploration" / "distinct.py").read_text(encoding="utf-8")
     assert config in (ROOT / "pipeline" / "config" / "exploration.py").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*)\|$", page.split("## One more")[0], re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*)\|$", page.split("## Add an exploration method")[0], re.MULTILINE)
     assert sorted(name for name, _ in rows) == available("exploration")
     kinds = {member.model_fields["kind"].default: member.model_fields for member in get_args(get_args(Exploration)[0])}
     for name, keys in rows:
