@@ -49,7 +49,8 @@ class Math:
                 f"task {self.config.name!r} has {len(rows)} distinct problems in its {split!r} split, but {count} were asked for; "
                 f"set {split}.problems={len(rows)} or less{', or the number that evaluate.sets gives it' * (split == 'evaluate')}"
             )
-        return [row.problem for row in random.Random(f"math-problems-{split}-{seed}").sample(rows, count)]
+        shuffled = random.Random(f"math-problems-{split}-{seed}").sample(rows, len(rows))  # so that more problems begin with fewer
+        return [row.problem for row in shuffled[:count]]
 
     def rewordings(self, problem: Problem) -> list[Problem]:
         return []

@@ -275,6 +275,12 @@ def test_rl_on_a_task_for_evaluation_only_is_refused_with_the_way_out(tmp_path: 
         math.problems("rl", 1, seed=0)
 
 
+def test_more_problems_begin_with_fewer_so_validation_changes_no_training(tmp_path: Path) -> None:
+    problems = build_task(task(jsonl(tmp_path, ROWS))).problems
+    whole = problems("rl", 150, 0)
+    assert all(problems("rl", count, 0) == whole[:count] for count in range(1, 151))
+
+
 def test_long_problems_are_left_out_on_request(tmp_path: Path) -> None:
     rows = [*ROWS[:3], {"problem": "x" * 2000, "answer": "1"}]
     source = MathSource(file=jsonl(tmp_path, rows), max_problem_characters=1000)
