@@ -194,7 +194,7 @@ class MathTask(TaskConfig):
     special_tokens: dict[str, str] = identity_since({}, description="text of eos_token and others, where chat_template uses them")
 
     def identity(self) -> dict[str, Any]:
-        """With the version of the rules that judge answers and choose problems: raised when they change, so that only math tasks run again."""
+        """With the version of the rules that choose problems and judge answers: when they change, only math tasks run again."""
         return super().identity() | {"verdicts": 4}
 
     def training_identity(self) -> dict[str, Any]:
