@@ -28,6 +28,8 @@ READ = {
     ("trl/trainer/grpo_trainer.py", "GRPOTrainer._prepare_inputs"): "97c440ac0594",
     ("trl/trainer/grpo_trainer.py", "GRPOTrainer._get_per_token_logps_and_entropies"): "4d0f49f21d64",
     ("trl/trainer/grpo_trainer.py", "GRPOTrainer._compute_loss"): "84d6cf614bec",
+    ("trl/trainer/grpo_trainer.py", "GRPOTrainer._get_train_sampler"): "837d056dde67",
+    ("trl/trainer/utils.py", "RepeatSampler"): "5ea1884e5609",
     ("trl/trainer/utils.py", "add_fused_lm_head"): "c309684c7d75",
     ("trl/generation/vllm_generation.py", "VLLMGeneration._init_vllm"): "255302825d3b",
     ("trl/generation/vllm_generation.py", "VLLMGeneration.sync_weights"): "9ce83a04fd3d",
@@ -119,7 +121,7 @@ def test_no_other_module_uses_private_names_of_others(path: Path) -> None:
     [
         (
             "stages/rl/trl_internals.py",
-            {"_generate_and_score_completions", "_generate_single_turn", "_get_per_token_logps_and_entropies"},
+            {"_generate_and_score_completions", "_generate_single_turn", "_get_per_token_logps_and_entropies", "_get_train_sampler"},
         ),
         ("stages/rl/trainer.py", set()),
         ("stages/pretrain/train.py", set()),
