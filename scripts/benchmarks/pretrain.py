@@ -8,8 +8,8 @@ checkpoints. The loop is hand-written: forward, cross-entropy of the logits, bac
 DistributedDataParallel over several processes; in bfloat16 AdamW keeps float32 copies of the weights, as DeepSpeed does. On a GPU it
 also runs under `torch.compile`. They take turns, each run in its own process; a run's rate is the median over the intervals between
 log lines, without the first. The table has medians over the turns; ratios are taken within a turn, with their range. On a CPU it also
-has processor time for each token, which a busy machine hardly changes. FLOPs are 6 per parameter and token plus 12 x layers x heads x
-head_dim x block for attention; the peak is that of a large matmul in the run's dtype.
+has processor time for each token, which a busy machine hardly changes. FLOPs are those of `priorlab plan --costs`, without activation
+checkpointing; the peak is that of a large matmul in the run's dtype.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def _measure(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
                 rates[name].append(statistics.median(loop))
         config = pretrain.config
         assert isinstance(config, PretrainStage)
-        flops, peak = (
-            _flops_per_token(config, corpus.folder(home).export),
-            _peak_flops(config.pretrain.launch.threads, config.pretrain.dtype),
-        )
+        record = corpus.folder(home).record()
+        assert record is not None
+        flops = _flops_per_token(config, record["metrics"]["vocabulary"], pretrain.block_size)
+        peak = _peak_flops(config.pretrain.launch.threads, config.pretrain.dtype)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     wait = statistics.median(waits)
     threads = config.pretrain.launch.threads
@@ -203,19 +203,10 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool, compiled: bool) -
         print(json.dumps(rates[1:]))
 
 
-def _flops_per_token(config: PretrainStage, corpus: Path) -> float:
-    """Forward and backward: 6 per matmul parameter (the embedding lookup has none, its use as output layer has)."""
-    from transformers import AutoTokenizer
-
-    from stages.corpus.pack import Blocks
-    from stages.pretrain.model import build_model
-
-    model = build_model(config.model, AutoTokenizer.from_pretrained(corpus / "tokenizer"), config.seed)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if not config.model.tied_embeddings:
-        count -= model.get_input_embeddings().weight.numel()
-    attention = 12 * config.model.layers * config.model.heads * config.model.head_dim * Blocks(corpus / "train").block_size
-    return 6 * count + attention
+def _flops_per_token(config: PretrainStage, vocabulary: int, block_size: int) -> float:
+    """As `priorlab plan --costs` counts them. Activations computed anew are no progress, so they do not count."""
+    planned = config.launched(gradient_checkpointing=False).costs(config.model, vocabulary, 0, block_size)
+    return planned.training_flops / planned.tokens
 
 
 def _peak_flops(threads: int, dtype: str) -> float:
