@@ -209,21 +209,22 @@ class Error:
 
     def half_widths(self, *levels: float) -> list[float]:
         """Half the widths of the intervals that miss the true mean with these probabilities."""
-        from scipy.special import ndtr, stdtrit  # takes a third of a second, wasted unless something is compared
+        from scipy.optimize import brentq  # takes a third of a second, wasted unless something is compared
+        from scipy.special import ndtr, stdtrit
 
         seeds, problems = self.shape
         if seeds == 1:
             error = math.sqrt(self.found.problems.square / problems)
             return [float(-stdtrit(self.found.problems.freedom, level / 2)) * error for level in levels]  # Student's t
         sizes = np.sort(np.sqrt(np.add(*self.variances()))).reshape(-1, _BINNED).mean(axis=1)
-        found = []
-        for level in levels:
-            low, high = 0.0, float(sizes.max()) * 10
-            for _ in range(50):
-                middle = (low + high) / 2
-                low, high = (middle, high) if 2 * ndtr(-middle / sizes).mean() > level else (low, middle)
-            found.append(high)
-        return found
+        largest = float(sizes.max())
+        if largest == 0:
+            return [0.0] * len(levels)
+
+        def missed(half_width: float, level: float) -> float:
+            return float(2 * ndtr(-half_width / (sizes / largest)).mean()) - level
+
+        return [largest * brentq(missed, 0, _FAR, args=(level,)) for level in levels]
 
     def detectable(self, level: float, power: float = POWER) -> float:
         """The true mean whose interval at `level` excludes 0 with probability `power`, if the spreads are as they were found."""

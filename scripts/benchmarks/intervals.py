@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import beta
 
@@ -124,11 +125,8 @@ class _World:
         nodes, weights = np.polynomial.hermite_e.hermegauss(21)
         self._difficulties = logit(beta.ppf((np.arange(400) + 0.5) / 400, *arguments.difficulty))
         self._nodes, self._weights = nodes, weights / weights.sum()
-        target, low, high = self.rate(0.0, runs=spread) + arguments.effect, -5.0, 5.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.rate(middle, runs=spread) < target else (low, middle)
-        self.shift = middle if arguments.effect else 0.0
+        target = self.rate(0.0, runs=spread) + arguments.effect
+        self.shift = brentq(lambda shift: self.rate(shift, runs=spread) - target, -5, 5) if arguments.effect else 0.0
 
     def rate(self, shift: float, *, runs: float | None) -> float:
         """Mean pass@1 over all problems: of one run at `shift`, or of runs that spread around it."""
