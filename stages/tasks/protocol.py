@@ -28,10 +28,6 @@ class Document(NamedTuple):
     prompt: str
     response: str
 
-    @property
-    def text(self) -> str:
-        return self.prompt + self.response
-
 
 @dataclass(frozen=True)
 class Verdict:

@@ -51,9 +51,9 @@ def test_every_step_of_every_document_is_right_and_drops_one_operation() -> None
         assert operations == list(range(operations[0], -1, -1)), document
         assert 2 <= operations[0] <= 4
         assert len({eval(step) for step in steps}) == 1, document
-        assert all(0 <= int(number) <= 99 for number in re.findall(r"\d+", document.text))
+        assert all(0 <= int(number) <= 99 for number in re.findall(r"\d+", "".join(document)))
         assert TASK.verify(Problem("", "", {"value": eval(chain)}), response).correct
-        assert set(document.text) <= set(TASK.alphabet)
+        assert set("".join(document)) <= set(TASK.alphabet)
 
 
 def test_a_step_takes_the_leftmost_product_then_the_leftmost_sum() -> None:

@@ -109,7 +109,7 @@ def test_every_document_is_a_correct_solution() -> None:
         numbers, _, target = prompt.removesuffix(":").partition("=")
         problem = Problem("", prompt, {"numbers": list(map(int, numbers.split(","))), "target": int(target)})
         assert TASK.verify(problem, response).correct, document
-        assert set(document.text) <= set(TASK.alphabet)
+        assert set("".join(document)) <= set(TASK.alphabet)
 
 
 @pytest.mark.parametrize(

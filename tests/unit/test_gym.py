@@ -62,7 +62,7 @@ def test_splits_never_share_a_problem_and_documents_are_prompts_with_answers() -
     for document in documents:
         assert document.prompt.endswith("\nAnswer: ")
         assert int(document.response) is not None
-        assert set(document.text) <= set(task.alphabet)
+        assert set("".join(document)) <= set(task.alphabet)
 
 
 def test_a_seed_repeats_and_another_differs() -> None:

@@ -241,7 +241,7 @@ def test_splits_never_share_a_problem_and_training_never_has_an_evaluation_probl
     rl = math.problems("rl", 20, seed=0)
     assert not {p.id for p in rl} & {p.id for p in math.problems("evaluate", 40, seed=0)}
     assert {split_of(p.id) for p in rl} <= {"rl", "evaluate"}
-    documents = {document.text for split in ("corpus", "heldout") for document in math.documents(split, 500, seed=0)}
+    documents = {"".join(document) for split in ("corpus", "heldout") for document in math.documents(split, 500, seed=0)}
     for text in [p.prompt for p in rl] + [row["problem"] for row in ROWS[:40]]:
         assert not any(document.startswith(text) for document in documents)
 
@@ -261,7 +261,7 @@ def test_every_document_is_a_prompt_with_a_solution_that_verifies(tmp_path: Path
     for document in math.documents("corpus", 50, seed=1):
         assert document.prompt.endswith("\n\n")
         assert math.verify(Problem("", "", {"answer": answers[document.response]}), document.response).correct
-        assert set(document.text) <= set(math.alphabet)
+        assert set("".join(document)) <= set(math.alphabet)
 
 
 def test_a_corpus_without_solutions_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_share_p_cot_of_the_text_works_the_answer_out(p_cot: float) -> None:
     long = 0
     for document in task.documents("corpus", 3000, seed=0):
         bits, response = document.prompt.removesuffix(":"), document.response
-        assert set(document.text) <= set(task.alphabet)
+        assert set("".join(document)) <= set(task.alphabet)
         products = itertools.accumulate((1 - 2 * int(bit) for bit in bits), lambda a, b: a * b)
         chain = "".join(str((1 - product) // 2) for product in products)
         assert response in (chain, chain[-1])
