@@ -61,17 +61,14 @@ class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self._blocks.rows(self._order[index : index + 1])[0]
-
     def __getitems__(self, indices: list[int]) -> Tensor:
+        """What torch's loader asks for where a data set has it, instead of one item after the other."""
         return self._blocks.rows(self._order[indices])
 
 
-def collate(rows: Tensor | list[Tensor]) -> dict[str, Tensor]:
+def collate(rows: Tensor) -> dict[str, Tensor]:
     """Of rows as in `Packed`; without labels, every token is one."""
-    batch = torch.stack(rows) if isinstance(rows, list) else rows
-    ids, labels = (batch, batch) if batch.ndim == 2 else batch.unbind(1)
+    ids, labels = (rows, rows) if rows.ndim == 2 else rows.unbind(1)
     return {"input_ids": ids, "labels": labels}
 
 
