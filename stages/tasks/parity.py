@@ -8,6 +8,8 @@ greedy decoding guesses, although sampling sometimes works the answer out.
 from __future__ import annotations
 
 import random
+from itertools import accumulate
+from operator import xor
 
 from pipeline.config.tasks import ParityTask
 from stages.tasks.generated import GeneratedTask
@@ -48,8 +50,4 @@ class Parity(GeneratedTask):
 
 def _running_parity(bits: str) -> str:
     """Parity of each prefix: 0 for an even number of ones, else 1. As signs (1 is -1), these are the running products."""
-    parity, parities = 0, []
-    for bit in bits:
-        parity ^= bit == "1"
-        parities.append(str(int(parity)))
-    return "".join(parities)
+    return "".join(map(str, accumulate(map(int, bits), xor)))
