@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from pipeline.config.tasks import ArithmeticTask
 from pipeline.errors import PriorlabError
+from stages.tasks.expression import OPERATIONS
 from stages.tasks.generated import PATIENCE, GeneratedTask
 from stages.tasks.protocol import Problem, Verdict
 
@@ -60,8 +61,7 @@ def _steps(numbers: list[int], operators: list[str]) -> Iterator[Chain]:
     yield numbers, operators
     while operators:
         at = operators.index("*") if "*" in operators else 0
-        left, right = numbers[at], numbers[at + 1]
-        value = left * right if operators[at] == "*" else left + right if operators[at] == "+" else left - right
+        value = OPERATIONS[operators[at]](numbers[at], numbers[at + 1])
         numbers = [*numbers[:at], value, *numbers[at + 2 :]]
         operators = operators[:at] + operators[at + 1 :]
         yield numbers, operators

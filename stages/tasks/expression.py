@@ -6,8 +6,11 @@ Grammar: sum = product (("+" | "-") product)* ; product = atom ("*" atom)* ; ato
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add, mul, sub
 
+OPERATIONS: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul}
 # No answer with six numbers needs more than this; the bound also limits recursion (3 frames per bracket).
 MAX_CHARACTERS = 256
 _TOKEN = re.compile(r"[0-9]{1,6}|[-+*()]")
@@ -34,15 +37,7 @@ class Node:
 
 
 def combine(operator: str, left: Node, right: Node) -> Node:
-    if operator == "+":
-        value = left.value + right.value
-    elif operator == "-":
-        value = left.value - right.value
-    elif operator == "*":
-        value = left.value * right.value
-    else:
-        raise NotAnExpressionError(f"unknown operator {operator!r}")
-    return Node(value, operator, left, right)
+    return Node(OPERATIONS[operator](left.value, right.value), operator, left, right)
 
 
 def parse(text: str) -> Node:
