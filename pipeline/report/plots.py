@@ -334,9 +334,8 @@ def _line(run: Rows, x: str, metric: str) -> Line | None:
         return at[kept], values[kept]
     if not metric.startswith("validation/"):
         window = max(1, round(len(values) * _SMOOTHING))
-        sums = np.cumsum(np.concatenate([[0.0], values]))
-        first = np.maximum(np.arange(1, len(values) + 1) - window, 0)
-        values = (sums[1:] - sums[first]) / (np.arange(1, len(values) + 1) - first)
+        averaged = np.minimum(np.arange(1, len(values) + 1), window)
+        values = np.convolve(values, np.ones(window))[: len(values)] / averaged
     return at, values
 
 
