@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence, Set
 
 from pipeline.compare.contrasts import Difference, Kind
@@ -107,8 +108,7 @@ def _along(kind: Kind, axis: str, between: Sequence[Difference]) -> list[str]:
 def _power(told: Sequence[Difference]) -> str:
     """What a difference in the first quantity must be to be seen, as the median over differences."""
     first = told[0].quantity
-    sizes = sorted(one.interval.detectable for one in told if one.quantity == first)
-    size = sizes[len(sizes) // 2]
+    size = statistics.median_high(one.interval.detectable for one in told if one.quantity == first)
     if size >= 1:
         return f"So few seeds can show no difference in {first.name}."
     return f"Four in five such sweeps would show a true difference of {share(size)} in {first.name}."

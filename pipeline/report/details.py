@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +146,7 @@ def sources(graph: Graph, home: Home) -> list[dict[str, Any]]:
             {
                 "stage": node.name,
                 "commit": origin.get("commit", ""),
-                "seconds": json.dumps(origin["seconds"]) if origin else "not finished",
+                "seconds": str(origin["seconds"]) if origin else "not finished",
                 "versions": ", ".join(f"{package} {version}" for package, version in origin.get("packages", {}).items()),
             }
         )
