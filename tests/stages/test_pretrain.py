@@ -185,7 +185,7 @@ def test_a_loss_beyond_any_perplexity_is_a_divergence(smoke: FinishedSweep, lab:
     assert lab.folder(node).record() is None
 
 
-def test_a_stage_runs_manually_from_its_spec(smoke: FinishedSweep, lab: Lab) -> None:
+def test_a_stage_runs_manually_from_its_spec(lab: Lab) -> None:
     node = smoke_graph("corpus.documents=50", "corpus.heldout_documents=20").cells[0].chain["corpus"]
     folder = lab.folder(node)
     folder.path.mkdir(parents=True)

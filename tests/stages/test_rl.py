@@ -9,10 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config.launch import Launch
-from pipeline.errors import PriorlabError
-from pipeline.store.files import write_json_atomically
-from stages.training.step_checkpoints import last_complete
 from tests.conftest import FinishedSweep, Lab, smoke_graph
 
 
@@ -55,16 +51,6 @@ def test_the_exported_policy_is_complete(smoke: FinishedSweep) -> None:
     model = AutoModelForCausalLM.from_pretrained(export)
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(export))
     assert model.dtype == torch.float32
-
-
-def test_resuming_on_a_different_process_layout_is_refused(smoke: FinishedSweep, lab: Lab) -> None:
-    folder = lab.home.path / "rl-x" / "checkpoints"
-    (folder / "checkpoint-2").mkdir(parents=True)
-    write_json_atomically(folder / "checkpoint-2" / "complete", {"layout": {"processes": 2, "zero_stage": 1}, "manifest": {}})
-    (folder / "checkpoint-2-copy").mkdir()
-    assert last_complete(folder, Launch(processes=2, zero_stage=1), remove_others=True) == folder / "checkpoint-2"
-    with pytest.raises(PriorlabError, match=r"was written with \{'processes': 2, 'zero_stage': 1\}.*priorlab stage rl-x --force"):
-        last_complete(folder, Launch(), remove_others=True)
 
 
 @pytest.fixture(scope="module")

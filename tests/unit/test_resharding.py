@@ -30,7 +30,17 @@ def test_another_number_of_processes_goes_on_under_zero_2_and_3(zero_stage: int,
 
 @pytest.mark.parametrize(("saved", "ours", "any_processes"), [(0, 0, True), (1, 1, True), (2, 3, True), (3, 2, True), (3, 3, False)])
 def test_what_was_not_tried_is_refused_with_both_layouts(saved: int, ours: int, any_processes: bool, tmp_path: Path) -> None:
-    checkpoint(tmp_path, processes=2, zero_stage=saved)
+    folder = tmp_path / "rl-x" / "checkpoints"
+    checkpoint(folder, processes=2, zero_stage=saved)
     launch = Launch(processes=1, zero_stage=ours)
-    with pytest.raises(PriorlabError, match=rf"'processes': 2, 'zero_stage': {saved}.*'processes': 1, 'zero_stage': {ours}"):
-        last_complete(tmp_path, launch, remove_others=False, any_processes=any_processes)
+    layouts = rf"'processes': 2, 'zero_stage': {saved}.*'processes': 1, 'zero_stage': {ours}"
+    with pytest.raises(PriorlabError, match=rf"{layouts}.*`priorlab stage rl-x --force`"):
+        last_complete(folder, launch, remove_others=False, any_processes=any_processes)
+
+
+def test_a_folder_with_a_longer_name_is_no_step_checkpoint(tmp_path: Path) -> None:
+    saved = checkpoint(tmp_path, processes=2, zero_stage=1)
+    copied = tmp_path / f"{saved.name}-copy"
+    copied.mkdir()
+    assert last_complete(tmp_path, Launch(processes=2, zero_stage=1), remove_others=True) == saved
+    assert copied.is_dir()
