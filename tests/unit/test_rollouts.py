@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
-from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from pipeline.config.algorithm import Advantage, GroupAdvantage, MaxRLAdvantage, RandomAdvantage
 from pipeline.config.exploration import NoExploration
@@ -155,12 +154,3 @@ def test_coin_flips_are_paid_and_decide_what_is_replaced_but_verdicts_are_logged
     assert [sorted(group) for group in flips] == [[0, 1]] * 3
     assert not any(group.mixed for group in groups)  # nothing is right
     assert engine.reported["reward_raw"] == [0]
-
-
-def test_the_entropy_that_trl_logs_is_that_of_the_tempered_distribution() -> None:
-    """As docs/rl.md says, and the report."""
-    logits = torch.randn(1, 5, 30, generator=torch.Generator().manual_seed(0))
-    _, found = selective_log_softmax_and_entropy(logits, torch.zeros(1, 5, dtype=torch.long), temperature=2.0)
-    own = torch.distributions.Categorical(logits=logits).entropy()
-    assert torch.allclose(found, torch.distributions.Categorical(logits=logits / 2.0).entropy(), atol=1e-5)
-    assert not torch.allclose(found, own, atol=0.01)
