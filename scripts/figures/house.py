@@ -31,8 +31,6 @@ STAGES = (
     {"stages.sft"},
     {"stages.warm"},
 )
-OPEN_TO_STAGES = {"pipeline.config", "pipeline.errors", "pipeline.store"}
-"""What both halves share, beside the module `pipeline.tracking.runs`."""
 
 
 def modules(package: str) -> dict[str, Path]:
