@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.options import AsJson
-from pipeline.cli.terminal import console, errors, fits, print_json, print_wide, some_of
+from pipeline.cli.terminal import console, errors, fits, print_json, print_wide, results_table, some_of
 from pipeline.compare.evaluations import load_evaluations
 from pipeline.compare.settings import Setting, planned_settings
 from pipeline.compare.starts import START
@@ -123,12 +123,12 @@ def show_comparison(sweep: Sweep, graph: Graph, home: Home) -> bool:
 
 
 def _show(name: str, summary: dict[str, Any], home: Home, *, bayes: bool = False, filtered: bool = False) -> None:
-    from pipeline.report.tables import comparison, mean_over, on_sets, pass_keys, terminal_table
+    from pipeline.report.tables import comparison, mean_over, on_sets, pass_keys
 
     rows, sets = summary["rows"], summary["sets"]
-    whole = terminal_table(f"sweep {name}", *comparison(rows, bayes=bayes))
+    whole = results_table(f"sweep {name}", *comparison(rows, bayes=bayes))
     apart = [] if fits(whole) else pass_keys(rows)  # too narrow for one line per setting: one table per k
-    for table in [terminal_table(f"sweep {name}, {key}", *comparison(rows, [key], bayes=bayes)) for key in apart] or [whole]:
+    for table in [results_table(f"sweep {name}, {key}", *comparison(rows, [key], bayes=bayes)) for key in apart] or [whole]:
         console.print()
         print_wide(table)
     if summary["declared"]:
@@ -142,7 +142,7 @@ def _show(name: str, summary: dict[str, Any], home: Home, *, bayes: bool = False
         console.print(Text(mean_over(sets["rows"])), soft_wrap=not console.is_terminal)
         for key in dict.fromkeys(pass_keys(sets["rows"])[i] for i in (0, -1)):  # the report has those in between
             console.print()
-            print_wide(terminal_table(f"sweep {name}, {key} on each evaluation set", *on_sets(sets["rows"], [key]), named=2))
+            print_wide(results_table(f"sweep {name}, {key} on each evaluation set", *on_sets(sets["rows"], [key]), named=2))
     console.print()
     if filtered:
         console.print("over all settings:")
@@ -153,23 +153,23 @@ def _show(name: str, summary: dict[str, Any], home: Home, *, bayes: bool = False
 
 
 def _show_starts(name: str, found: dict[str, Any]) -> None:
-    from pipeline.report.tables import contrast_metrics, matched, pass_keys, starts, terminal_table
+    from pipeline.report.tables import contrast_metrics, matched, pass_keys, starts
 
     for key in pass_keys(found["rows"])[:1]:
         console.print()
-        print_wide(terminal_table(f"sweep {name}, {key} by where RL starts", *starts(found["rows"], [key])))
+        print_wide(results_table(f"sweep {name}, {key} by where RL starts", *starts(found["rows"], [key])))
     for metric in contrast_metrics(found["matched"])[:1]:
         console.print()
         equal = matched([one for one in found["matched"] if one["metric"] == metric])
-        print_wide(terminal_table("after RL, from bases that are alike, compared [95%, jointly]", *equal))
+        print_wide(results_table("after RL, from bases that are alike, compared [95%, jointly]", *equal))
 
 
 def _show_contrasts(differences: list[dict[str, Any]], title: str) -> None:
     """One line per pair of settings, and as many metrics side by side as the terminal is wide enough for."""
-    from pipeline.report.tables import contrast_metrics, contrasts, terminal_table
+    from pipeline.report.tables import contrast_metrics, contrasts
 
     def table(metrics: list[str]) -> Table:
-        return terminal_table(title, *contrasts([one for one in differences if one["metric"] in metrics]))
+        return results_table(title, *contrasts([one for one in differences if one["metric"] in metrics]))
 
     groups: list[list[str]] = []
     for metric in contrast_metrics(differences):

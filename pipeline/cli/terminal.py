@@ -19,11 +19,21 @@ console = Console(highlight=False, markup=False)  # names may have brackets: pre
 errors = Console(stderr=True, highlight=False, markup=False)
 
 
-def plain_table(*headings: str, wrapped: Collection[str]) -> Table:
+def plain_table(*headings: str, wrapped: Collection[str], title: str | None = None) -> Table:
     """A table without lines; only the columns `wrapped` may take several lines on a narrow terminal."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for heading in headings:
         table.add_column(heading, no_wrap=heading not in wrapped)
+    return table
+
+
+def results_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], named: int = 1) -> Table:
+    """A plain table with these rows; the first `named` columns are words, the others numbers."""
+    table = plain_table(*headings, wrapped=(), title=title)
+    for column in table.columns[named:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

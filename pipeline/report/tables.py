@@ -1,12 +1,10 @@
-"""The comparison table: for a terminal, for Markdown, for HTML."""
+"""The tables of a comparison: headings and rows of text, for a terminal and for HTML, and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 from typing import Any
-
-from rich.table import Table
 
 from pipeline.compare import format as numbers
 from pipeline.compare.problems import WHOLE_RESPONSES
@@ -99,16 +97,6 @@ def mean_over(rows: list[dict[str, Any]]) -> str:
 
 def _before_after_gain(measured: dict[str, Any]) -> list[str]:
     return [share(measured["before"]), share(measured["after"]), gain(measured["gain"])]
-
-
-def terminal_table(title: str, titles: Sequence[str], rows: list[list[str]], named: int = 1) -> Table:
-    """For a terminal; the first `named` columns are words."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for position, heading in enumerate(titles):
-        table.add_column(heading, justify="left" if position < named else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def contrast_metrics(differences: list[dict[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from pipeline.cli.terminal import results_table
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.intervals import mean_interval, perplexity
 from pipeline.compare.measured import MeasuredSetting, Quantity, shown_ks
@@ -18,7 +19,7 @@ from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import CellPlan, build_graph
 from pipeline.report.plots import milestone_curves
-from pipeline.report.tables import comparison, terminal_table
+from pipeline.report.tables import comparison
 from pipeline.store.folders import Home
 from tests.unit.stores import shelf_at
 
@@ -222,7 +223,7 @@ def test_intervals_cover_whatever_differs(
 def test_a_narrow_terminal_gets_one_table_per_k() -> None:
     (plan,) = plans("axes.prior=[ce]")
     rows = summary(found_in([evaluation(plan, "pretrain", 0.5), evaluation(plan, "rl", 0.5)]), NOWHERE)["rows"]
-    narrow = terminal_table("mine, pass@8", *comparison(rows, ["pass@8"]))
+    narrow = results_table("mine, pass@8", *comparison(rows, ["pass@8"]))
     headings = ["setting", "entropy", "perplexity", "pass@8 before", "after", "gain [95%, jointly]"]
     assert [column.header for column in narrow.columns] == headings
     assert Console(width=200).measure(narrow).maximum <= 90
