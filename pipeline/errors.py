@@ -3,6 +3,9 @@
 Commands and stages turn it into a line on stderr and a non-zero exit; anything else is a bug and keeps its traceback in the log.
 """
 
+import difflib
+from collections.abc import Iterable
+
 REFUSED_EXIT = 2
 """Exit code of a stage that met something the user can fix; its message says what. 1 is a bug, with a traceback in the log."""
 NO_SPACE_EXIT = 28
@@ -25,3 +28,8 @@ class DivergedError(PriorlabError):
 
 class Stopped(BaseException):
     """A stage was asked to stop, and has saved what it could. Not an `Exception`: no handler may take it for a failure."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was likely meant; None if no known one is much like it."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)

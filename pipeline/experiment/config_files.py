@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 import pipeline
-from pipeline.errors import PriorlabError
+from pipeline.errors import PriorlabError, nearest
 from pipeline.store.folders import NAME
 
 _PACKAGE = Path(pipeline.__file__).resolve().parent
@@ -88,8 +87,8 @@ def read_config(group: str, name: Any) -> dict[str, Any]:
             raise PriorlabError(f"{path} is not valid YAML: {error}") from error
         return copy.deepcopy(_parse(path, text))
     known = available(group)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}? " if near else ""
     raise PriorlabError(f"there is no {group} {name!r}; {hint}known: {', '.join(known) or 'none'}")
 
 

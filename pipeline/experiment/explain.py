@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
 from pipeline.config.recipe import RecipeConfig
+from pipeline.errors import nearest
 
 
 def explain(detail: Any) -> str:
@@ -74,6 +74,6 @@ def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
     """A message that the key is unknown, and which one was likely meant."""
     known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+    near = nearest(key, known)
+    hint = f"did you mean {near!r}?" if near else f"it has {', '.join(known)}"
     return f"{where} has no key {key!r}; {hint}"

@@ -6,7 +6,6 @@ keys in its environment. That is not a sandbox, so such tasks are refused unless
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.evaluation import EvaluateConfig, HarnessConfig, task_folder_digest
-from pipeline.errors import PriorlabError
+from pipeline.errors import PriorlabError, nearest
 from pipeline.store.files import read_json
 from stages.device import has_gpu, memory_share
 from stages.die_with_parent import die_with
@@ -111,8 +110,8 @@ def _check_tasks(harness: HarnessConfig, manager: Any) -> None:
     """Before the model is loaded. Raises `PriorlabError` for a task that is unknown, or runs code and may not."""
     unknown = [task for task in harness.tasks if task not in manager.all_tasks]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(unknown[0], manager.all_tasks)
+        hint = f"did you mean {near!r}? " if near else ""
         raise PriorlabError(f"evaluate.harness.tasks has {unknown[0]!r}, unknown to lm-eval; {hint}`lm-eval ls tasks` lists them")
     if harness.allow_code:
         return

@@ -7,7 +7,6 @@ set that rewards nonsense is refused.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import string
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.config.tasks import GymTask
-from pipeline.errors import PriorlabError
+from pipeline.errors import PriorlabError, nearest
 from stages.tasks.protocol import Document, Problem, Split, TooFewProblemsError, Verdict, split_of
 
 try:
@@ -119,8 +118,8 @@ class Gym:
     def _stream(self, seed: int) -> Any:
         config = self.config
         if config.dataset not in DATASETS:
-            near = difflib.get_close_matches(config.dataset, DATASETS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(DATASETS))}"
+            near = nearest(config.dataset, DATASETS)
+            hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(DATASETS))}"
             raise PriorlabError(f"reasoning-gym has no data set {config.dataset!r} (task.dataset){hint}")
         try:
             return reasoning_gym.create_dataset(config.dataset, seed=seed, size=2**31 - 1, **config.options)
