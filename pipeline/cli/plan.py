@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -28,9 +29,14 @@ from pipeline.store.folders import Home
 
 _SEEDS = (2, 3, 5, 10, 20, 40)
 """`--effect` says how many problems these need."""
+_ASSUMED = (
+    "device", "devices", "utilisation", "sampling_utilisation", "vocabulary", "node", "link", "network", "storage", "mtbf", "price",
+)  # fmt: skip
+"""Options that say what estimates assume."""
 
 
 def plan(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="SWEEP|RECIPE", help="a file in configs/sweep or configs/recipe")],
     overrides: Overrides = None,
     costs: Annotated[bool, typer.Option("--costs", help="estimate what each stage takes: FLOPs, hours, memory, disk")] = False,
@@ -72,10 +78,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a sweep or recipe would run, what it would reuse, and why. Runs nothing."""
-    if name in available("recipe") and name not in available("sweep"):
-        planned = load_recipe(name, overrides or [])
-    else:
-        planned = load_sweep(name, overrides or [])
+    asked = [option for option, given in (("--costs", costs), ("--launches", launches), ("--effect", effect is not None)) if given]
+    _check_options(context, asked)
+    planned = (load_recipe if name in available("recipe") and name not in available("sweep") else load_sweep)(name, overrides or [])
     home, cells = Home.from_environment(), list(planned.cells())
     graph = build_graph(cells)
     check_cells_differ(graph)
@@ -84,35 +89,51 @@ def plan(
         device, replace(known_device(device), **links), devices, Utilisation(utilisation, sampling_utilisation), vocabulary, node,
         Interruptions(mtbf_hours=mtbf, storage=storage * 1e9), price,
     )  # fmt: skip
-    if effect is None and power is not None:
-        raise PriorlabError("--power does nothing without --effect; give both, e.g. --power 0.8 --effect 0.015")
-    if (devices is not None or price is not None) and not (costs or launches or effect is not None):
-        raise PriorlabError("--devices and --price do nothing without --costs, --launches or --effect; add one of them")
-    if costs + launches + (effect is not None) > 1:
-        raise PriorlabError("--costs, --launches and --effect answer different questions; give one of them")
-    if costs or launches:
-        found = (planned_costs if costs else best_launches)(graph, home, assumed)
+    if costs:
+        found = planned_costs(graph, home, assumed)
         if as_json:
             print_json(found)
-        elif launches:
-            _show_launches(found)
         else:
             _show_costs(found)
             _show_slow_launches(best_launches(graph, home, assumed, factors=(1,)))
         return
+    if launches:
+        found = best_launches(graph, home, assumed)
+        (print_json if as_json else _show_launches)(found)
+        return
     expected = power_of(cells, home, planned.contrasts)
-    if effect is not None:
-        if expected is None:
-            raise PriorlabError(
-                f"{name} compares no settings after RL, so it can show no effect; give it RL and an axis of two values or more"
-            )
-        hours = timed_hours(graph, home) if vocabulary is None else assumed_hours(graph, home, assumed)
-        _show_power(expected, effect, POWER if power is None else power, hours, as_json=as_json)
+    if effect is None:
+        entries = explained_plan(graph, home)
+        if as_json:
+            print_json(entries)
+        else:
+            _show_plan(entries, expected)
         return
-    entries = explained_plan(graph, home)
-    if as_json:
-        print_json(entries)
-        return
+    if expected is None:
+        raise PriorlabError(
+            f"{name} compares no settings after RL, so it can show no effect; give it RL and an axis of two values or more"
+        )
+    hours = timed_hours(graph, home) if vocabulary is None else assumed_hours(graph, home, assumed)
+    _show_power(expected, effect, POWER if power is None else power, hours, as_json=as_json)
+
+
+def _check_options(context: typer.Context, asked: Sequence[str]) -> None:
+    """Refuses options that would do nothing; `asked` are those that ask for something else than the plan."""
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name is not None}
+    given = [name for name in options if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"]
+    if "power" in given and "--effect" not in asked:
+        raise PriorlabError("--power does nothing without --effect; give both, e.g. --power 0.8 --effect 0.015")
+    idle = [options[name] for name in given if name in _ASSUMED]
+    if idle and not asked:
+        raise PriorlabError(
+            f"{', '.join(idle)} {'do' if len(idle) > 1 else 'does'} nothing without --costs, --launches or --effect; add one of them"
+        )
+    if len(asked) > 1:
+        raise PriorlabError("--costs, --launches and --effect answer different questions; give one of them")
+
+
+def _show_plan(entries: list[dict[str, Any]], expected: Power | None) -> None:
+    """What would run and why, and what differences the sweep can be expected to show, if it compares anything."""
     table = plain_table("stage", "state", "work", "why", "cells", wrapped=("why", "cells"))
     for entry in entries:
         table.add_row(entry["stage"], entry["state"], entry["work"], Text(entry["why"]), Text(some_of(entry["cells"])))

@@ -139,6 +139,25 @@ def test_what_is_missing_is_named(arguments: list[str], message: str, tmp_path: 
     assert re.search(message, str(done.exception))
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--device", "h100"), ("--devices", "8"), ("--utilisation", "0.4"), ("--sampling-utilisation", "0.1"), ("--vocabulary", "20"),
+        ("--node", "8"), ("--link", "450"), ("--network", "50"), ("--storage", "2"), ("--mtbf", "50000"), ("--price", "2.5"),
+    ],
+)  # fmt: skip
+def test_what_estimates_assume_is_refused_where_none_is_asked_for_even_if_it_is_the_default(
+    option: str, value: str, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(app, ["plan", "smoke", option, value], env={"PRIORLAB_HOME": str(tmp_path)})
+    assert str(done.exception) == f"{option} does nothing without --costs, --launches or --effect; add one of them"
+
+
+def test_several_options_that_would_do_nothing_are_named_together(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", "smoke", "--mtbf", "9", "--device", "a100"], env={"PRIORLAB_HOME": str(tmp_path)})
+    assert str(done.exception).startswith("--device, --mtbf do nothing without")
+
+
 @pytest.mark.parametrize(("overrides", "said"), [([], False), (["pretrain.launch.gradient_checkpointing=true"], True)])
 def test_costs_name_a_launch_that_is_clearly_slower_than_need_be(overrides: list[str], said: bool, tmp_path: Path) -> None:
     command = ["plan", "paper_4b", *overrides, "--costs", "--vocabulary", "151936"]
