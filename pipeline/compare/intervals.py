@@ -96,6 +96,7 @@ def mean_interval(values: Floats, sets: tuple[int, ...] = ()) -> Interval:
 
 
 def perplexity(block_cross_entropy: Floats) -> Interval:
+    """e to the mean cross-entropy and to the ends of its interval; in nats per token, shaped (blocks,) or (seeds, blocks)."""
     interval = mean_interval(block_cross_entropy)
     with np.errstate(over="ignore"):  # infinity is right, past 709 nats
         return Interval(*np.exp([interval.value, interval.low, interval.high]).tolist())

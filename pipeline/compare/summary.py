@@ -117,9 +117,9 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
     `rows` (one per setting); contrasts between settings: those `declared` by the sweep, `levels` after RL, `differences` of gains,
     `adjusted` levels given the base, and levels at each one's `best_temperature`; `temperatures` (one row per setting and
     temperature); `best_rates`, each setting at the learning rate that validated best; `problems` that each setting lost and gained;
-    `equal_budgets`; `learning` curves, compared;
-    `predictors` of the level; `spreads`, from which the next sweep is planned; the `verdict`; and `not_finite`, the evaluations left
-    out and what is NaN or infinite in each.
+    `sets`, rows and contrasts on each evaluation set (None with a single one); `starts`, rows by where RL starts and comparisons at
+    matched bases (None with a single start); `equal_budgets`; `learning` curves, compared; `predictors` of the level; `spreads`, from
+    which the next sweep is planned; the `verdict`; and `not_finite`, the evaluations left out and what is NaN or infinite in each.
     """
     spreads = measured_spreads(found.differences["level"], found.settings)
     return {

@@ -112,8 +112,8 @@ def forward_flops(model: ModelConfig, vocabulary: int, *, tokens: float, context
 
 
 def training_costs(model: ModelConfig, vocabulary: int, settings: NextTokenTraining, block_size: int) -> Costs:
-    """Of pre-training and mid-training: backward costs two forward passes. Activation checkpointing adds one through the layers, except
-    each layer's last product, of which backward needs only the inputs.
+    """Of pre-training, mid-training and fine-tuning: backward costs two forward passes. Activation checkpointing adds one through the
+    layers, except each layer's last product, of which backward needs only the inputs.
     """
     tokens = settings.steps * settings.global_batch * block_size
     layers = forward_flops(model, vocabulary, tokens=tokens, context=block_size, predicted=0)

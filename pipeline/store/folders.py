@@ -96,7 +96,7 @@ class StageFolder:
         return self.path / "record.json"
 
     def record(self) -> dict[str, Any] | None:
-        """What the finished stage wrote, or None while it is not done."""
+        """What the finished stage wrote, or None while it is not done. Raises `PriorlabError` if the file holds something else."""
         record = read_json(self.record_file)
         if record is not None and not (isinstance(record, dict) and {"fingerprint", "manifest", "provenance"} <= record.keys()):
             raise PriorlabError(f"{self.record_file} is not a record. Remove the file to rerun its stage.")
@@ -235,6 +235,7 @@ class Home:
         raise PriorlabError(f"{name!r} matches several stages ({listed}); give one of these names or more digits of the fingerprint")
 
     def sweep(self, name: str) -> Path:
+        """Its folder, which may not exist yet. Raises `PriorlabError` for what `sweep_name` refuses."""
         return self.path / "sweeps" / sweep_name(name)
 
     @contextlib.contextmanager

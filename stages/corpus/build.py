@@ -26,7 +26,7 @@ _REPORTED_DOCUMENTS = 1000
 
 
 def build(stage: Stage) -> dict[str, Any]:
-    """Exports train/, heldout/ and tokenizer/, and returns the record's metrics."""
+    """Exports train/, heldout/ and tokenizer/, and bad_documents.jsonl if there were any; returns the record's metrics."""
     config = stage.config_as(CorpusStage)
     task = build_task(config.task)
     metrics: dict[str, Any] = {}

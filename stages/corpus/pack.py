@@ -104,6 +104,7 @@ class Blocks:
         return int(self._ends[-1])
 
     def rows(self, numbers: list[int] | np.ndarray) -> Int[Tensor, "rows block"]:
+        """Copies of these blocks' token ids, as int64. Raises `IndexError` for a number that is negative or past the last."""
         rows = np.empty((len(numbers), self.block_size), dtype=np.int64)
         for place, (number, part) in enumerate(zip(numbers, np.searchsorted(self._ends, numbers, side="right"), strict=True)):
             rows[place] = self._parts[part][number - self._ends[part]]  # from the part's end: a negative index

@@ -73,6 +73,10 @@ def fused_loss_and_statistics(
 
     `head_k` is the size of the head whose masses are reported; 0 leaves them out (zeros). With a rank-aware objective of the same k
     the head is looked up once for both. `passes` replaces what does the passes over the vocabulary (`row_step.Passes`).
+
+    Raises:
+        ValueError: shapes do not fit together; `hidden` and `weight`, as autocast leaves them, are not of one dtype that is bfloat16,
+            float32 or float64; or `chunk_tokens` is less than 1.
     """
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; expected at least 1, or None to choose by the vocabulary")
