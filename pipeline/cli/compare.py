@@ -192,20 +192,22 @@ def _chosen(of_sweep: list[Setting], only: str | None) -> list[Setting]:
 def _of(chosen: list[Setting], summary: dict[str, Any], sort: str | None) -> dict[str, Any]:
     """The summary with rows and differences of the chosen settings only."""
     names = {setting.name for setting in chosen}
-    rows = [row for row in summary["rows"] if row["arm"] in names]
-    if sort in ("setting", "arm"):
-        rows.sort(key=lambda row: str(row["arm"]))
+    rows = [row for row in summary["rows"] if row["setting"] in names]
+    if sort == "setting":
+        rows.sort(key=lambda row: str(row["setting"]))
     elif sort is not None:
         rows.sort(key=lambda row: _sort_value(row, sort), reverse=True)
-    contrasts = {kind: [one for one in summary[kind] if names & {one["arm"], one["reference"]}] for kind in CONTRASTS}
-    of_settings: dict[str, Any] = {key: [one for one in summary[key] if one["arm"] in names] for key in ("temperatures", "problems")}
+    contrasts = {kind: [one for one in summary[kind] if names & {one["setting"], one["reference"]}] for kind in CONTRASTS}
+    of_settings: dict[str, Any] = {
+        key: [one for one in summary[key] if one["setting"] in names] for key in ("temperatures", "problems")
+    }
     sets, starts = summary["sets"], summary["starts"]
     if starts:
         curves = {setting.without(START).name for setting in chosen}
-        of_settings["starts"] = {key: [one for one in starts[key] if one["arm"] in curves] for key in starts}
+        of_settings["starts"] = {key: [one for one in starts[key] if one["setting"] in curves] for key in starts}
     if sets:
-        kept = {key: [one for one in sets[key] if names & {one["arm"], one.get("reference")}] for key in sets}
-        of_settings["sets"] = kept | {"rows": [row for row in sets["rows"] if row["arm"] in names]}
+        kept = {key: [one for one in sets[key] if names & {one["setting"], one.get("reference")}] for key in sets}
+        of_settings["sets"] = kept | {"rows": [row for row in sets["rows"] if row["setting"] in names]}
     return summary | {"rows": rows} | contrasts | of_settings
 
 

@@ -22,7 +22,7 @@ _KL = "validation/kl_response"
 def equal_budgets(compared: Sequence[MeasuredSetting], home: Home) -> dict[str, Any] | None:
     """Gains in validation pass@1 since step 0, at the most steps and the most rollouts that all cells have reached, and the largest KL.
 
-    `{"steps": ..., "rollouts": ..., "kl": ..., "rows": [{"arm", "sampled", "at_steps", "at_rollouts", "at_kl"}]}`: the budgets, and
+    `{"steps": ..., "rollouts": ..., "kl": ..., "rows": [{"setting", "sampled", "at_steps", "at_rollouts", "at_kl"}]}`: the budgets, and
     means over each setting's seeds: rollouts up to the common step, gains at the last validation within each budget, and the gain where
     the KL divergence from the base (nats per response) first reaches the common one, between validations by interpolation. `kl` and
     `at_kl` are None if a cell lacks the KL or never left its base. None without validation, or if nothing tells the budgets apart: all
@@ -44,7 +44,7 @@ def equal_budgets(compared: Sequence[MeasuredSetting], home: Home) -> dict[str, 
         return None
     rows = [
         {
-            "arm": name,
+            "setting": name,
             "sampled": float(np.mean(sampled[name])),
             "at_steps": float(np.mean([_last(curve, 0, steps)[2] - curve[0, 2] for curve in of_setting])),
             "at_rollouts": float(np.mean([_last(curve, 1, rollouts)[2] - curve[0, 2] for curve in of_setting])),

@@ -48,7 +48,7 @@ class Difference:
     def as_dict(self) -> dict[str, Any]:
         named = {
             "axis": self.axis,
-            "arm": self.setting,
+            "setting": self.setting,
             "reference": self.reference,
             "metric": self.quantity.name,
             "k": self.quantity.k,

@@ -45,7 +45,7 @@ class LearningCurve:
         """With a list of `points`."""
         one = self.points[0][1]
         points = [{"at": at, **difference.interval.as_dict(), "shown": difference.interval.shown} for at, difference in self.points]
-        named = {"budget": self.budget, "axis": self.axis, "arm": self.setting, "reference": self.reference, "k": self.k}
+        named = {"budget": self.budget, "axis": self.axis, "setting": self.setting, "reference": self.reference, "k": self.k}
         return named | {"family": one.family, "seeds": one.seeds, "points": points}
 
 

@@ -122,7 +122,7 @@ class Power:
     """Number in a single evaluation set; with several sets, the number in one that would give as exact a mean."""
     samples: int
     seeds: int
-    arms: int
+    settings: int
     """The settings that the spread over seeds is estimated from: the reference and those compared with it, or all settings where
     declared contrasts are along several axes.
     """
@@ -138,7 +138,7 @@ class Power:
         """The difference that a share `power` of such sweeps would show, each interval at Bonferroni's level."""
         rest = self.spreads.both + 2 * self.spreads.sampling / self.samples  # what neither the problem nor the run explains
         found = Components(
-            Spread(rest + self.problems * self.spreads.runs, max(1, (self.arms - 1) * (self.seeds - 1))),
+            Spread(rest + self.problems * self.spreads.runs, max(1, (self.settings - 1) * (self.seeds - 1))),
             Spread(rest + self.seeds * self.spreads.problems, max(1, self.problems - 1)),
             rest,
         )
@@ -172,7 +172,7 @@ def power_of(cells: Sequence[Cell], home: Home, contrasts: Sequence[tuple[str, s
         problems=round(as_telling_as(sizes)),
         samples=protocol.samples,
         seeds=len({cell.recipe.seed for cell in cells}),
-        arms=1 + max(sum(reference is other for _, other in beside) for _, reference in beside) if beside else len(planned),
+        settings=1 + max(sum(reference is other for _, other in beside) for _, reference in beside) if beside else len(planned),
         comparisons=len(most) * (1 if declared else len(shown) + _VOTES),
         declared=bool(declared),
         spreads=known_spreads(evaluated_on(cells), home),

@@ -33,7 +33,7 @@ def changed_problems(setting: MeasuredSetting) -> dict[str, Any] | None:
         return None
     whole = {metric: Quantity(metric, n) for metric in WHOLE_RESPONSES}
     return {
-        "arm": setting.name,
+        "setting": setting.name,
         "n": n,
         **_changed(setting, rate),
         "by_luck": _mean(setting, [over_sets(lambda one: _by_luck(rate.of(one), n), base) for base in setting.before]),

@@ -54,7 +54,7 @@ class AtEqualBase:
     interval: JointInterval
 
     def as_dict(self) -> dict[str, Any]:
-        named = {"axis": self.axis, "arm": self.setting, "start": self.start, "reference": self.reference, "matched": self.matched}
+        named = {"axis": self.axis, "setting": self.setting, "start": self.start, "reference": self.reference, "matched": self.matched}
         told = {"at": self.at, "reference_tokens": self.reference_tokens, "metric": self.quantity.name, "k": self.quantity.k}
         return named | told | {"family": self.family, "seeds": self.seeds} | self.interval.as_dict() | {"shown": self.interval.shown}
 

@@ -140,7 +140,7 @@ def summary(found: Findings, home: Home) -> dict[str, Any]:
 
 
 def _row(setting: MeasuredSetting, found: Findings) -> dict[str, Any]:
-    row: dict[str, Any] = {"arm": setting.name, "prior": setting.prior, "seeds": setting.seeds, "chance": setting.chance}
+    row: dict[str, Any] = {"setting": setting.name, "prior": setting.prior, "seeds": setting.seeds, "chance": setting.chance}
     for metric in ("entropy", "perplexity"):
         row[metric] = setting.before_at(metric).as_dict()
     for quantity in found.shown:
@@ -166,7 +166,7 @@ def _starts(found: Findings) -> dict[str, Any] | None:
         return None
     shown = [quantity for quantity in found.shown if quantity.metric == "pass@k"]
     rows = [
-        {"arm": curve.name, "start": start_of(one), "tokens": tokens(one), "entropy": one.before_at("entropy").as_dict()}
+        {"setting": curve.name, "start": start_of(one), "tokens": tokens(one), "entropy": one.before_at("entropy").as_dict()}
         | {quantity.name: _measured(one, quantity, found.gains) for quantity in shown}
         for curve in known
         for one in curve.starts
@@ -181,7 +181,7 @@ def _sets(found: Findings) -> dict[str, Any] | None:
     rows = []
     for name in dict.fromkeys(quantity.of_set for quantity in shown):
         for setting in found.settings:
-            row: dict[str, Any] = {"set": name, "arm": setting.name, "problems": len(setting.before[0].on(name).problems)}
+            row: dict[str, Any] = {"set": name, "setting": setting.name, "problems": len(setting.before[0].on(name).problems)}
             on_set = [quantity for quantity in shown if quantity.of_set == name]
             rows.append(row | {quantity.name: _measured(setting, quantity, found.on_sets.gains) for quantity in on_set})
     contrasts = {key: [one.as_dict() for one in found.on_sets.differences[kind]] for key, kind in _ON_SETS.items()}
@@ -196,7 +196,7 @@ def _temperature_rows(setting: MeasuredSetting, found: Findings) -> list[dict[st
     rows = []
     for at in temperatures(setting):
         sides = {"before": [e.temperatures[at] for e in setting.before], "after": [e.temperatures[at] for e in setting.after]}
-        row: dict[str, Any] = {"arm": setting.name, "temperature": at}
+        row: dict[str, Any] = {"setting": setting.name, "temperature": at}
         row["entropy"] = mean_interval(np.stack([e.values("entropy") for e in sides["before"]])).as_dict()
         for quantity in found.shown:
             measured = {side: [quantity.of(e) for e in of_side if quantity.in_(e)] for side, of_side in sides.items()}
@@ -216,5 +216,5 @@ def _best_rates(found: Findings, home: Home) -> dict[str, Any] | None:
     for axis, along in pairs([setting.planned for setting in settings]).items():
         between = compare_pairs("best", axis, measured_pairs(along, settings), found.shown, pooled=found.pooled)
         contrasts += [one.as_dict() for one in between]
-    rows = [{"arm": one.setting.name, "rate": one.rate, "validated": one.validated} for one in best]
+    rows = [{"setting": one.setting.name, "rate": one.rate, "validated": one.validated} for one in best]
     return {"rows": rows, "contrasts": contrasts}

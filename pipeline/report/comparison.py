@@ -14,7 +14,7 @@ from pipeline.store.files import read_mapping, write_json_atomically
 from pipeline.store.folders import Home
 from pipeline.tracking.comparison import log_comparison, summary_run_id
 
-_VERSION = 13
+_VERSION = 14
 """Raise it when the same results make different files, so that old ones are rewritten."""
 
 

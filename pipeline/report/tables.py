@@ -48,7 +48,7 @@ def _of_keys(keys: list[str], *, bayes: bool = False) -> list[str]:
 
 def cells(row: dict[str, Any], keys: list[str], *, bayes: bool = False) -> list[str]:
     """One row of the table as text, in the order of `headings`; `bayes` shows credible intervals where there are any."""
-    shown = [row["arm"], f"{row['entropy']['value']:.4f}", f"{row['perplexity']['value']:.4f}"]
+    shown = [row["setting"], f"{row['entropy']['value']:.4f}", f"{row['perplexity']['value']:.4f}"]
     for key in keys:
         which = "bayesian_gain" if bayes and "bayesian_gain" in row[key] else "gain"
         shown += [share(row[key]["before"]), share(row[key]["after"]), gain(row[key][which])]
@@ -63,14 +63,14 @@ def comparison(rows: list[dict[str, Any]], keys: list[str] | None = None, *, bay
 
 def on_sets(rows: list[dict[str, Any]], keys: list[str]) -> Rows:
     """Headings and rows, one per setting and evaluation set."""
-    shown = [[row["set"], row["arm"], *(text for key in keys for text in _before_after_gain(row[key]))] for row in rows]
+    shown = [[row["set"], row["setting"], *(text for key in keys for text in _before_after_gain(row[key]))] for row in rows]
     return ["set", "setting", *_of_keys(keys)], shown
 
 
 def starts(rows: list[dict[str, Any]], keys: list[str]) -> Rows:
     """Headings and rows, one per setting and start of RL."""
     shown = [
-        [row["arm"], f"{row['start']:g}", numbers.short(row["tokens"]), f"{row['entropy']['value']:.4f}"]
+        [row["setting"], f"{row['start']:g}", numbers.short(row["tokens"]), f"{row['entropy']['value']:.4f}"]
         + [text for key in keys for text in _before_after_gain(row[key])]
         for row in rows
     ]
@@ -83,7 +83,13 @@ def matched(found: list[dict[str, Any]]) -> Rows:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for one in found:
         base = numbers.share(one["at"]) if one["matched"] == "pass@1" else f"{one['at']:.4f}"
-        names = (one["arm"], f"{one['start']:g}", one["reference"], numbers.short(one["reference_tokens"]), f"{one['matched']} {base}")
+        names = (
+            one["setting"],
+            f"{one['start']:g}",
+            one["reference"],
+            numbers.short(one["reference_tokens"]),
+            f"{one['matched']} {base}",
+        )
         rows.setdefault(names, {})[one["metric"]] = gain(one)
     headings = ["setting", "start", "compared with", "at tokens", "equal base", *metrics]
     return headings, [[*names, *(row.get(metric, _DASH) for metric in metrics)] for names, row in rows.items()]
@@ -110,7 +116,7 @@ def contrasts(differences: list[dict[str, Any]]) -> Rows:
     metrics = contrast_metrics(differences)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for one in differences:
-        rows.setdefault((one.get("set", ""), one["arm"], one["reference"], one["axis"]), {})[one["metric"]] = gain(one)
+        rows.setdefault((one.get("set", ""), one["setting"], one["reference"], one["axis"]), {})[one["metric"]] = gain(one)
     first = 0 if any(of_set for of_set, *_ in rows) else 1
     last = 4 if len({axis for *_, axis in rows}) > 1 else 3
     headings = ["set", "setting", "compared with", "along"][first:last] + metrics
@@ -123,23 +129,23 @@ def temperatures(rows: list[dict[str, Any]]) -> Rows:
     best: dict[tuple[str, str, str], float] = {}
     for row in rows:
         for key, side in ((key, side) for key in keys for side in ("before", "after") if row[key][side] is not None):
-            at = (row["arm"], key, side)
+            at = (row["setting"], key, side)
             best[at] = max(best.get(at, 0.0), row[key][side]["value"])
 
     def cell(row: dict[str, Any], key: str, side: str) -> str:
         shown = share(row[key][side])
-        return f"{shown} (best)" if row[key][side] and row[key][side]["value"] == best[row["arm"], key, side] else shown
+        return f"{shown} (best)" if row[key][side] and row[key][side]["value"] == best[row["setting"], key, side] else shown
 
     headings = ["setting", "temperature", "entropy", *(heading for key in keys for heading in (f"{key} before", "after"))]
     return headings, [
-        [row["arm"], f"{row['temperature']:g}", f"{row['entropy']['value']:.4f}"]
+        [row["setting"], f"{row['temperature']:g}", f"{row['entropy']['value']:.4f}"]
         + [cell(row, key, side) for key in keys for side in ("before", "after")]
         for row in rows
     ]
 
 
 def best_rates(found: dict[str, Any]) -> Rows:
-    rows = [[row["arm"], f"{row['rate']:g}", numbers.share(row["validated"])] for row in found["rows"]]
+    rows = [[row["setting"], f"{row['rate']:g}", numbers.share(row["validated"])] for row in found["rows"]]
     return ["setting", "learning rate", "pass@1 at the last validation"], rows
 
 
@@ -150,7 +156,7 @@ def budgets(found: dict[str, Any]) -> Rows:
     if found["kl"] is not None:
         headings.append("gain at equal KL")
         gains.append("at_kl")
-    return headings, [[row["arm"], f"{row['sampled']:,.0f}", *(numbers.signed(row[at]) for at in gains)] for row in found["rows"]]
+    return headings, [[row["setting"], f"{row['sampled']:,.0f}", *(numbers.signed(row[at]) for at in gains)] for row in found["rows"]]
 
 
 def changed_problems(found: list[dict[str, Any]]) -> Rows:
@@ -160,7 +166,7 @@ def changed_problems(found: list[dict[str, Any]]) -> Rows:
     headings = ["setting", "lost", "gained", "by luck", "greedy lost", "gained", *covers, *(WHOLE_RESPONSES[name] for name in measured)]
     return headings, [
         [
-            one["arm"],
+            one["setting"],
             *(share(one[side], with_interval=True) for side in ("lost", "gained")),
             share(one["by_luck"]),
             *(_DASH if one["greedy"] is None else share(one["greedy"][side]) for side in ("lost", "gained")),

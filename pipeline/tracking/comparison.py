@@ -40,21 +40,21 @@ def log_comparison(
     import wandb
 
     run = open_run(tracking, folder, id=summary_run, name=f"{sweep} summary", group=sweep, job_type="summary", tags=["summary"])
-    gains = wandb.Table(columns=["arm", "prior", *_MEASURED])
+    gains = wandb.Table(columns=["setting", "prior", *_MEASURED])
     for row in summary["rows"]:
         for metric, numbers in _measured(row):
-            gains.add_data(row["arm"], row["prior"], metric, *numbers)
-            _summarise(run, f"{row['arm']}/{metric}", numbers)
-        run.summary[f"entropy/{row['arm']}"] = row["entropy"]["value"]
-        run.summary[f"perplexity/{row['arm']}"] = row["perplexity"]["value"]
+            gains.add_data(row["setting"], row["prior"], metric, *numbers)
+            _summarise(run, f"{row['setting']}/{metric}", numbers)
+        run.summary[f"entropy/{row['setting']}"] = row["entropy"]["value"]
+        run.summary[f"perplexity/{row['setting']}"] = row["perplexity"]["value"]
     sets = summary["sets"] or {"rows": [], "levels": []}
-    on_sets = wandb.Table(columns=["set", "problems", "arm", *_MEASURED])
+    on_sets = wandb.Table(columns=["set", "problems", "setting", *_MEASURED])
     for row in sets["rows"]:
         for metric, numbers in _measured(row):
-            on_sets.add_data(row["set"], row["problems"], row["arm"], metric, *numbers)
-            _summarise(run, f"{row['arm']}/{row['set']}/{metric}", numbers)
+            on_sets.add_data(row["set"], row["problems"], row["setting"], metric, *numbers)
+            _summarise(run, f"{row['setting']}/{row['set']}/{metric}", numbers)
     run.summary["verdict"] = " ".join(summary["verdict"])
-    columns = ["axis", "arm", "reference", "metric", "k", "family", "value", "low", "high", "superiority"]
+    columns = ["axis", "setting", "reference", "metric", "k", "family", "value", "low", "high", "superiority"]
     contrasts = {kind: _table(columns, summary[kind]) for kind in CONTRASTS if summary[kind]}
     if summary["starts"]:
         contrasts |= _starts(summary["starts"])
@@ -71,8 +71,8 @@ def log_comparison(
         for k, passed in sorted(evaluation.metrics["pass@k"].items()):
             line = f"{cell.id} after {evaluation.after}"
             curves.add_data(line, cell.id, cell.recipe.prior.name, cell.recipe.seed, evaluation.after, k, float(passed.mean()))
-    ended = [(f"{one['arm']} - {one['reference']}", one) for one in summary["levels"] if one["metric"] == "pass@1"]
-    gained = [(row["arm"], row["pass@1"]["gain"]) for row in summary["rows"] if row.get("pass@1", {}).get("gain")]
+    ended = [(f"{one['setting']} - {one['reference']}", one) for one in summary["levels"] if one["metric"] == "pass@1"]
+    gained = [(row["setting"], row["pass@1"]["gain"]) for row in summary["rows"] if row.get("pass@1", {}).get("gain")]
     run.log(
         {
             "gains": gains,
@@ -102,15 +102,17 @@ def _starts(found: dict[str, Any]) -> dict[str, Any]:
     """What RL gains from each of its starts, as a table and a chart against tokens, and comparisons at equal bases."""
     import wandb
 
-    table = wandb.Table(columns=["arm", "start", "tokens", *_MEASURED])
+    table = wandb.Table(columns=["setting", "start", "tokens", *_MEASURED])
     for row in found["rows"]:
         for metric, numbers in _measured(row):
-            table.add_data(row["arm"], row["start"], row["tokens"], metric, *numbers)
-    gained = [[row["arm"], row["tokens"], row["pass@1"]["gain"]["value"]] for row in found["rows"] if row.get("pass@1", {}).get("gain")]
-    against = wandb.Table(columns=["arm", "tokens", "gain in pass@1"], data=gained)
+            table.add_data(row["setting"], row["start"], row["tokens"], metric, *numbers)
+    gained = [
+        [row["setting"], row["tokens"], row["pass@1"]["gain"]["value"]] for row in found["rows"] if row.get("pass@1", {}).get("gain")
+    ]
+    against = wandb.Table(columns=["setting", "tokens", "gain in pass@1"], data=gained)
     title = "gain in pass@1 against tokens of pre-training"
-    chart = wandb.plot.line(against, x="tokens", y="gain in pass@1", stroke="arm", title=title)
-    columns = ["axis", "arm", "start", "reference", "matched", "at", "reference_tokens", "metric", "k", "family"]
+    chart = wandb.plot.line(against, x="tokens", y="gain in pass@1", stroke="setting", title=title)
+    columns = ["axis", "setting", "start", "reference", "matched", "at", "reference_tokens", "metric", "k", "family"]
     equal = _table([*columns, "value", "low", "high"], found["matched"])
     return {"starts": table, "gain_against_tokens": chart, "equal_bases": equal}
 
@@ -119,7 +121,7 @@ def _learning(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Differences while RL runs, as a table and a chart of pass@1 against steps; W&B has no bands, so low and high are lines too."""
     import wandb
 
-    columns = ["budget", "axis", "arm", "reference", "k", "at", "value", "low", "high"]
+    columns = ["budget", "axis", "setting", "reference", "k", "at", "value", "low", "high"]
     points = [{**curve, **point} for curve in found for point in curve["points"]]
     table = _table(columns, points)
     lines = wandb.Table(columns=["line", "step", "pass@1"])
@@ -127,7 +129,7 @@ def _learning(found: list[dict[str, Any]]) -> dict[str, Any]:
         if point["budget"] == "steps" and point["k"] == 1:
             for key, end in (("value", ""), ("low", " (low)"), ("high", " (high)")):
                 if point[key] is not None:
-                    lines.add_data(f"{point['arm']} - {point['reference']}{end}", point["at"], point[key])
+                    lines.add_data(f"{point['setting']} - {point['reference']}{end}", point["at"], point[key])
     chart = wandb.plot.line(lines, x="step", y="pass@1", stroke="line", title="pass@1 during RL, compared, joint 95% bands")
     return {"learning": table, "learning_curves": chart}
 

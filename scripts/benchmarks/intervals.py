@@ -3,7 +3,7 @@
     .venv/bin/python scripts/benchmarks/intervals.py --json intervals.json
     .venv/bin/python scripts/benchmarks/intervals.py --seeds 5 --run-spread 0.1 --effect 0.03
 
-Each sweep has `--arms` priors, seeds, problems and samples. A problem's difficulty comes from a Beta distribution; a training run
+Each sweep has `--priors` priors, seeds, problems and samples. A problem's difficulty comes from a Beta distribution; a training run
 shifts all its problems (`--run-spread`, and `--shared-spread` for what runs of one seed have in common) and each for itself
 (`--problem-spread`; standard deviations in log-odds). RL does nothing and no prior differs, unless `--effect` moves the pass@1 that
 the second prior ends with. The counts of correct samples go through the project's own functions, to the verdict.
@@ -53,7 +53,7 @@ _PASS_1 = Quantity("pass@k", 1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweeps", type=int, default=400, help="simulated per row")
-    parser.add_argument("--arms", type=int, default=5, choices=range(2, len(_PRIORS) + 1))
+    parser.add_argument("--priors", type=int, default=5, choices=range(2, len(_PRIORS) + 1))
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 5])
     parser.add_argument("--problems", type=int, default=128)
     parser.add_argument("--samples", type=int, default=64)
@@ -82,7 +82,7 @@ def main() -> None:
 
 def _simulated(arguments: argparse.Namespace, spread: float, seeds: int) -> dict[str, float]:
     rng = np.random.default_rng([20251222, seeds, int(1000 * spread)])
-    axes = [f"axes.prior=[{','.join(_PRIORS[: arguments.arms])}]", f"axes.seed={list(range(seeds))}"]
+    axes = [f"axes.prior=[{','.join(_PRIORS[: arguments.priors])}]", f"axes.seed={list(range(seeds))}"]
     plans = build_graph(load_sweep("quickstart", [*axes, f"evaluate.samples={arguments.samples}"]).cells()).cells
     world = _World(arguments, spread, seeds)
     told: dict[str, list[float]] = {}
@@ -142,12 +142,12 @@ class _World:
         evaluations, truth = [], {}
         for plan in plans:
             recipe = plan.cell.recipe
-            arm = _PRIORS.index(recipe.prior.name)
-            spread = self.spread * (arguments.unequal if arm == arguments.arms - 1 else 1.0)
+            number = _PRIORS.index(recipe.prior.name)
+            spread = self.spread * (arguments.unequal if number == arguments.priors - 1 else 1.0)
             levels = []
             for after, role in enumerate(("pretrain", "rl")):
                 if not after or not arguments.carried:
-                    effect = (self.shift if after else 0.0) * (arm == 1) + arguments.head_start * (arm == 1)
+                    effect = (self.shift if after else 0.0) * (number == 1) + arguments.head_start * (number == 1)
                     shift = shared[after, recipe.seed] + rng.normal(0, spread) + effect
                     rates = expit(difficulties + shift + rng.normal(0, arguments.problem_spread, arguments.problems))
                 evaluations.append(_evaluation(plan, role, rates, arguments.samples, rng))

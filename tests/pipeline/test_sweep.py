@@ -121,9 +121,11 @@ def test_plan_and_status_speak_json(smoke: FinishedSweep) -> None:
     status = json.loads(smoke.lab.call("status", "--json").stdout)
     assert {entry["state"] for entry in status} == {"done"}
     found = json.loads(smoke.lab.call("report", "smoke", "--json").stdout)
-    assert [row["arm"] for row in found["rows"]] == ["ce", "tail"]
+    assert [row["setting"] for row in found["rows"]] == ["ce", "tail"]
     for contrasts in (found["levels"], found["differences"]):
-        assert [(one["arm"], one["metric"]) for one in contrasts] == [("tail", at) for at in ("pass@1", "pass@8", "greedy", "cons@8")]
+        assert [(one["setting"], one["metric"]) for one in contrasts] == [
+            ("tail", at) for at in ("pass@1", "pass@8", "greedy", "cons@8")
+        ]
 
 
 @pytest.fixture(scope="module")

@@ -66,10 +66,10 @@ def test_one_summary_run_holds_the_gain_table_and_the_curves(smoke: FinishedSwee
     found = {(row[0], row[2]): row[3:] for row in gains["data"]}
     for row in rows:
         values = row["pass@8"]
-        assert found[row["arm"], "pass@8"] == pytest.approx(
+        assert found[row["setting"], "pass@8"] == pytest.approx(
             [values["before"]["value"], values["after"]["value"], *(values["gain"][key] for key in ("value", "low", "high"))]
         )
-        assert summary.summary[f"gain/{row['arm']}/pass@1"] == pytest.approx(row["pass@1"]["gain"]["value"])
+        assert summary.summary[f"gain/{row['setting']}/pass@1"] == pytest.approx(row["pass@1"]["gain"]["value"])
     curves = next(table for table in tables if "pass@k" in table["columns"])
     assert len(curves["data"]) == 2 * 2 * 4  # cells, before and after, k
 
@@ -83,7 +83,7 @@ def test_the_summary_run_has_the_differences_the_forest_and_the_verdict(smoke: F
         (file,) = folder.glob(f"wandb/**/{kind}_0_*.table.json")
         contrasts = json.loads(file.read_text())
         found = [dict(zip(contrasts["columns"], row, strict=True)) for row in contrasts["data"]]
-        assert [(one["arm"], one["metric"]) for one in found] == [(one["arm"], one["metric"]) for one in kept[kind]]
+        assert [(one["setting"], one["metric"]) for one in found] == [(one["setting"], one["metric"]) for one in kept[kind]]
         assert [one["value"] for one in found] == pytest.approx([one["value"] for one in kept[kind]])
     tables = [json.loads(path.read_text()) for path in folder.glob("wandb/**/*.table.json")]
     forest = next(table for table in tables if "gain in pass@1" in table["columns"])

@@ -37,4 +37,7 @@ def test_rl_starts_from_the_checkpoint_at_its_share_of_pretraining(lab: Lab) -> 
         ("ce-start1", "pretrain", "40"), ("ce-start1", "pretrain", "80"), ("ce-start1", "rl", "1"),
     ]  # fmt: skip
     told = json.loads(lab.call("report", "smoke", "--json").stdout)["starts"]
-    assert [(row["arm"], row["start"], row["tokens"]) for row in told["rows"]] == [("ce", 0.5, 40 * 16 * 32), ("ce", 1, 80 * 16 * 32)]
+    assert [(row["setting"], row["start"], row["tokens"]) for row in told["rows"]] == [
+        ("ce", 0.5, 40 * 16 * 32),
+        ("ce", 1, 80 * 16 * 32),
+    ]

@@ -51,11 +51,11 @@ def test_contrasts_and_gains_are_those_of_the_report(shelf: Shelf, sweep: SweepR
         for key, frame in (("levels", results.levels), ("differences", results.gains)):
             assert len(frame) == len(said[key]) > 0
             for row, one in zip(frame.to_dict("records"), said[key], strict=True):
-                assert (row["setting"], row["reference"], row["k"]) == (one["arm"], one["reference"], one["k"])
+                assert (row["setting"], row["reference"], row["k"]) == (one["setting"], one["reference"], one["k"])
                 for name in ("value", "low", "high", "superiority", "shown"):
                     assert row[name] == pytest.approx(math.nan if one[name] is None else one[name], nan_ok=True), name
         (gained,) = results.settings.query("setting == 'tail' and metric == 'pass@k' and k == 1").to_dict("records")
-        (row,) = (row for row in said["rows"] if row["arm"] == "tail")
+        (row,) = (row for row in said["rows"] if row["setting"] == "tail")
         assert gained["gain_low"] == pytest.approx(row["pass@1"]["gain"]["low"])
         assert gained["after_high"] == pytest.approx(row["pass@1"]["after"]["high"])
     assert list(sweep.adjusted) == list(sweep.levels)

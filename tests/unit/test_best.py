@@ -49,8 +49,8 @@ def test_a_prior_that_only_cools_ends_no_higher_once_all_may_cool() -> None:
     assert not [one for one in found.differences["best"] if one.quantity.name == "greedy"]  # it has no temperature
     told = summary(found, NOWHERE)
     assert any("with each at its best temperature" in sentence for sentence in told["verdict"])
-    assert [(row["arm"], row["temperature"]) for row in told["temperatures"]] == [
-        (arm, at) for arm in ("ce", "tail") for at in (COOL, 1.0)
+    assert [(row["setting"], row["temperature"]) for row in told["temperatures"]] == [
+        (name, at) for name in ("ce", "tail") for at in (COOL, 1.0)
     ]
 
 
@@ -122,9 +122,9 @@ def test_each_prior_is_compared_at_the_rate_that_its_last_validation_prefers(tmp
     home = Home(tmp_path)
     evaluations = at_two_rates(home, {("ce", 1e-4): 0.3, ("ce", 2e-4): 0.2, ("tail", 1e-4): 0.1, ("tail", 2e-4): 0.4})
     told = summary(found_in(evaluations), home)["best_rates"]
-    assert [(row["arm"], row["rate"], row["validated"]) for row in told["rows"]] == [("ce", 1e-4, 0.3), ("tail", 2e-4, 0.4)]
+    assert [(row["setting"], row["rate"], row["validated"]) for row in told["rows"]] == [("ce", 1e-4, 0.3), ("tail", 2e-4, 0.4)]
     (level,) = [one for one in told["contrasts"] if one["metric"] == "pass@1"]
-    assert (level["arm"], level["reference"], level["axis"]) == ("tail", "ce", "prior")
+    assert (level["setting"], level["reference"], level["axis"]) == ("tail", "ce", "prior")
     assert level["value"] == pytest.approx(0.01)
     found = found_in(evaluations)
     assert best_rates(found.planned, found.settings, Home(tmp_path / "elsewhere")) == []  # nothing validated

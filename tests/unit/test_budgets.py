@@ -45,7 +45,7 @@ def test_at_equal_rollouts_a_setting_that_samples_more_per_step_has_taken_fewer_
     found = equal_budgets(measured_settings(evaluations), Home(tmp_path))
     assert found is not None
     assert (found["steps"], found["rollouts"]) == (10, 100)
-    gains = {row["arm"]: [row["sampled"], row["at_steps"], row["at_rollouts"]] for row in found["rows"]}
+    gains = {row["setting"]: [row["sampled"], row["at_steps"], row["at_rollouts"]] for row in found["rows"]}
     assert gains["ce"] == pytest.approx([100, 0.1, 0.1])
     assert gains["tail"] == pytest.approx([200, 0.1, 0.05])
     assert equal_budgets(measured_settings(evaluations[:2]), Home(tmp_path)) is None  # nothing to tell apart
@@ -57,10 +57,10 @@ def test_at_equal_kl_the_gain_is_where_a_policy_first_is_as_far_from_its_base(tm
     found = equal_budgets(measured_settings(validated(home, {"ce": near, "tail": far})), home)
     assert found is not None
     assert (found["steps"], found["kl"]) == (10, 2)
-    gains = {row["arm"]: row["at_kl"] for row in found["rows"]}
+    gains = {row["setting"]: row["at_kl"] for row in found["rows"]}
     assert gains["ce"] == pytest.approx(0.2)
     assert gains["tail"] == pytest.approx(0.2)  # half-way to the first validation, where KL passes 2 for the first time
-    assert {row["arm"]: row["at_steps"] for row in found["rows"]} == pytest.approx({"ce": 0.2, "tail": 0.8})
+    assert {row["setting"]: row["at_steps"] for row in found["rows"]} == pytest.approx({"ce": 0.2, "tail": 0.8})
     headings, rows = budgets(found)
     assert (headings[-1], [row[-1] for row in rows]) == ("gain at equal KL", ["+.200", "+.200"])
 

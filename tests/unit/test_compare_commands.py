@@ -62,8 +62,8 @@ def test_a_filter_chooses_settings_in_the_table_in_json_and_in_csv(finished: She
     assert "\ntail " not in shown.partition("after RL, compared")[0]
     assert "over all settings:" in shown
     found = finished.json("report", "mine", "--filter", "tail")
-    assert [row["arm"] for row in found["rows"]] == ["tail"]
-    assert {(one["arm"], one["reference"]) for one in found["differences"]} == {("tail", "ce")}
+    assert [row["setting"] for row in found["rows"]] == ["tail"]
+    assert {(one["setting"], one["reference"]) for one in found["differences"]} == {("tail", "ce")}
     rows = list(csv.DictReader(io.StringIO(finished.call("report", "mine", "--csv", "--filter", "tail").output)))
     assert {row["cell"] for row in rows} == {"tail-seed0"}
     for output in ([], ["--csv"], ["--json"]):  # cells are called ce-seed0, settings are not

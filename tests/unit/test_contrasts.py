@@ -45,7 +45,7 @@ def test_they_come_first_in_the_verdict_and_are_in_tables_and_figures() -> None:
     told = summary(found, NOWHERE)
     after_rl = [sentence for sentence in told["verdict"] if sentence.startswith(("Along", "No "))]
     assert after_rl[0].startswith("Along declared contrasts, tail ends higher than head in pass@1: +.099 ")
-    assert [(one["arm"], one["reference"]) for one in told["declared"]] == [("tail", "head")]
+    assert [(one["setting"], one["reference"]) for one in told["declared"]] == [("tail", "head")]
     assert all(one["axis"] == "prior" for one in told["levels"])
     assert "Declared contrasts" in [figure.title for figure in figures(found, NOWHERE)]
 

@@ -194,7 +194,7 @@ SPREADS = Spreads(problems=0.01, runs=0.0004, both=0.02, sampling=0.12, seeds=5,
 
 
 def planned(seeds: int, *, problems: int = 100, samples: int = 16) -> Power:
-    return Power(problems, samples, seeds, arms=3, comparisons=2, spreads=SPREADS)
+    return Power(problems, samples, seeds, settings=3, comparisons=2, spreads=SPREADS)
 
 
 def test_a_plan_expects_what_simulated_sweeps_show() -> None:

@@ -72,9 +72,9 @@ def test_every_command_shows_the_other_cells_and_names_the_bad_one(tmp_path: Pat
         assert all(f"\n{prior} " in shown.output for prior in ("ce", "head", "precision"))
         assert "Unfinished" not in shown.output
     told = strict(shelf.call("report", "mine", "--json").output)
-    finished = [row["arm"] for row in told["rows"] if row["pass@1"]["gain"]]
+    finished = [row["setting"] for row in told["rows"] if row["pass@1"]["gain"]]
     assert finished == ["ce", "head", "precision"]
-    assert {one["arm"] for one in told["differences"]} == {"head", "precision"}
+    assert {one["setting"] for one in told["differences"]} == {"head", "precision"}
     assert "nan" not in shelf.call("report", "mine", "--csv").output.lower()
     assert ",inf" not in shelf.call("report", "mine", "--csv").output
     assert shelf.call("status", "mine").exit_code == 0

@@ -114,8 +114,8 @@ def test_the_report_has_the_table_and_the_figure(tmp_path: Path) -> None:
     evaluations = counted(sides[0], sides[1]) + counted(sides[2], sides[3], prior="tail")
     stored(shelf, [(one.plan.evaluations[one.after], one) for one in evaluations], "evaluate.samples=4")
     found = shelf.json("report", "mine")["problems"]
-    assert [one["arm"] for one in found] == ["ce", "tail"]
-    assert [one["arm"] for one in shelf.json("report", "mine", "--filter", "tail")["problems"]] == ["tail"]
+    assert [one["setting"] for one in found] == ["ce", "tail"]
+    assert [one["setting"] for one in shelf.json("report", "mine", "--filter", "tail")["problems"]] == ["tail"]
     for name in ("report.md", "report.html"):
         page = (shelf.home.sweep("mine") / name).read_text(encoding="utf-8")
         assert all(cell.split(" [")[0] in page for row in table(found)[1] for cell in row), name

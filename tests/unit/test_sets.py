@@ -363,11 +363,11 @@ def test_the_report_the_terminal_and_json_show_each_set(shelf: Shelf) -> None:
     assert "Mean over 2 evaluation sets, by number of problems: countdown (40), harder (10)." in shown
     assert re.search(r"\nharder +tail +\.\d{3} +\.\d{3} +\+\.\d{3} \[", shown)
     told = shelf.json("report", "mine", "--filter", "tail")
-    assert [(row["set"], row["arm"], row["problems"]) for row in told["sets"]["rows"]] == [
+    assert [(row["set"], row["setting"], row["problems"]) for row in told["sets"]["rows"]] == [
         ("countdown", "tail", 40),
         ("harder", "tail", 10),
     ]
-    assert {(one["set"], one["arm"]) for one in told["sets"]["levels"]} == {("countdown", "tail"), ("harder", "tail")}
+    assert {(one["set"], one["setting"]) for one in told["sets"]["levels"]} == {("countdown", "tail"), ("harder", "tail")}
     assert all("set" not in one for one in told["levels"])
     folder = shelf.home.sweep("mine")
     page, text = ((folder / name).read_text() for name in ("report.html", "report.md"))
@@ -386,8 +386,8 @@ def test_wandb_has_a_table_of_sets_and_their_summary_values(shelf: Shelf, tmp_pa
     (file,) = tmp_path.glob("wandb/**/sets_0_*.table.json")
     table = json.loads(file.read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    (row,) = (one for one in rows if (one["set"], one["arm"], one["metric"]) == ("harder", "tail", "pass@1"))
-    (expected,) = (one for one in told["sets"]["rows"] if (one["set"], one["arm"]) == ("harder", "tail"))
+    (row,) = (one for one in rows if (one["set"], one["setting"], one["metric"]) == ("harder", "tail", "pass@1"))
+    (expected,) = (one for one in told["sets"]["rows"] if (one["set"], one["setting"]) == ("harder", "tail"))
     assert (row["problems"], row["gain"]) == (10, pytest.approx(expected["pass@1"]["gain"]["value"]))
     assert run.summary["level/tail/harder/pass@1"] == pytest.approx(expected["pass@1"]["after"]["value"])
     assert run.summary["level/tail/pass@1"] == pytest.approx(told["rows"][1]["pass@1"]["after"]["value"])

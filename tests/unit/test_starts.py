@@ -178,7 +178,7 @@ def test_the_report_the_terminal_and_json_show_every_start(shelf: Shelf) -> None
     assert re.search(r"\nce +0\.25 +256k +2\.\d{4} +\.\d{3} +\.\d{3} +\+\.\d{3} \[", shown)
     assert re.search(r"\ntail +0\.25 +ce +\S+ +pass@1 \.\d{3} +\S\.\d{3} \[", shown)
     told = shelf.json("report", "mine", "--filter", "tail")["starts"]
-    assert [(row["arm"], row["start"], row["tokens"]) for row in told["rows"]] == [
+    assert [(row["setting"], row["start"], row["tokens"]) for row in told["rows"]] == [
         ("tail", at, at * 1_024_000) for at in (0.25, 0.5, 1.0)
     ]
     assert {one["matched"] for one in told["matched"]} == {"pass@1", "entropy"}
@@ -202,8 +202,8 @@ def test_wandb_has_gains_against_tokens_and_comparisons_at_equal_bases(tmp_path:
         (file,) = tmp_path.glob(f"wandb/**/{name}*.table.json")
         table = json.loads(file.read_text())
         tables[name] = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    drawn = [(row["arm"], row["tokens"]) for row in tables["gain_against_tokens"]]
-    assert drawn == [(arm, at * 256_000) for arm in ("ce", "tail") for at in (1, 2, 4)]
+    drawn = [(row["setting"], row["tokens"]) for row in tables["gain_against_tokens"]]
+    assert drawn == [(name, at * 256_000) for name in ("ce", "tail") for at in (1, 2, 4)]
     assert {row["metric"] for row in tables["starts"]} == {"pass@1", "pass@8"}
     assert [row["value"] for row in tables["equal_bases"]] == pytest.approx([one["value"] for one in told["starts"]["matched"]])
 

@@ -94,7 +94,7 @@ def test_an_unfinished_seed_does_not_exclude_the_setting(prior: str) -> None:
     assert [(one.setting, one.reference, one.seeds) for one in found.differences["gain"] if one.quantity == PASS_1] == [
         ("tail", "ce", 2)
     ]
-    (row,) = (row for row in summary(found, NOWHERE)["rows"] if row["arm"] == prior)
+    (row,) = (row for row in summary(found, NOWHERE)["rows"] if row["setting"] == prior)
     assert row["seeds"] == [0, 2]
     assert row["pass@1"]["gain"]["value"] == pytest.approx(row["pass@1"]["after"]["value"] - row["pass@1"]["before"]["value"])
     said = summary(found, NOWHERE)["verdict"]
@@ -426,7 +426,7 @@ def test_a_plan_counts_the_differences_that_the_report_makes() -> None:
     assert expected is not None
     found = found_in([with_votes(one) for one in measured({"ce": 0.0, "tail": 0.1, "head": 0.1}, rate)]).differences["level"]
     assert expected.comparisons == max(one.family for one in found) == 2 * 2 * 4  # two rates, two priors; two k, greedy and votes
-    assert expected.arms == 3
+    assert expected.settings == 3
 
 
 def with_votes(one: Evaluation) -> Evaluation:
