@@ -9,8 +9,11 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Protocol
+
+from packaging.version import Version
 
 from pipeline.errors import NO_SPACE_EXIT, STOPPED_EXIT
 from pipeline.experiment.graph import StageNode
@@ -22,6 +25,8 @@ CODE = Path(__file__).resolve().parents[2]
 PYTHON = {"PYTHONPATH": str(CODE), "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
 """For each interpreter that runs a stage: no folder of the user's, such as one called `datasets` in the current folder, stands in for a
 package, and files are UTF-8 in every locale."""
+_PATIENT_TORCH = Version("2.13")
+"""From this version on torchrun can be told how long its processes may take to end; 2.11 cannot, and gives them half a minute."""
 SAVING_SECONDS = 60.0
 """How long a stage that is asked to end may take to save a step checkpoint, unless a cluster's config says otherwise."""
 
@@ -70,8 +75,8 @@ def launch_command(
         else:
             meeting = [f"--node-rank={nodes.rank}", f"--master-addr={nodes.address}", f"--master-port={nodes.port}"]
         spread = [f"--nnodes={nodes.count}", f"--nproc-per-node={processes // nodes.count}"]
-        patience = f"--shutdown-timeout={saving_seconds + 10:.0f}"
-        start = [sys.executable, "-m", "torch.distributed.run", *meeting, *spread, patience, *stage]
+        patience = [f"--shutdown-timeout={saving_seconds + 10:.0f}"] if Version(version("torch")) >= _PATIENT_TORCH else []
+        start = [sys.executable, "-m", "torch.distributed.run", *meeting, *spread, *patience, *stage]
     return [sys.executable, "-m", "stages.die_with_parent", str(os.getpid()), *start]
 
 
