@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipeline.experiment.compose import load_sweep
@@ -21,6 +22,9 @@ from pipeline.experiment.graph import Graph, StageNode, build_graph
 from pipeline.run.launch import Process, command, environment, process_environment, start_process
 from pipeline.run.warm import WarmServer
 from pipeline.store.folders import Home, StageFolder
+
+hypothesis.settings.register_profile("priorlab", deadline=None)  # an example that takes long on a busy machine is none that fails
+hypothesis.settings.load_profile("priorlab")
 
 ROOT = Path(__file__).parent.parent
 _ENVIRONMENT = dict(os.environ)

@@ -58,7 +58,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact).norm() / exact.norm().clamp(min=1e-30)).item()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     prior=st.one_of(st.sampled_from(ALL), priors, objectives),
     tokens=st.integers(1, 40),

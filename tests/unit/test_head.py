@@ -117,7 +117,7 @@ def test_without_labels_the_head_gives_logits() -> None:
     torch.testing.assert_close(head(hidden), F.linear(hidden, head.weight))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(8)), st.sampled_from([1, 2, 4, 8]))
 def test_gradients_do_not_depend_on_how_a_batch_with_uneven_masks_is_split(order: list[int], parts: int) -> None:
     ids, labels = batch(rows=8)

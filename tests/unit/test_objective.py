@@ -78,7 +78,7 @@ def test_autograd_equals_the_closed_form_gradient(prior: Shaped) -> None:
     torch.testing.assert_close(ours, closed_form_gradient(logits, targets, prior), rtol=0, atol=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prior=priors, seed=st.integers(0, 2**16), vocab=st.integers(2, 40), scale=st.floats(0.01, 5))
 def test_closed_form_holds_for_any_prior_and_vocabulary(prior: Shaped, seed: int, vocab: int, scale: float) -> None:
     logits, targets = random_batch(6, vocab, seed, scale)

@@ -86,7 +86,7 @@ def formula(objective: Any, logits: Tensor, targets: Tensor) -> Tensor:
     return found + objective.z_loss * 2 * z.logsumexp(-1, keepdim=True) * pi
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(objective=objectives, seed=st.integers(0, 2**16), vocab=st.integers(2, 40), scale=st.floats(0.01, 4))
 def test_the_gradient_is_the_papers(objective: Objective, seed: int, vocab: int, scale: float) -> None:
     logits, targets = random_batch(6, vocab, seed, scale)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.compare.pooling import pooled_spread, residuals
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 8), seeds=st.integers(1, 7), missing=st.sampled_from([0.0, 0.3, 0.6]), draw=st.integers(0, 2**16))
 def test_residuals_are_those_of_least_squares_on_settings_and_seeds(count: int, seeds: int, missing: float, draw: int) -> None:
     rng = np.random.default_rng(draw)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stages.objective.row_step import EAGER, Gradient, kth_largest, row_sums, write_gradient_
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.integers(1, 4),
     vocab=st.integers(1, 3000),
