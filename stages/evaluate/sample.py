@@ -44,10 +44,12 @@ def sample(engine: LLM, problems: list[Problem], protocol: EvaluateConfig, stage
     temperature. These come last because they draw from the same generator: the first ones are the same whatever follows.
     """
     samples: list[Sample] = []
-    for together in ((0.0, protocol.temperature), *((temperature,) for temperature in protocol.temperatures)):
+    passes = ((0.0, protocol.temperature), *((temperature,) for temperature in protocol.temperatures))
+    for number, together in enumerate(passes):
         kinds = {temperature: _parameters(protocol, temperature) for temperature in together}
         for start in range(0, len(problems), _PROBLEMS_PER_CALL):
-            stage.progress(start, len(problems), f"problems at temperature {together[-1]:g}" if protocol.temperatures else "problems")
+            shown = {"temperature": together[-1]} if protocol.temperatures else {}
+            stage.progress(number * len(problems) + start, len(passes) * len(problems), "problems", **shown)
             samples += _call(engine, problems[start : start + _PROBLEMS_PER_CALL], kinds)
     return samples
 

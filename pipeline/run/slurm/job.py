@@ -21,7 +21,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import REFUSED_EXIT, PriorlabError
-from pipeline.run.launch import Nodes, failure, launch_command, process_environment, signal_session, start_process
+from pipeline.run.launch import Nodes, exit_code, failure, launch_command, process_environment, signal_session, start_process
 from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import StageFolder, status_of
 from pipeline.store.lease import SILENCE_SECONDS
@@ -84,9 +84,10 @@ class StageJob:
         ending.wait_for_signal()
         if ending.asked:
             time.sleep(_LINGER_SECONDS)
-        reason = failure(folder, process.returncode)
+        code = exit_code(folder, process.returncode)
+        reason = failure(folder, code)
         if rank == 0:
-            _report(folder, reason, process.returncode)
+            _report(folder, reason, code)
         raise PriorlabError(reason)
 
     def checkpoint(self) -> DelayedSubmission | None:
