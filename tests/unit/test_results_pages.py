@@ -19,6 +19,7 @@ from scripts.figures import what_predicts
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "results"
 BY_SEED = "| pass@1 after RL | seed 0 "
+BY_TEMPERATURE = "| setting | temperature |"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.stem != "README")
 
 
@@ -51,6 +52,21 @@ def test_the_table_shows_the_means_of_the_data(page: Path) -> None:
             means = [mean(measured[cell.id, side, key] for cell in setting.cells) for side in ("before", "after")]
             assert [float(before), float(after)] == pytest.approx(means, abs=5.1e-4)
             assert float(gain.split()[0]) == pytest.approx(means[1] - means[0], abs=6e-4)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BY_TEMPERATURE in page.read_text("utf-8")], ids=lambda page: page.stem)
+def test_the_values_by_temperature_are_those_of_the_data(page: Path) -> None:
+    titles, _, *lines = (
+        BY_TEMPERATURE + page.read_text(encoding="utf-8").partition(BY_TEMPERATURE)[2].partition("\n\n")[0]
+    ).splitlines()
+    keys = re.findall(r"(pass@\d+) before \| after", titles)
+    settings = {setting.name: setting.cells for setting in planned_settings(_cells(page))}
+    assert len(lines) == 4 * len(settings)
+    for line in lines:
+        name, temperature, _, *values = (cell.strip() for cell in line.strip("|").split("|"))
+        measured = _values(page, float(temperature))
+        means = [mean(measured[cell.id, side, key] for cell in settings[name]) for key in keys for side in ("before", "after")]
+        assert list(map(float, values)) == pytest.approx(means, abs=5.1e-4)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if BY_SEED in page.read_text("utf-8")], ids=lambda page: page.stem)
@@ -128,10 +144,10 @@ def _cells(page: Path) -> list[Cell]:
     return list(load_sweep(name, [word for word in rest if "=" in word]).cells())
 
 
-def _values(page: Path) -> dict[tuple[str, str, str], float]:
-    """(cell, before or after RL, pass@k) -> mean over problems."""
+def _values(page: Path, temperature: float = 1) -> dict[tuple[str, str, str], float]:
+    """(cell, before or after RL, pass@k) -> mean over problems, sampled at a temperature."""
     return {
         (row["cell"], "after" if row["after"] == "rl" else "before", f"pass@{row['k']}"): float(row["value"])
         for row in _rows(page)
-        if row["metric"] == "pass@k"
+        if row["metric"] == "pass@k" and float(row["temperature"]) == temperature
     }
