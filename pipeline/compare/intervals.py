@@ -22,7 +22,7 @@ from pipeline.compare.sets import freedom
 CONFIDENCE = 0.95
 POWER = 0.8
 FEWEST_PROBLEMS = 5
-"""With fewer problems (or blocks, or steps) there is no interval: their spread says too little about the population's."""
+"""With fewer problems (or blocks, or steps) no interval is given: so few values say too little about the population's variance."""
 _SAME = 1e-9
 """Smaller differences are rounding."""
 DRAWS = 4000

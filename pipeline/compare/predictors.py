@@ -105,7 +105,7 @@ def cell_points(compared: Sequence[MeasuredSetting]) -> Points:
     for setting in compared:
         recipe = setting.planned.cells[0].recipe
         trained = f"{recipe.start_step} {recipe.model_dump_json(exclude={'rl', 'seed'})}"
-        for base, after in zip(setting.before, setting.after, strict=False):  # before RL alone, there is no after
+        for base, after in zip(setting.before, setting.after, strict=False):  # a base without RL has no `after`
             if base.problems != compared[0].before[0].problems:
                 continue
             settings.append(setting.name)

@@ -73,7 +73,7 @@ def declared_pairs(of_sweep: Sequence[Setting], contrasts: Sequence[tuple[str, s
     for pair in contrasts:
         unknown = next((name for name in pair if name not in by_name), None)
         if unknown is not None or pair[0] == pair[1]:
-            why = f"names {pair[0]!r} twice" if unknown is None else f"names {unknown!r}, which is no setting of this sweep"
+            why = f"names {pair[0]!r} twice" if unknown is None else f"names {unknown!r}, which is not a setting of this sweep"
             known = ", ".join(list(by_name)[:_LISTED]) + (", ..." if len(by_name) > _LISTED else "")
             raise PriorlabError(f"contrasts has [{', '.join(pair)}], which {why}; there are: {known}. contrasts=[] declares none")
     return [(by_name[setting], by_name[reference]) for setting, reference in contrasts]

@@ -14,8 +14,8 @@ from pipeline.errors import PriorlabError
 def compare_across(kind: Kind, names: tuple[str, str], first: Findings, second: Findings) -> list[Difference]:
     """Differences, second minus first, per pair of settings and quantity that both show.
 
-    Pairs are settings with the same values on the axes that both sweeps have; failing that, if one sweep has a single setting, it is
-    paired with each of the other's. Values are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with
+    Settings are paired if they agree on the axes that both sweeps have. If none do, and one sweep has a single setting, it is paired
+    with every setting of the other. Values are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with
     problems and seeds in common.
     """
     ours, theirs = (_finished(name, found) for name, found in zip(names, (first, second), strict=True))

@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -217,55 +219,46 @@ def test_a_missing_parent_folder_is_rebuilt(smoke: FinishedSweep, lab: Lab) -> N
     assert rebuilt["metrics"] == original["metrics"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_ends_with_a_message_and_leaves_no_record(tmp_path: Path) -> None:
-    place = tmp_path / "small"
+@contextmanager
+def mounted(place: Path, options: str) -> Iterator[None]:
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a file system here: {done.stderr.strip()}")
     try:
-        lab = Lab(Home(place))
-        done = lab.call("sweep", "smoke", "axes.prior=[ce]", "rl=null", "tracking.mode=disabled")
-        assert done.returncode == 1, done.stdout
-        assert "no space left on the disk" in done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        assert all(StageFolder(folder.path).record() is None for folder in lab.home.stages())
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_disk_that_torch_fills_is_recognised(tmp_path: Path) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
-    try:
-        with pytest.raises(RuntimeError) as full:
-            torch.save(torch.zeros(10**6), place / "scheduler.pt")
-        assert _explain(full.value)[1] == NO_SPACE_EXIT
+        yield
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_full_disk_ends_with_a_message_and_leaves_no_record(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "size=300k"):
+        lab = Lab(Home(tmp_path / "small"))
+        done = lab.call("sweep", "smoke", "axes.prior=[ce]", "rl=null", "tracking.mode=disabled")
+        assert done.returncode == 1, done.stdout
+        assert "no space left on the disk" in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        assert all(StageFolder(folder.path).record() is None for folder in lab.home.stages())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_disk_that_torch_fills_is_recognised(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "size=300k"):
+        with pytest.raises(RuntimeError) as full:
+            torch.save(torch.zeros(10**6), tmp_path / "small" / "scheduler.pt")
+        assert _explain(full.value)[1] == NO_SPACE_EXIT
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
 def test_a_read_only_home_is_named_and_can_be_looked_at(tmp_path: Path) -> None:
-    place = tmp_path / "read-only"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k,ro", "tmpfs", str(place)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a file system here: {mounted.stderr.strip()}")
-    try:
-        lab = Lab(Home(place))
+    with mounted(tmp_path / "read-only", "size=300k,ro"):
+        lab = Lab(Home(tmp_path / "read-only"))
         done = lab.call("sweep", "smoke")
         assert done.returncode == 2
         assert re.fullmatch(r"error: Read-only file system \(.*\)\n", done.stderr)
         assert {entry["state"] for entry in json.loads(lab.call("plan", "smoke", "--json").stdout)} == {"new"}
         assert lab.call("status").returncode == 0
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:

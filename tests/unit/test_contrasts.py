@@ -104,7 +104,7 @@ def test_what_is_no_list_of_pairs_is_refused(contrasts: str, message: str) -> No
     [
         (
             "[[tails, ce]]",
-            r"contrasts has \[tails, ce\], which names 'tails', which is no setting of this sweep; there are: ce, tail, head",
+            r"contrasts has \[tails, ce\], which names 'tails', which is not a setting of this sweep; there are: ce, tail, head",
         ),
         ("[[tail, tail]]", r"contrasts has \[tail, tail\], which names 'tail' twice"),
     ],

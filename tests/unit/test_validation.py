@@ -76,10 +76,11 @@ def test_a_kept_policy_is_whole_and_others_can_be_forgotten(tmp_path: Path) -> N
     for step in (5, 10):
         keep(tmp_path, step, lambda folder: (folder / "weights").touch(), main=True)
     keep(tmp_path, 15, lambda _: None, main=False)
-    forget_others(tmp_path, [{"step": 5.0, "validation/pass@1": 0.1}, {"step": 10.0, "validation/pass@1": 0.2}], best_k=1)
+    rows = [{"step": 5.0, "validation/pass@1": 0.1}, {"step": 10.0, "validation/pass@1": 0.2}]
+    forget_others(tmp_path, rows, best_k=1)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "best-5", "best-10"}  # 5 may be needed, should 10 be damaged
     (tmp_path / "checkpoint-5").rename(tmp_path / "checkpoint-10")
-    forget_others(tmp_path, [{"step": 5.0, "validation/pass@1": 0.1}, {"step": 10.0, "validation/pass@1": 0.2}], best_k=1)
+    forget_others(tmp_path, rows, best_k=1)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "best-10"}
     assert [path.name for path in best_folder(tmp_path, 10).iterdir()] == ["weights"]
 
