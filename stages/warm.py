@@ -27,6 +27,7 @@ _LONGEST_ORDER = 1 << 20
 def prepare() -> None:
     """Import what single-process stages import, in the state in which they would; raises `RuntimeError` if a fork would break it."""
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow brings an allocator that starts a thread, and uses another
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else the first compilation on a machine, which finds no cache, starts threads
     import wandb.apis.public  # noqa: F401 (wandb.init needs it, and it takes 2 s to import once all the others are there)
 
     from stages import engine

@@ -32,6 +32,7 @@ FORKED_NAME = "priorlab-stage"
 _NUMBER_BYTES = 8
 """Size of each number in a stage's pipe: first its process ID, written by the stage, then its exit code, written by the server."""
 _OWN = "PRIORLAB_"
+_LONGEST_END_SECONDS = 5.0
 _LONGEST_START_SECONDS = 300.0
 """A server that hangs as it imports must not hold its stages back for ever."""
 
@@ -87,7 +88,10 @@ class WarmServer:
 
     def close(self) -> None:
         """End it, at once if it still imports, and with it what it has forked."""
-        self._orders.close()
+        self._orders.close()  # upon which it ends, and removes the temporary folders that its libraries made
+        if not self._starting:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LONGEST_END_SECONDS)
         self._process.kill()
         self._process.wait()
 

@@ -50,12 +50,13 @@ def wait_for_status(lab: Lab, node: StageNode) -> None:
         time.sleep(0.02)
 
 
-def test_before_the_fork_neither_a_thread_nor_cuda_is_in_use() -> None:
+def test_before_the_fork_neither_a_thread_nor_cuda_is_in_use(tmp_path: Path) -> None:
+    """On a fresh machine too, where torch has compiled nothing yet."""
     code = (
         "import os, threading, stages.warm; stages.warm.prepare(); import torch, deepspeed, trl, vllm, wandb; "
         "print(threading.active_count(), len(os.listdir('/proc/self/task')), torch.cuda.is_initialized(), flush=True); os._exit(0)"
     )
-    seen = process_environment(1, None, "test", hub=False)
+    seen = process_environment(1, None, "test", hub=False) | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=seen, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1:] == ["1 1 False"], done.stderr
 
