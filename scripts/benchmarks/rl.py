@@ -179,8 +179,9 @@ def _plain_trl(stage: Any, config: RLStage, *, vllm: bool) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
+    from stages.rl.arguments import grpo_arguments
     from stages.rl.problems import training_and_validation
-    from stages.rl.train import Reward, grpo_arguments
+    from stages.rl.train import Reward
     from stages.tasks import build_task
     from stages.tasks.verifier import Verifier
 

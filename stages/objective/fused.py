@@ -26,6 +26,9 @@ _MIN_CHUNK_ROWS = {"cpu": 256, "cuda": 2048}
 # Rows of the weight's gradient summed up at a time: a half-precision product of this many rows is still in the cache when it is added.
 _WEIGHT_BLOCK = 4096
 
+# From torch 2.10 on a half-precision product can be added to a float32 matrix as it is made (pytorch/pytorch#167931).
+_CUDA_ADDS_TO_FLOAT32 = torch.__version__ >= "2.10"
+
 Chunk = tuple[slice, Tensor | None]
 """Rows whose logits are in memory together, and how many of them belong to each response if the objective wants to know."""
 
@@ -182,6 +185,9 @@ def _add_product_(
     """
     if total.dtype == d_logits.dtype:
         total.addmm_(d_logits.T, hidden, beta=int(keep))
+        return
+    if total.is_cuda and _CUDA_ADDS_TO_FLOAT32:
+        torch.addmm(total, d_logits.T, hidden, out_dtype=total.dtype, beta=int(keep), out=total)
         return
     for start in range(0, len(total), _WEIGHT_BLOCK):
         block, left = total[start : start + _WEIGHT_BLOCK], d_logits[:, start : start + _WEIGHT_BLOCK].T

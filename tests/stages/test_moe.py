@@ -42,7 +42,7 @@ def test_vllm_routes_an_exported_mixture_as_transformers_does(moe: Trained) -> N
     engines.prepare(threads=1)
     from vllm import SamplingParams, TokensPrompt
 
-    from stages.rl.train import for_syncs
+    from stages.rl.arguments import for_syncs
 
     engine = engines.build_engine(moe.export, dtype="float32", seed=0, max_tokens=64 + 1, kv_cache_gib=1, gpu_memory_share=0.5)
     ids = Blocks(moe.lab.folder(moe.nodes["corpus"]).export / "heldout").rows([0, 1, 2])

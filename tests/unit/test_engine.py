@@ -37,7 +37,7 @@ def test_trl_is_told_of_the_engine_which_sleeps_on_gpus_only(monkeypatch: pytest
     asked = (*TWO, "rl.engine={tensor_parallel: 2, sleep: true}")
     found = arguments(*asked)
     assert (found["vllm_tensor_parallel_size"], found["vllm_enable_sleep_mode"]) == (2, torch.cuda.is_available())
-    monkeypatch.setattr("stages.rl.train.has_gpu", lambda: True)
+    monkeypatch.setattr("stages.rl.arguments.has_gpu", lambda: True)
     assert arguments(*asked)["vllm_enable_sleep_mode"]
     assert not arguments()["vllm_enable_sleep_mode"]
 

@@ -15,7 +15,7 @@ from pipeline.config.algorithm import Loss
 from pipeline.config.stages import RLStage
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe
-from stages.rl.train import grpo_arguments
+from stages.rl.arguments import grpo_arguments
 
 if TYPE_CHECKING:
     from stages.contract import Stage
