@@ -35,6 +35,9 @@ def adopt(stage: Stage) -> dict[str, Any]:
     wanted = stage.config_as(PretrainStage).model.max_positions
     source, manifest = Path(stage.spec["adopt"]["source"]), stage.spec["adopt"]["manifest"]
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    missing = [name for name in ("vocab_size", "max_position_embeddings") if not hasattr(config, name)]
+    if missing:
+        raise PriorlabError(f"its config.json ({config.model_type}) has no {missing[0]}, so it cannot be trained here")
     tokenizer, as_it_is = _checked_tokenizer(source, stage.parent("corpus"), config.vocab_size)
     positions = config.max_position_embeddings
     if positions < wanted:

@@ -221,7 +221,7 @@ class CorpusConfig(Config):
     tokens: int | None = identity_since(None, ge=1, description="over all sources, in whole blocks")
     heldout_tokens: int | None = identity_since(None, ge=1, description="from documents not trained on, in the same shares")
     block_size: int = Field(ge=2, description="tokens per training sequence")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     sources: dict[str, AnySource] = identity_since({}, description="by names you choose")
     tokenizer: AnyTokenizer = identity_since(CharacterTokenizer())
     heldout_share: float = identity_since(0.01, gt=0, lt=1, description="of documents from files, hub and stdlib, chosen by hash")

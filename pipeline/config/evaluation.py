@@ -101,7 +101,7 @@ class EvaluateConfig(Verification):
     dtype: Dtype = "float32"
     heldout_blocks: int = Field(ge=1, description="blocks of held-out text for perplexity and entropy")
     head_k: int = Field(5, ge=1, description="size of the head whose mass is reported, the same for all priors")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     selection: SelectionConfig | None = identity_since(None, description="also report what samples picked for novelty find")
     harness: HarnessConfig | None = identity_since(None, description="also run lm-evaluation-harness benchmarks")
     verify_seconds: float = Field(5.0, gt=0, description="limit on verifying one response")  # in the identity from the start

@@ -53,7 +53,7 @@ class ModelConfig(Config):
     ffn_width: int | None = Field(None, ge=1, description="inner width of dense layers")
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
+    head_dim: int = Field(ge=2, multiple_of=2)
     tied_embeddings: bool = True
     rope_base: float = Field(1e4, gt=0)
     max_positions: int = Field(ge=2)
@@ -74,6 +74,11 @@ class ModelConfig(Config):
             has = "has" if self.moe is None else "has no"
             raise ValueError(
                 f"architecture {self.architecture!r} {has} experts; set moe together with architecture: glm4_moe, or leave both out"
+            )
+        if self.moe is not None and (self.width % 8 or self.moe.expert_width % 8):
+            raise ValueError(
+                f"width ({self.width}) and moe.expert_width ({self.moe.expert_width}) must be multiples of 8, as torch's grouped "
+                "products need them"
             )
         if self.moe is not None and self.tied_embeddings:
             raise ValueError("tied_embeddings must be false for glm4_moe: vLLM's has a separate output layer and would not fill it")

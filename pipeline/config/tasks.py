@@ -195,7 +195,7 @@ class MathTask(TaskConfig):
 
     def identity(self) -> dict[str, Any]:
         """With the version of the rules that choose problems and judge answers: when they change, only math tasks run again."""
-        return super().identity() | {"verdicts": 4}
+        return super().identity() | {"verdicts": 5}
 
     def training_identity(self) -> dict[str, Any]:
         """With `held_out` declared, `evaluate` decides no more than whether a share of `train` is kept for evaluation."""

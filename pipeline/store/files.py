@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def manifest_of(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, by relative path."""
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+def files_below(folder: Path) -> list[str]:
+    """Relative paths of every file below a folder, sorted."""
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def manifest_of(folder: Path, files: Iterable[str] | None = None) -> dict[str, str]:
+    """sha256 of every file below a folder, or of some, by relative path."""
+    return {name: sha256_of(folder / name) for name in (files_below(folder) if files is None else files)}
 
 
 def damage(folder: Path, manifest: dict[str, str]) -> list[str]:

@@ -20,7 +20,8 @@ from pipeline.store.files import sha256_of
 from stages.tasks.rows import column
 
 _ROWS_PER_READ = 1000
-_BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
+_BYTES_PER_READ = 1 << 20
+_BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError, OverflowError)
 """What readers raise on files that are truncated, of another type, or in an encoding that they do not know."""
 
 
@@ -63,25 +64,25 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str | None, str]]:
-    """Place, text (None if it is not UTF-8) and what is wrong, for each line."""
-    with _open(path) as file:
-        for number, raw in enumerate(file, start=1):
-            place = f"{path}, line {number}"
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield place, None, f"is not UTF-8: {error.reason} {raw[error.start : error.start + 4]!r} at byte {error.start}"
-            else:
-                yield place, text, ""
+def _decoded(raw: bytes, path: Path, line: int) -> Found:
+    """The text of bytes that begin in this line of a file."""
+    place = f"{path}, line {line}"
+    try:
+        return Found(place, raw.decode("utf-8-sig" if line == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        before, bad = error.object[: error.start], error.object[error.start : error.start + 4]
+        line, column = line + before.count(b"\n"), error.start - (before.rfind(b"\n") + 1)
+        return Found(f"{path}, line {line}", wrong=f"is not UTF-8: {error.reason} {bad!r} at byte {column}")
 
 
 def _json_lines(path: Path, source: FilesSource, key: str) -> Iterator[Found]:
-    for place, line, wrong in _lines(path):
-        if line is None:
-            yield Found(place, wrong=wrong)
-        elif line.strip():
-            yield _json_line(place, line, source, key)
+    with _open(path) as file:
+        for number, raw in enumerate(file, start=1):
+            line = _decoded(raw, path, number)
+            if line.wrong:
+                yield line
+            elif line.text.strip():
+                yield _json_line(line.place, line.text, source, key)
 
 
 def _json_line(place: str, line: str, source: FilesSource, key: str) -> Found:
@@ -116,44 +117,37 @@ def text_in(row: dict[str, Any], name: str, place: str, key: str) -> Found:
 def _parquet(path: Path, source: FilesSource, key: str) -> Iterator[Found]:
     with pq.ParquetFile(path) as file:
         top = top_column(source.column, file.schema_arrow.names, str(path), key)
+        nested = source.column in [file.schema.column(number).path for number in range(len(file.schema))]
         number = 0
-        for batch in file.iter_batches(_ROWS_PER_READ, columns=[top]):
+        for batch in file.iter_batches(_ROWS_PER_READ, columns=[source.column if nested else top]):
             for row in batch.to_pylist():
                 number += 1
                 yield text_in(row, source.column, f"{path}, row {number}", key)
 
 
 def _text(path: Path, source: FilesSource, _key: str) -> Iterator[Found]:
-    """The whole file, or the text between separators (which may contain line breaks). A bad line spoils its document.
+    """The whole file, or the text between separators, which may contain line breaks. A bad byte spoils the document it is in.
 
     A line break in the separator stands for that of the file: "\\n" also for Windows' "\\r\\n", which then becomes "\\n" in the text.
     """
-    separator = source.separator
-    translates = separator is not None and "\n" in separator and "\r" not in separator
-    pieces: list[str] = []
-    tail = ""  # of the pieces: a separator may start in it
-    begun, spoilt = str(path), None
-    for place, line, wrong in _lines(path):
-        if line is None:
-            spoilt = spoilt or Found(place, wrong=wrong)
-            continue
-        if translates:
-            line = line.replace("\r\n", "\n")
-        if not pieces:
-            begun = place
-        window = tail + line
-        if separator is None or separator not in window:
-            pieces.append(line)
-            tail = "" if separator is None else window[max(0, len(window) - len(separator) + 1) :]
-            continue
-        *whole, rest = "".join([*pieces, line]).split(separator)
-        for text in whole:
-            yield spoilt or Found(begun, text)
-            begun, spoilt = place, None
-        pieces = [rest] if rest else []
-        tail = rest[max(0, len(rest) - len(separator) + 1) :]
-    if spoilt or pieces:
-        yield spoilt or Found(begun, "".join(pieces))
+    line, separator = 1, (source.separator or "").encode()
+    with _open(path) as file:
+        for raw in _between(separator, file) if separator else filter(None, [file.read()]):
+            yield _decoded(raw, path, line)
+            line += raw.count(b"\n") + separator.count(b"\n")
+
+
+def _between(separator: bytes, file: BinaryIO) -> Iterator[bytes]:
+    """What stands between separators; nothing for the end of the file right after one."""
+    translates = b"\n" in separator and b"\r" not in separator
+    rest = b""
+    while block := file.read(max(_BYTES_PER_READ, len(rest))):  # at least as much again: a long document is then not searched often
+        while translates and block.endswith(b"\r") and (more := file.read(1)):
+            block += more
+        *whole, rest = (rest + (block.replace(b"\r\n", b"\n") if translates else block)).split(separator)
+        yield from whole
+    if rest:
+        yield rest
 
 
 _FORMATS = {"jsonl": _json_lines, "parquet": _parquet, "txt": _text}

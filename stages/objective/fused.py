@@ -96,6 +96,8 @@ def fused_loss_and_statistics(
             f"hidden is {hidden.dtype} and weight {weight.dtype}; expected both in bfloat16, float32 or float64 "
             "(float16 would lose gradients that are rounded before a loss scale can lift them)"
         )
+    if not torch.is_grad_enabled():  # which autograd does not tell a function: gradients would be computed for nobody
+        hidden, weight = hidden.detach(), weight.detach()
     vocab = weight.shape[0]
     device = "cpu" if weight.is_cpu else "cuda"
     chunk = chunk_tokens or max(_MIN_CHUNK_ROWS[device], _CHUNK_BYTES[device] // (vocab * weight.element_size()))

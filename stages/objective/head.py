@@ -30,8 +30,16 @@ class LossHead(nn.Linear):
     count and weight until `take_weight` does. Loss and gradient are divided by `mean_weight` too.
     """
 
-    def __init__(self, width: int, vocab: int, objective: Objective, head_k: int, ignore_index: int = -100) -> None:
-        super().__init__(width, vocab, bias=False)
+    def __init__(
+        self,
+        width: int,
+        vocab: int,
+        objective: Objective,
+        head_k: int,
+        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(width, vocab, bias=False, device=device)
         self.objective = objective
         self.head_k = head_k
         self.ignore_index = ignore_index
@@ -80,7 +88,7 @@ def attach(model: PreTrainedModel, objective: Objective, head_k: int) -> LossHea
     """
     old = model.get_output_embeddings()
     _check_logits(model, old)
-    head = LossHead(old.in_features, old.out_features, objective, head_k)
+    head = LossHead(old.in_features, old.out_features, objective, head_k, device="meta")  # its own weight is not wanted
     head.weight = old.weight
     head.train(model.training)
     model.set_output_embeddings(head)

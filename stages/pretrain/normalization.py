@@ -2,7 +2,8 @@
 
 An objective whose weights average .3 has gradients of .3 the size. AdamW's steps hardly depend on that, since it divides by their size;
 clipping and the first steps do. Here each step's loss is divided by the mean weight of the step before, over all tokens of all
-processes. That number is known before the step begins, however its batch is split; the first step is divided by 1.
+processes. That number is known before the step begins, however its batch is split; the first step is divided by 1. Once nearly all is
+learned, weights may vanish (those of coverage underflow to 0): nothing is divided by less than .001.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipeline.store.files import read_json, write_json_atomically
 from stages.objective.head import LossHead
 
 _FILE = "mean_weight.json"
+_LEAST = 1e-3
 
 
 class Normalization(TrainerCallback):
@@ -26,14 +28,14 @@ class Normalization(TrainerCallback):
     def __init__(self, head: LossHead, resume_from: Path | None) -> None:
         self.head = head
         if resume_from is not None:
-            head.mean_weight = float(read_json(resume_from / _FILE) or 1)
+            head.mean_weight = float(read_json(resume_from / _FILE))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         weight = self.head.take_weight()
         if args.world_size > 1:
             torch.distributed.all_reduce(weight)
         tokens, total = weight.tolist()
-        self.head.mean_weight = total / tokens
+        self.head.mean_weight = max(total / tokens, _LEAST)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.is_world_process_zero:

@@ -35,6 +35,7 @@ from stages.training.balancing import ExpertBalance, routers_of
 from stages.training.deepspeed_internals import whole_size
 from stages.training.gradient_norms import GradientNorms
 from stages.training.process import adapt, trainer_arguments
+from stages.training.ranks import meet
 from stages.training.resharding import AsItWas, load_universal, reshard
 from stages.training.step_checkpoints import StepCheckpoints, is_split_otherwise, last_complete, step_of
 
@@ -191,7 +192,8 @@ def train(
     `build` makes the float32 model that training starts from, whole on every rank.
     """
     launch = settings.launch
-    checkpoint = last_complete(stage.folder.checkpoints, launch, remove_others=stage.rank == 0, any_processes=True)
+    ranks = meet(stage.rank, launch.processes)
+    checkpoint = last_complete(stage.folder.checkpoints, launch, ranks, any_processes=True)
     model = build()
     if prior.temperature != 1:
         last_norm(model)  # refuse before training what the export would

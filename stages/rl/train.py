@@ -29,6 +29,7 @@ from stages.tasks import Problem, build_task
 from stages.tasks.verifier import Verifier
 from stages.training.balancing import ExactBiases
 from stages.training.process import adapt
+from stages.training.ranks import meet
 from stages.training.step_checkpoints import last_complete, step_of
 
 
@@ -40,7 +41,7 @@ def train(stage: Stage) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     training, validation = training_and_validation(build_task(config.task), settings, config.seed)
     check_prompts(training + validation, tokenizer, config.task.max_prompt_tokens)
-    checkpoint = last_complete(stage.folder.checkpoints, settings.launch, remove_others=stage.rank == 0)
+    checkpoint = last_complete(stage.folder.checkpoints, settings.launch, meet(stage.rank, settings.launch.processes))
     done = -1 if checkpoint is None else step_of(checkpoint)
     rows = stage.rewind_metrics(done)
     if checkpoint is not None and done == settings.steps:

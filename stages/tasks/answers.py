@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Eq, Expr, FiniteSet, Float, Integer, Interval, MatrixBase, Rational, Symbol, Tuple, UnevaluatedExpr
+from sympy import Eq, Expr, FiniteSet, Float, Integer, Interval, MatrixBase, Mul, Rational, Symbol, Tuple, UnevaluatedExpr
 
 from stages.tasks.notation import as_text, choice_of, drops, fraction_of, plain, split_unit, text_of
 from stages.tasks.protocol import Verdict
@@ -36,6 +36,7 @@ _NO_ANSWER = Verdict(correct=False, answer=None)
 # math-verify decides, by six decimal places.
 _SAME, _OTHER = 1e-14, 1e-4
 _ZERO = 1e-100
+_PERCENT = UnevaluatedExpr(Rational(1, 100))
 
 # It warns on every call that its own time limit is off; its limit needs SIGALRM and the main thread, ours kills the process.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -139,7 +140,17 @@ def _judge_value(expected: _Reference, text: str) -> Verdict:
         return _NO_ANSWER
     gold, answer = expected.value[0], found[0]
     correct = not _differ(gold, answer) if _equal(expected.value, found) else _same_decimal(gold, answer)
-    return Verdict(correct=correct, answer=_canonical(found))
+    return Verdict(correct=correct or _same_but_for_percent(gold, answer), answer=_canonical(found))
+
+
+def _same_but_for_percent(gold: Any, answer: Any) -> bool:
+    """`4.5` and `4.5\\%`, one of which has the sign; math-verify sees it for whole numbers."""
+    bare = [Mul(*(factor for factor in one.args if factor != _PERCENT)) if _is_percentage(one) else one for one in (gold, answer)]
+    return _is_percentage(gold) != _is_percentage(answer) and _equal(bare[:1], bare[1:]) and not _differ(*bare)
+
+
+def _is_percentage(one: Any) -> bool:
+    return isinstance(one, Mul) and _PERCENT in one.args
 
 
 def _equal(gold: list[Any], answer: list[Any]) -> bool:
@@ -154,7 +165,7 @@ def _equal(gold: list[Any], answer: list[Any]) -> bool:
 
 def _differ(gold: Any, answer: Any) -> bool:
     """Whether numbers that math-verify takes for equal, by places after the point, differ by their size; sets and points too."""
-    gold, answer = (one.rhs if isinstance(one, Eq) and isinstance(one.lhs, Symbol) else one for one in (gold, answer))
+    gold, answer = _solved(gold), _solved(answer)
     if isinstance(gold, FiniteSet) and isinstance(answer, Interval):
         return True
     if isinstance(gold, Interval) and isinstance(answer, Interval):
@@ -162,7 +173,7 @@ def _differ(gold: Any, answer: Any) -> bool:
     several = [list(one.args) if isinstance(one, (FiniteSet, Tuple)) else one.flat() for one in (gold, answer) if _has_parts(one)]
     if len(several) == 2:
         if isinstance(gold, FiniteSet):
-            several = [sorted(parts, key=lambda part: _size(part)) for parts in several]
+            several = [sorted(parts, key=_order) for parts in several]
         return len(several[0]) == len(several[1]) and any(map(_differ, *several))
     distance, size = _distance(gold, answer)
     return bool(distance > _OTHER * size) or _differ_exactly(gold, answer)
@@ -180,9 +191,16 @@ def _has_parts(one: Any) -> bool:
     return isinstance(one, (FiniteSet, Tuple, MatrixBase))
 
 
-def _size(part: Any) -> float:
-    number = _number(part, {})
-    return 0.0 if number is None else float(abs(number))
+def _solved(one: Any) -> Any:
+    """7 of `x = 7`."""
+    return one.rhs if isinstance(one, Eq) and isinstance(one.lhs, Symbol) else one
+
+
+def _order(part: Any) -> tuple[float, float]:
+    """Where a member of a set stands: by real and imaginary part, to ten digits, beyond which equal numbers may differ."""
+    number = _number(_solved(part), {})
+    value = 0j if number is None else complex(number)
+    return float(f"{value.real:.10g}"), float(f"{value.imag:.10g}")
 
 
 def _same_decimal(gold: Any, answer: Any) -> bool:

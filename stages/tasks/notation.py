@@ -37,10 +37,13 @@ _REWRITTEN: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:nice|s|c|t|d)frac", r"\\frac"),
     (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\(le|ge)q?(?:slant)?(?![A-Za-z])", r"\\\1 "),
-    (r"\\ne(?![A-Za-z])|\\not\s*=", r"\\neq "),
+    (r"\\ne(?![A-Za-z])|\\not\s*=|(?<![\d)}!\s])\s*!=", r"\\neq "),  # but `5!=120` is a factorial
+    (r"<=|=<", r"\\le "),
+    (r">=", r"\\ge "),
     (r"\{?(\w+)\s*\\choose\s*(\w+)\}?", r"\\binom{\1}{\2}"),
     (r"\\log_\s*\{?\s*e\s*\}?", r"\\ln "),
-    (r"\\[dt]?binom\s*(\w)\s*(\w)", r"\\binom{\1}{\2}"),
+    (r"\\[dt]?binom\s*(\{[^{}]*\}|\w)\s*(\{[^{}]*\}|\w)", lambda m: rf"\binom{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}"),
+    (r"\\sqrt\s*(\[[^\]]*\])\s*(\w)", r"\\sqrt\1{\2}"),
     (r"\\[pb]?mod\s*\{?(\d+)\}?", r"\\pmod{\1}"),
     (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
     (r"(?<![\\A-Za-z])(ln|log|sin|cos|tan|gcd|pi)(?![A-Za-z])", r"\\\1"),
@@ -52,6 +55,7 @@ _REWRITTEN: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^\s*(-?\d+)\s+(\d+)/(\d+)\s*$", r"\1\\frac{\2}{\3}"),
 ]
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITTEN]
+_SEVERAL_CHOICES = re.compile(r"\(?[A-Z]\)(?:\s*(?:[,;&\s]|\band\b|\bor\b)+\s*\(?[A-Z]\))+")
 _GROUP = re.compile(rf"{_FONT}\s*\{{([^{{}}]*)\}}")
 
 # Notation that math-verify reads as something else, or passes over.
@@ -99,6 +103,8 @@ def plain(answer: str) -> str:
     text = re.sub(r"(?<=\d)i(?![A-Za-z])", " i", text)  # else math-verify may take it for a variable
     text = re.sub(r"^\s*(?:the )?(?:final )?answer(?: is)?\b\s*", "", text, flags=re.IGNORECASE)
     text = re.sub(r"\s+", " ", text).rstrip(" .,;:\\").lstrip(" ,;:")
+    if _SEVERAL_CHOICES.fullmatch(text):
+        return ", ".join(re.findall("[A-Z]", text))
     unwrapped = re.fullmatch(r"\{([^{}]*)\}", text)
     return text if unwrapped is None else unwrapped[1].strip()
 
@@ -188,7 +194,9 @@ def choice_of(answer: str) -> str | None:
     """The letter of a multiple choice, with or without what it stands for."""
     answer = re.sub(r"^(?:option|choice)\s+", "", answer, flags=re.IGNORECASE)
     found = re.match(r"\(\s*([A-Z])\s*\)|([A-Z])(?=\s*[.:)]|$)|([a-z])$", answer)
-    return None if found is None else (found[1] or found[2] or found[3]).upper()
+    if found is None or re.search(r"\(\s*[A-Z]\s*\)", answer[found.end() :]):  # or several
+        return None
+    return (found[1] or found[2] or found[3]).upper()
 
 
 def fraction_of(answer: str) -> str:

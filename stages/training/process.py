@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.integrations import HfDeepSpeedConfig
 
-_LONGEST_WAIT_SECONDS = 3 * 3600
+LONGEST_WAIT_SECONDS = 3 * 3600
 """For another process. The first one checks what it is given against its sha256s while the others wait: 2 TB take longer than
 Trainer's half an hour. A process that ends does not have to be waited for: its launcher ends the others."""
 
@@ -121,5 +121,5 @@ def trainer_arguments(
         "report_to": [],
         "disable_tqdm": True,
         "use_cpu": not has_gpu(),
-        "ddp_timeout": _LONGEST_WAIT_SECONDS,
+        "ddp_timeout": LONGEST_WAIT_SECONDS,
     }  # fmt: skip

@@ -18,9 +18,10 @@ from transformers.training_args import TrainingArguments
 
 from pipeline.config.launch import Launch
 from pipeline.errors import DivergedError, PriorlabError, Stopped
-from pipeline.store.files import damage, manifest_of, read_json, write_json_atomically
+from pipeline.store.files import damage, files_below, manifest_of, read_json, write_json_atomically
 from stages.contract import COMPLETE, Stage
 from stages.training.deepspeed_internals import own_part
+from stages.training.ranks import Ranks
 
 _WAIT_FOR_LOG_SECONDS = 10.0
 _STEP = re.compile(r"checkpoint-\d+")
@@ -81,10 +82,12 @@ class StepCheckpoints(TrainerCallback):
             raise DivergedError(
                 f"{broken} has non-finite values after step {state.global_step}: training has diverged. {self.stage.good_checkpoint()}"
             )
-        if self.launch.processes > 1:
+        ranks = Ranks(self.stage.rank, self.launch.processes)
+        if ranks.count > 1:
             torch.distributed.barrier()  # every process writes its RNG state last
+        parts = ranks.gathered([manifest_of(folder, ranks.agreed(files_below(folder))[ranks.share])])
         if state.is_world_process_zero:
-            manifest = manifest_of(folder)
+            manifest = {name: sha256 for part in parts for name, sha256 in part.items()}
             self.stage.guard.check()
             write_json_atomically(folder / COMPLETE, {"layout": _layout(self.launch), "manifest": manifest})
             known = by_step(folder.parent)  # Trainer would go by their times, which a clock set back would turn around
@@ -98,24 +101,26 @@ def _is_finite(parameter: Parameter) -> bool:
     return bool(own_part(parameter).isfinite().all())
 
 
-def last_complete(folder: Path, launch: Launch, *, remove_others: bool, any_processes: bool = False) -> Path | None:
-    """The newest complete and undamaged step checkpoint. `remove_others` deletes what is half-written or damaged.
+def last_complete(folder: Path, launch: Launch, ranks: Ranks, *, any_processes: bool = False) -> Path | None:
+    """The newest complete and undamaged step checkpoint; newer ones, half-written or damaged, are deleted.
 
     Raises `PriorlabError` if its optimizer state is sharded for a different ZeRO stage or number of processes. `any_processes` is for
     callers that reshard it: at ZeRO stages where that is known to work, the number of processes may differ.
     """
     ours, any_processes = _layout(launch), any_processes and launch.zero_stage in _RESHARDED
-    steps = by_step(folder)
+    steps = ranks.agreed(by_step(folder))
     for step in sorted(steps, reverse=True):
-        mark, problems = _mark(steps[step]), ["it is half-written"]
+        mark, problems = ranks.agreed(_mark(steps[step])), ["it is half-written"]
         if mark is not None and mark["layout"] != (ours | {"processes": mark["layout"]["processes"]} if any_processes else ours):
             raise PriorlabError(
                 f"{steps[step]} was written with {mark['layout']}, this run has {ours}; resume with those values of "
                 f"launch, or start over with `priorlab stage {folder.parent.name} --force`"
             )
-        if mark is not None and not (problems := damage(steps[step], mark["manifest"])):
-            return steps[step]
-        if remove_others:
+        if mark is not None:
+            problems = ranks.gathered(damage(steps[step], dict(list(mark["manifest"].items())[ranks.share])))
+            if not problems:
+                return steps[step]
+        if ranks.rank == 0:
             print(f"warning: step checkpoint {steps[step].name} is unusable and removed: {'; '.join(problems)}", file=sys.stderr)
             shutil.rmtree(steps[step])
     return None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BloomConfig, PreTrainedTokenizerFast
 
 from pipeline.config.model import ModelConfig
 from pipeline.experiment.compose import load_recipe
@@ -191,6 +191,16 @@ def test_too_few_positions_are_refused_with_the_key(lab_with_corpus: Lab, tmp_pa
     done = lab_with_corpus.call("adopt", str(checkpoint(tmp_path / "theirs", tokenizer(), max_positions=8)), "--as", "smoke", *SMALL)
     assert done.returncode == 2
     assert "has 8 positions, the recipe needs model.max_positions=" in done.stderr
+
+
+def test_a_model_without_a_number_of_positions_is_refused_by_name(lab_with_corpus: Lab, tmp_path: Path) -> None:
+    cut = tokenizer()
+    AutoModelForCausalLM.from_config(BloomConfig(vocab_size=len(cut), hidden_size=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    cut.save_pretrained(tmp_path)
+    done = lab_with_corpus.call("adopt", str(tmp_path), "--as", "smoke", *SMALL)
+    assert done.returncode == 2
+    assert "its config.json (bloom) has no max_position_embeddings" in done.stderr.replace("\n", " ")
+    assert "Error" not in done.stderr
 
 
 def test_a_folder_that_is_no_checkpoint_says_what_it_lacks(lab: Lab, tmp_path: Path) -> None:

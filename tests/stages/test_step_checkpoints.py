@@ -23,6 +23,7 @@ from pipeline.errors import STOPPED_EXIT, DivergedError, Stopped
 from pipeline.store.files import manifest_of, write_json_atomically
 from stages.contract import Stage
 from stages.guard import Guard
+from stages.training.ranks import Ranks
 from stages.training.step_checkpoints import StepCheckpoints, last_complete
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, smoke_graph, start
 from tests.stages.test_pretrain import LOGGED, pretraining, weights
@@ -100,7 +101,7 @@ def test_non_finite_weights_leave_no_checkpoint_to_resume_from(tmp_path: Path) -
     good = stage.folder.checkpoints / "checkpoint-100"
     assert "weight has non-finite values after step 200: training has diverged" in str(error.value)
     assert f"The last good checkpoint is {good}" in str(error.value)
-    assert last_complete(stage.folder.checkpoints, launch, remove_others=False) == good
+    assert last_complete(stage.folder.checkpoints, launch, Ranks()) == good
 
 
 def test_a_non_finite_loss_names_the_step_and_the_last_good_checkpoint(tmp_path: Path) -> None:

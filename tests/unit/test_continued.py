@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast, Qwen3Config
 
 from pipeline.errors import PriorlabError
 from stages.corpus.tokenizer import PAD
@@ -30,3 +30,12 @@ def test_a_corpus_may_add_padding_that_an_adopted_model_has_no_row_for_and_nothi
         assert model.config.vocab_size == 3
     with pytest.raises(PriorlabError, match="does not use the tokenizer"):
         continued_model(tmp_path, tokenizer(THEIRS | {"c": 3}), rope_base=None, positions=16, temperature=1)
+
+
+@pytest.mark.parametrize(("rope_base", "positions"), [(None, 64), (5e5, 16)])
+def test_positions_that_are_weights_are_neither_stretched_nor_turned(rope_base: float | None, positions: int, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(GPT2Config(vocab_size=3, n_positions=32, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    tokenizer(THEIRS).save_pretrained(tmp_path)
+    with pytest.raises(PriorlabError, match="learned its 32 positions"):
+        continued_model(tmp_path, tokenizer(THEIRS), rope_base=rope_base, positions=positions, temperature=1)
+    assert continued_model(tmp_path, tokenizer(THEIRS), rope_base=None, positions=16, temperature=1).config.n_positions == 32

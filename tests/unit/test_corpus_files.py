@@ -47,6 +47,12 @@ def test_json_lines_and_text_are_read_compressed_or_not(suffix: str, tmp_path: P
     assert read(path)[0] == ["all of\n\nit\n"]
 
 
+@pytest.fixture(params=[1, 2, 5, 1 << 20])
+def bytes_per_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.corpus.files._BYTES_PER_READ", request.param)
+
+
+@pytest.mark.usefixtures("bytes_per_read")
 @pytest.mark.parametrize("separator", ["|", "\n\n", "<end>\n", "\n"])
 def test_a_separator_divides_a_text_file_wherever_it_falls(separator: str, tmp_path: Path) -> None:
     texts = ["one", "two <en d> ><", "<end", "", "four"]
@@ -57,6 +63,7 @@ def test_a_separator_divides_a_text_file_wherever_it_falls(separator: str, tmp_p
     assert reading.counts() == {"documents": 4, "empty_documents": 1, "bad_documents": 0}
 
 
+@pytest.mark.usefixtures("bytes_per_read")
 @pytest.mark.parametrize("separator", ["\n\n", "\n--\n", "\n", "--\n"])
 def test_line_ends_of_windows_are_line_ends_to_a_separator(separator: str, tmp_path: Path) -> None:
     text = separator.join(["one\ntwo" if separator != "\n" else "one", "three", "four"])
@@ -76,6 +83,16 @@ def test_a_column_that_is_no_text_stops_the_stage_with_its_file(tmp_path: Path) 
         PriorlabError, match=r"rows\.parquet \(corpus\.sources\.mine\.paths\) cannot be read to its end: UnicodeDecodeError"
     ):
         read(path, max_bad_share=1.0)
+
+
+def test_a_nested_parquet_column_is_read_without_its_neighbours(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    no_date_of_python_s = pa.array([2**40] * 3).view(pa.timestamp("s"))
+    body = pa.StructArray.from_arrays([pa.array(TEXTS), no_date_of_python_s], ["text", "when"])
+    pq.write_table(pa.table({"body": body}), path)
+    assert read(path, column="body.text")[0] == TEXTS
+    with pytest.raises(PriorlabError, match=r"rows\.parquet \(corpus\.sources\.mine\.paths\) cannot be read to its end: OverflowError"):
+        read(path, column="body.what")
 
 
 def test_parquet_is_read_and_a_missing_column_names_those_there_are(tmp_path: Path) -> None:
@@ -124,6 +141,12 @@ def test_text_that_is_no_utf8_spoils_the_document_it_is_in_and_no_other(tmp_path
     found, reading = read(path, max_bad_share=0.5, separator="--\n")
     assert found == ["good\n", "good\n"]
     assert [one.place for one in reading.bad] == [f"{path}, line 4"]
+    path.write_bytes(b"good|b\xe4d|fine")  # on one line
+    found, reading = read(path, max_bad_share=0.5, separator="|")
+    assert found == ["good", "fine"]
+    assert [(one.place, one.wrong) for one in reading.bad] == [
+        (f"{path}, line 1", r"is not UTF-8: invalid continuation byte b'\xe4d' at byte 1")
+    ]
 
 
 def test_an_empty_file_is_named_and_counted(tmp_path: Path) -> None:

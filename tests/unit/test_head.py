@@ -25,6 +25,17 @@ from stages.objective.shaped import Shaped
 VOCAB = 13
 
 
+def test_without_gradients_none_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation through Trainer would otherwise pay for two more matmuls, and for the weight's gradient in memory."""
+    model = tiny_model()
+    attach(model, Shaped(), head_k=3)
+    ids, labels = batch()
+    expected = model(ids, labels=labels).loss.item()
+    monkeypatch.setattr("stages.objective.fused._add_product_", lambda *_, **__: pytest.fail("the weight's gradient was computed"))
+    with torch.no_grad():
+        assert model(ids, labels=labels).loss.item() == pytest.approx(expected, rel=1e-6)
+
+
 def tiny_model(*, tied: bool = True) -> PreTrainedModel:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config.launch import Launch
 from pipeline.errors import PriorlabError
 from pipeline.store.files import write_json_atomically
+from stages.training.ranks import Ranks
 from stages.training.step_checkpoints import is_split_otherwise, last_complete
 
 
@@ -24,7 +25,7 @@ def test_another_number_of_processes_goes_on_under_zero_2_and_3(zero_stage: int,
     saved = checkpoint(tmp_path, processes=2, zero_stage=zero_stage)
     for processes in (1, 2, 4):
         launch = Launch(processes=processes, zero_stage=zero_stage)
-        assert last_complete(tmp_path, launch, remove_others=False, any_processes=True) == saved
+        assert last_complete(tmp_path, launch, Ranks(), any_processes=True) == saved
         assert is_split_otherwise(saved, launch) == (processes != 2)
 
 
@@ -35,12 +36,12 @@ def test_what_was_not_tried_is_refused_with_both_layouts(saved: int, ours: int, 
     launch = Launch(processes=1, zero_stage=ours)
     layouts = rf"'processes': 2, 'zero_stage': {saved}.*'processes': 1, 'zero_stage': {ours}"
     with pytest.raises(PriorlabError, match=rf"{layouts}.*`priorlab stage rl-x --force`"):
-        last_complete(folder, launch, remove_others=False, any_processes=any_processes)
+        last_complete(folder, launch, Ranks(), any_processes=any_processes)
 
 
 def test_a_folder_with_a_longer_name_is_no_step_checkpoint(tmp_path: Path) -> None:
     saved = checkpoint(tmp_path, processes=2, zero_stage=1)
     copied = tmp_path / f"{saved.name}-copy"
     copied.mkdir()
-    assert last_complete(tmp_path, Launch(processes=2, zero_stage=1), remove_others=True) == saved
+    assert last_complete(tmp_path, Launch(processes=2, zero_stage=1), Ranks()) == saved
     assert copied.is_dir()
