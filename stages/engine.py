@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.base import Dtype
 from pipeline.config.engine import Engine
+from pipeline.errors import PriorlabError
 from stages.device import has_gpu, memory_share
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def prepare(threads: int) -> None:
         torch.set_num_threads(threads)  # before the engine turns this call into a no-op
 
 
-def engine_arguments(settings: Engine, checkpoint: Path, dtype: Dtype, kv_cache_gib: int) -> dict[str, Any]:
+def engine_arguments(settings: Engine, checkpoint: Path, dtype: Dtype, kv_cache_gib: int, gpu_memory_share: float) -> dict[str, Any]:
     """What every engine of ours needs: the trainer's dtype (vLLM would pick bf16), nothing that could hold code, eager on CPU.
 
     Also sets what vLLM reads from the environment.
@@ -39,11 +40,18 @@ def engine_arguments(settings: Engine, checkpoint: Path, dtype: Dtype, kv_cache_
     arguments: dict[str, Any] = {"dtype": dtype, "load_format": "safetensors", "trust_remote_code": False}
     if not has_gpu():
         return arguments | {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gib << 30}
-    return arguments | gpu_arguments(settings, sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")))
+    import torch
+
+    weights = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    room = int(gpu_memory_share * memory_share() * torch.cuda.mem_get_info()[1]) if memory_share() < 1 else None
+    return arguments | gpu_arguments(settings, weights, room)
 
 
-def gpu_arguments(settings: Engine, weights: int) -> dict[str, Any]:
-    """`engine_arguments` that are for GPUs alone; `weights`: bytes of the model's."""
+def gpu_arguments(settings: Engine, weights: int, room: int | None = None) -> dict[str, Any]:
+    """`engine_arguments` that are for GPUs alone, from the bytes of the model's weights; `room`: bytes of a shared GPU for the engine.
+
+    Raises `PriorlabError` if the room is too small.
+    """
     os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = str(int(settings.flashinfer_sampler))
     eager = weights < _SMALL if settings.eager is None else settings.eager
     arguments: dict[str, Any] = {"enforce_eager": eager}
@@ -53,6 +61,15 @@ def gpu_arguments(settings: Engine, weights: int) -> dict[str, Any]:
         arguments["attention_backend"] = settings.attention
     if settings.prefix_caching is not None:
         arguments["enable_prefix_caching"] = settings.prefix_caching
+    if room is not None:
+        # Else vLLM measures what is free, and gives up if a neighbour frees memory meanwhile. Activations need some of it too.
+        cache = (room - weights) // 2
+        if cache <= 0:
+            raise PriorlabError(
+                f"the engine may use {room / 2**30:.1f} GiB of the GPU that this stage shares, and the weights alone take "
+                f"{weights / 2**30:.1f}; lower cluster.stages_per_gpu, or raise gpu_memory_share"
+            )
+        arguments["kv_cache_memory_bytes"] = cache
     return arguments
 
 
@@ -76,5 +93,5 @@ def build_engine(
         gpu_memory_utilization=gpu_memory_share * memory_share(),
         disable_log_stats=True,
         logprobs_mode="processed_logprobs",
-        **engine_arguments(settings or Engine(), checkpoint, dtype, kv_cache_gib),
+        **engine_arguments(settings or Engine(), checkpoint, dtype, kv_cache_gib, gpu_memory_share),
     )

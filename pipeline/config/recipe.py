@@ -105,6 +105,15 @@ class RecipeConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _sleep_has_the_gpu_to_itself(self) -> RecipeConfig:
+        if self.rl is not None and self.rl.engine.sleep and self.cluster.stages_per_gpu > 1:
+            raise ValueError(
+                f"rl.engine.sleep is true and cluster.stages_per_gpu is {self.cluster.stages_per_gpu}, but vLLM gives up when a "
+                "neighbour takes memory while its engine falls asleep; set one of the two back"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _text_has_no_responses(self) -> RecipeConfig:
         own = None if self.midtrain is None else self.midtrain.prior
         for training, key, prior in (("pre-training", "prior", self.prior), ("mid-training", "midtrain.prior", own)):

@@ -252,6 +252,7 @@ class GymTask(TaskConfig):
     max_prompt_tokens: int = execution(1024, ge=1)
     dataset: str = Field(min_length=1, description="name in reasoning-gym, e.g. chain_sum")
     options: dict[str, Any] = Field(default_factory=dict, description="settings of that dataset, e.g. min_terms")
+    allow_code: bool = execution(False, description="datasets whose scorers may run what the model writes as code")
     prompt: str = Field("{question}\nAnswer: ", description="what the model reads; {question} is replaced, other braces are plain text")
 
     @model_validator(mode="after")

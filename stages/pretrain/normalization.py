@@ -28,7 +28,7 @@ class Normalization(TrainerCallback):
     def __init__(self, head: LossHead, resume_from: Path | None) -> None:
         self.head = head
         if resume_from is not None:
-            head.mean_weight = float(read_json(resume_from / _FILE))
+            head.mean_weight = float(read_json(resume_from / _FILE) or 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         weight = self.head.take_weight()

@@ -106,7 +106,7 @@ def _train(
         trainer = RLTrainer(
             stage=stage,
             base=base,
-            engine_arguments=engine_arguments(settings.engine, base, settings.dtype, settings.kv_cache_gib)
+            engine_arguments=engine_arguments(settings.engine, base, settings.dtype, settings.kv_cache_gib, settings.gpu_memory_share)
             | for_syncs(model, settings.engine),
             settings=settings,
             model=model,

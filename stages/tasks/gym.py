@@ -8,6 +8,9 @@ set that rewards nonsense is refused.
 from __future__ import annotations
 
 import hashlib
+import inspect
+import itertools
+import re
 import string
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,7 +18,8 @@ from typing import Any
 
 from pipeline.config.tasks import GymTask
 from pipeline.errors import PriorlabError, nearest
-from stages.tasks.protocol import Document, Problem, Split, TooFewProblemsError, Verdict, split_of
+from stages.tasks.generated import DrawnTask
+from stages.tasks.protocol import Problem, Split, Verdict, split_of
 
 try:
     import reasoning_gym
@@ -26,17 +30,27 @@ except ImportError as error:
         "`.venv/bin/python -m pip install reasoning-gym==0.1.25`"
     ) from error
 
-# Draws without a new problem after which a split counts as exhausted; some generators take milliseconds each.
-_PATIENCE = 2000
 # Entries whose characters, with printable ASCII, make up the alphabet; entries with others are skipped.
 _ALPHABET_ENTRIES = 200
 _NONSENSE = "\x00"
+_RUNS_TEXT = re.compile(r"(?<!\w)(eval|exec|parse_expr|sympify)\(")  # sympy's two call eval
 
 
-class Gym:
+class Gym(DrawnTask):
+    patience = 2000  # some generators take milliseconds a draw
+
     def __init__(self, config: GymTask) -> None:
+        super().__init__(config.name)
         self.config = config
+        self.knobs = f"task.options of {config.dataset}, or choose another task.dataset"
         self._dataset = self._stream(0)
+        runs_code = _RUNS_TEXT.search(inspect.getsource(self._dataset.score_answer))
+        if runs_code and not config.allow_code:
+            raise PriorlabError(
+                f"reasoning-gym's {config.dataset} judges with {runs_code[1]}(), which may run what the model writes as code, with "
+                "all that this process may read and write; set task.allow_code=true where that can do no harm, or choose another "
+                "task.dataset"
+            )
 
     @cached_property
     def alphabet(self) -> str:
@@ -46,52 +60,15 @@ class Gym:
             characters |= set(self._prompt(entry) + str(entry["answer"]))
         return "".join(sorted(characters))
 
-    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        found: dict[str, Problem] = {}
-        misses = 0
-        for problem in self._draw(split, f"problems-{split}-{seed}"):
-            if len(found) == count:
-                break
-            misses = misses + 1 if problem is None or problem.id in found else 0
-            if misses > _PATIENCE:
-                raise TooFewProblemsError(
-                    f"task {self.config.name!r} has only about {len(found)} distinct problems in its {split!r} split, but {count} were "
-                    f"asked for; ask for fewer, or widen task.options of {self.config.dataset}"
-                )
-            if problem is not None:
-                found.setdefault(problem.id, problem)
-        return list(found.values())
-
-    def rewordings(self, problem: Problem) -> list[Problem]:
-        return []
-
-    def documents(self, split: Split, count: int, seed: int) -> Iterator[Document]:
-        made = misses = 0
-        for problem in self._draw(split, f"documents-{split}-{seed}"):
-            if made == count:
-                return
-            if problem is not None:
-                made, misses = made + 1, 0
-                yield Document(problem.prompt, problem.data["entry"]["answer"])
-                continue
-            misses += 1
-            if misses > _PATIENCE:
-                raise PriorlabError(
-                    f"task {self.config.name!r} has no problem in its {split!r} split whose own answer scores 1; widen task.options of "
-                    f"{self.config.dataset}, or choose another task.dataset"
-                )
-
     def verify(self, problem: Problem, response: str) -> Verdict:
         answer = response.strip()
         return Verdict(correct=self._full_score(answer, problem.data["entry"]), answer=answer or None)
 
-    def _draw(self, split: Split, stream: str) -> Iterator[Problem | None]:
-        """Endless; None for entries of other splits or without a known answer."""
+    def draws(self, split: Split, stream: str) -> Iterator[tuple[Problem, str] | None]:
+        """None for entries of other splits, or without a known answer that scores 1."""
         dataset = self._stream(int.from_bytes(hashlib.sha256(stream.encode()).digest()[:4], "big"))
-        number = 0
-        while True:
+        for number in itertools.count():
             entry = dataset[number]
-            number += 1
             name = hashlib.sha256(entry["question"].encode()).hexdigest()[:16]
             answer, prompt = entry["answer"], self._prompt(entry)
             if split_of(name) != split or not isinstance(answer, str) or not set(prompt + answer) <= set(self.alphabet):
@@ -102,7 +79,8 @@ class Gym:
                     f"reasoning-gym's {self.config.dataset} gives a nonsense response full score, so RL would learn nothing; "
                     "choose another task.dataset"
                 )
-            yield Problem(id=name, prompt=prompt, data={"entry": entry}) if self._full_score(answer.strip(), entry) else None
+            problem = Problem(id=name, prompt=prompt, data={"entry": entry})
+            yield (problem, answer) if self._full_score(answer.strip(), entry) else None
 
     def _prompt(self, entry: dict[str, Any]) -> str:
         return self.config.prompt.replace("{question}", entry["question"])
@@ -123,5 +101,5 @@ class Gym:
             raise PriorlabError(f"reasoning-gym has no data set {config.dataset!r} (task.dataset){hint}")
         try:
             return reasoning_gym.create_dataset(config.dataset, seed=seed, size=2**31 - 1, **config.options)
-        except (TypeError, ValueError, AssertionError) as error:
+        except (TypeError, ValueError, AttributeError, AssertionError) as error:
             raise PriorlabError(f"task.options do not fit reasoning-gym's {config.dataset}: {error}") from error

@@ -98,6 +98,15 @@ def test_what_the_engine_s_settings_say_is_what_vllm_is_told() -> None:
         Engine(cuda_graphs=(8, 1))
 
 
+def test_an_engine_on_a_shared_gpu_is_told_its_cache_and_does_not_measure_it() -> None:
+    """Its neighbours start and end meanwhile."""
+    assert gpu_arguments(Engine(), 100 * MIB, 1100 * MIB)["kv_cache_memory_bytes"] == 500 * MIB
+    with pytest.raises(PriorlabError, match=r"may use 1\.0 GiB of the GPU .* weights alone take 2\.0; lower cluster\.stages_per_gpu"):
+        gpu_arguments(Engine(), 2048 * MIB, 1024 * MIB)
+    with pytest.raises(PriorlabError, match=r"rl\.engine\.sleep is true and cluster\.stages_per_gpu is 2"):
+        load_recipe("smoke", ["rl.engine.sleep=true", "cluster=local", "cluster.stages_per_gpu=2"]).cells()
+
+
 def test_the_engine_s_settings_change_no_fingerprint() -> None:
     chosen = ["rl.engine.eager=true", "evaluate.engine.attention=FLASH_ATTN", "evaluate.engine.cuda_graphs=[1]"]
     plain, other = (build_graph(load_recipe("quickstart", changes).cells()).stages for changes in ([], chosen))

@@ -29,8 +29,8 @@ def test_an_engine_that_cannot_be_is_refused_with_the_key_and_a_way_out(override
 def test_vllm_repeats_key_heads_but_splits_no_expert_unevenly() -> None:
     (cell,) = load_recipe("paper_20b_a1b", ["rl.engine.tensor_parallel=8"]).cells()  # 4 key heads
     assert cell.recipe.model.kv_heads == 4
-    with pytest.raises(PriorlabError, match=r"model\.moe\.expert_width is 324"):
-        list(load_recipe("paper_20b_a1b", ["model.moe.expert_width=324", "rl.engine.tensor_parallel=8"]).cells())
+    with pytest.raises(PriorlabError, match=r"model\.moe\.expert_width is 328"):
+        list(load_recipe("paper_20b_a1b", ["model.moe.expert_width=328", "rl.engine.tensor_parallel=16"]).cells())
 
 
 def test_trl_is_told_of_the_engine_which_sleeps_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,3 +96,10 @@ def test_problems_are_judged_in_the_verifiers_workers() -> None:
         verdicts = verifier.verify((p, p.data["entry"]["answer"] if i % 2 else "banana") for i, p in enumerate(problems))
         assert verifier.finish().failures == 0
     assert [verdict.correct for verdict in verdicts] == [bool(i % 2) for i in range(20)]
+
+
+@pytest.mark.parametrize("dataset", ["countdown", "spiral_matrix", "polynomial_multiplication"])
+def test_a_scorer_that_may_run_what_the_model_writes_is_refused_unless_allowed(dataset: str) -> None:
+    with pytest.raises(PriorlabError, match=rf"{dataset} judges with (eval|parse_expr)\(\).*set task\.allow_code=true"):
+        build_task(GymTask(dataset=dataset))
+    assert len(build_task(GymTask(dataset=dataset, allow_code=True)).problems("rl", 2, 0)) == 2
