@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.base import Dtype
 from pipeline.config.engine import Engine
 from pipeline.errors import PriorlabError
-from stages.device import has_gpu, memory_share
+from stages.device import free_memory, has_gpu, memory_share
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -30,6 +30,12 @@ def prepare(threads: int) -> None:
 
     if not has_gpu():
         torch.set_num_threads(threads)  # before the engine turns this call into a no-op
+
+
+def close(engine: LLM) -> None:
+    """Give back the memory that an engine holds; it samples no more."""
+    engine.llm_engine.engine_core.shutdown()
+    free_memory()
 
 
 def engine_arguments(settings: Engine, checkpoint: Path, dtype: Dtype, kv_cache_gib: int, gpu_memory_share: float) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from stages.device import has_gpu
 _BATCH_TOKENS = 8192
 
 
-def frozen_model(checkpoint: Path) -> PreTrainedModel:
+def frozen_model(checkpoint: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A checkpoint's model without its output layer, for `response_features`."""
     device = "cuda" if has_gpu() else "cpu"
     return (
-        AutoModel.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        AutoModel.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         .to(device)
         .eval()
         .requires_grad_(False)

@@ -162,14 +162,15 @@ def rl_costs(model: ModelConfig, vocabulary: int, settings: RLConfig, prompt: in
     longest = prompt + settings.longest_response
     memory = state_memory(model, vocabulary, launch, settings.dtype) | {
         "activations": activation_memory(model, launch, settings.dtype, tokens=launch.micro_batch * longest),
-        # TRL keeps all logits of a micro-batch's responses, in forward and in backward.
-        "logits": 2.0 * launch.micro_batch * settings.longest_response * vocabulary * bytes_of(settings.dtype),
+        "logits": tiled_head_memory(model, vocabulary, settings.dtype, tokens=launch.micro_batch * settings.longest_response),
     }
     copies = (settings.validation is not None) + (settings.kl > 0)
+    total = model.parameters(vocabulary).total
     if copies:  # of the base policy, whose log-probs validation and the KL penalty need
         split = launch.processes if launch.zero_stage == 3 else 1
-        memory["base"] = copies * float(model.parameters(vocabulary).total * bytes_of(settings.dtype)) / split
-    total = model.parameters(vocabulary).total
+        memory["base"] = copies * float(total * bytes_of(settings.dtype)) / split
+    if settings.exploration.kind == "representation":  # one in float32, whose hidden states it compares
+        memory["base"] = memory.get("base", 0.0) + 4.0 * total
     passes = rollouts // settings.updates_per_rollout // (launch.processes * launch.micro_batch)
     of_step = transfers(launch, total, model.layers, settings.dtype, micro_steps=passes, forwards=1 + scored)
     if launch.zero_stage == 3 and launch.processes > 1:
@@ -254,6 +255,8 @@ def _layer_activations(model: ModelConfig, width: int, moe: MoEConfig | None) ->
 # The chunks of `stages.objective.fused` on a GPU; on a CPU they are smaller.
 _CHUNK_BYTES = 1 << 26
 _MIN_CHUNK_ROWS = 2048
+_TILE = (4096, 32768)
+"""Tokens and vocabulary of TRL's tiles of logits."""
 
 
 def fused_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, tokens: int) -> float:
@@ -262,6 +265,12 @@ def fused_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, toke
     rows = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocabulary * width))
     gradient = vocabulary * model.width * (4 if tokens > rows else width)
     return float(min(rows, tokens) * vocabulary * width + gradient)
+
+
+def tiled_head_memory(model: ModelConfig, vocabulary: int, dtype: Dtype, *, tokens: int) -> float:
+    """Bytes of TRL's log-probs (`trl.kernels.chunked_logprob`): a tile of logits, and float32 gradients of weight and hidden states."""
+    rows, columns = _TILE
+    return float(min(rows, tokens) * columns * bytes_of(dtype) + 4 * model.width * (vocabulary + tokens))
 
 
 _AT_ONCE = 256

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from transformers import AutoTokenizer
 
 from pipeline.config.stages import EvaluateStage
@@ -19,7 +20,7 @@ from pipeline.errors import PriorlabError
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
 from stages.corpus.tokenizer import check_prompts
-from stages.engine import build_engine
+from stages.engine import build_engine, close
 from stages.evaluate.distribution import heldout_statistics
 from stages.evaluate.harness import benchmark
 from stages.evaluate.majority import majority_at_k
@@ -71,6 +72,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         settings=protocol.engine,
     )
     samples = sample(engine, problems, protocol, stage)
+    close(engine)
     stage.progress(0, 0, "verifying")
     with Verifier(partial(build_task, config.task), protocol) as verifier:
         verdicts = verifier.verify((sample.problem, sample.text) for sample in samples)
@@ -86,7 +88,14 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         drawn = [(one, verdict) for one, verdict in scored if not one.greedy]
         groups = [drawn[start : start + protocol.samples] for start in range(0, len(drawn), protocol.samples)]
         prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
-        orders = picking_orders(checkpoint, prompts, [[one for one, _ in g] for g in groups], protocol.selection, protocol.seed)
+        orders = picking_orders(
+            checkpoint,
+            prompts,
+            [[one for one, _ in g] for g in groups],
+            protocol.selection,
+            protocol.seed,
+            getattr(torch, protocol.dtype),
+        )
         per_problem |= selection_metrics(np.array([[verdict.correct for _, verdict in g] for g in groups]), orders)
 
     def write(folder: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.config.evaluation import SelectionConfig
@@ -19,10 +20,15 @@ from stages.novelty import elliptical_order, frozen_model, response_features, sp
 
 
 def picking_orders(
-    checkpoint: Path, prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Sample]], config: SelectionConfig, seed: int
+    checkpoint: Path,
+    prompts: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[Sample]],
+    config: SelectionConfig,
+    seed: int,
+    dtype: torch.dtype,
 ) -> list[list[int]]:
     """Per problem, its samples' indices in the order the elliptical rule picks them; `prompts` are token ids."""
-    model = frozen_model(checkpoint)
+    model = frozen_model(checkpoint, dtype)
     projection = sparse_projection(model.config.hidden_size, config.projection, [seed])
     orders = []
     for prompt, group in zip(prompts, groups, strict=True):

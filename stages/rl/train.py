@@ -27,7 +27,6 @@ from stages.rl.trainer import RLTrainer
 from stages.rl.validation import best_folder, best_step, validate
 from stages.tasks import Problem, build_task
 from stages.tasks.verifier import Verifier
-from stages.training.balancing import ExactBiases
 from stages.training.process import adapt
 from stages.training.ranks import meet
 from stages.training.step_checkpoints import last_complete, step_of
@@ -116,7 +115,6 @@ def _train(
             reward=Reward(training, verifier),
             validate=None if settings.validation is None else partial(validate, validation, settings.validation, verifier),
         )
-        trainer.add_callback(ExactBiases(model))
         trainer.continue_from(rows)
         with stage.guard.saving():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

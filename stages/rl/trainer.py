@@ -76,7 +76,7 @@ class RLTrainer(OpenGRPOTrainer):
         """Of each pass of the step so far: log-probs of the trainer minus the engine's, and which tokens count."""
         # The engine's start has reseeded the global generators with its number, which would make all seeds equal. Processes that hold
         # an engine together each draw every token of it, and so from generators that are alike, now and after each resume.
-        set_seed(seed + self.engine_number)
+        set_seed(engine_seed(seed, self.engine_number))
         self.remove_callback(PrinterCallback)
         self.gradient_norms = GradientNorms(self)
         self.add_callback(self.gradient_norms)
@@ -260,6 +260,11 @@ class RLTrainer(OpenGRPOTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """No README beside each step checkpoint: the stage's spec and record describe the model."""
+
+
+def engine_seed(seed: int, engine: int) -> int:
+    """What an engine draws with: the run's seed, and for further engines numbers that no other seed's engines draw with."""
+    return seed if engine == 0 else int(np.random.SeedSequence([seed, engine]).generate_state(1)[0])
 
 
 def _counted(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -31,42 +31,31 @@ def routers_of(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name.removesuffix(f".{_BIAS}")) for name in names}
 
 
-class ExactBiases(TrainerCallback):
-    """Keeps biases in float32: DeepSpeed casts buffers to bfloat16, where one near 0.5 moves by four times the usual rate or not at
-    all. Build it before training starts, which casts them.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.routers = routers_of(model)
-        self._first = {name: bias.detach().float().clone() for name, bias in self.biases().items()}
-
-    def biases(self) -> dict[str, Tensor]:
-        """Looked up each time: a cast, or a move to a device, replaces the tensors."""
-        return {name: router.get_buffer(_BIAS) for name, router in self.routers.items()}
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        for name, bias in self.biases().items():
-            setattr(self.routers[name], _BIAS, self._first[name].to(bias.device))
-
-
-class ExpertBalance(ExactBiases):
+class ExpertBalance(TrainerCallback):
     """Counts each expert's tokens, and moves the biases by `rate` after each optimizer step.
 
-    Step checkpoints hold the biases in a separate file, which fits any dtype, ZeRO stage and number of processes. Add this callback
-    before the one that marks checkpoints as complete.
+    Step checkpoints hold the biases in a separate file, which fits any ZeRO stage and number of processes. Add this callback before
+    the one that marks checkpoints as complete.
     """
 
     def __init__(self, model: PreTrainedModel, rate: float, resume_from: Path | None) -> None:
-        super().__init__(model)
+        self.routers = routers_of(model)
         self.rate = rate
-        if resume_from is not None:
-            self._first = load_file(resume_from / _BIAS_FILE)
-        experts = next(iter(self._first.values())).numel()
+        self._saved = {} if resume_from is None else load_file(resume_from / _BIAS_FILE)
+        experts = next(iter(self.biases().values())).numel()
         self._load = torch.zeros(len(self.routers), experts, dtype=torch.int64)
         self._violations = torch.zeros(2, dtype=torch.float64)  # summed over steps, as `take_statistics` names them
         self._steps = 0
         for layer, router in enumerate(self.routers.values()):
             router.register_forward_hook(partial(self._count, layer))
+
+    def biases(self) -> dict[str, Tensor]:
+        """In float32, as DeepSpeed leaves buffers that transformers says need it. Looked up each time: a move replaces the tensors."""
+        return {name: router.get_buffer(_BIAS) for name, router in self.routers.items()}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        for name, saved in self._saved.items():
+            setattr(self.routers[name], _BIAS, saved.to(self.biases()[name].device))
 
     def _count(
         self, layer: int, router: nn.Module, _: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Int[Tensor, "tokens active"]]

@@ -14,7 +14,7 @@ from transformers.trainer_callback import TrainerControl
 
 from pipeline.config.model import ModelConfig
 from stages.pretrain.model import transformers_config
-from stages.training.balancing import ExactBiases, ExpertBalance
+from stages.training.balancing import ExpertBalance, routers_of
 
 EXPERTS, ACTIVE = 8, 2
 STATE, CONTROL = TrainerState(), TrainerControl()
@@ -62,6 +62,12 @@ def test_without_a_rate_the_load_is_logged_and_stays_as_it_is() -> None:
     assert torch.equal(model.model.layers[0].mlp.gate.e_score_correction_bias, before)
 
 
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """As DeepSpeed does once training starts: parameters only."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def test_the_bias_moves_by_the_rate_against_the_load_of_the_whole_step() -> None:
     """Of two micro-batches together; a forward pass in evaluation mode does not count."""
     model = tiny()
@@ -86,7 +92,7 @@ def test_the_bias_moves_by_the_rate_against_the_load_of_the_whole_step() -> None
 def test_biases_move_in_float32_and_are_resumed_exactly_whatever_the_models_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny()
     balance = ExpertBalance(model, rate=1e-3, resume_from=None)
-    model.to(dtype)  # as DeepSpeed does once training starts
+    cast(model, dtype)
     balance.on_train_begin(ONE_PROCESS, STATE, CONTROL)
     for seed in range(3):
         step(model, balance, seed)
@@ -99,19 +105,17 @@ def test_biases_move_in_float32_and_are_resumed_exactly_whatever_the_models_dtyp
 
     again = tiny()
     resumed = ExpertBalance(again, rate=1e-3, resume_from=tmp_path / "checkpoint-3")
-    again.to(dtype)
+    cast(again, dtype)
     resumed.on_train_begin(ONE_PROCESS, STATE, CONTROL)
     assert len(biases) == 2
     for name, bias in biases.items():
         assert torch.equal(again.get_buffer(name), bias)
 
 
-def test_what_a_model_starts_with_survives_the_cast() -> None:
-    """Mid-training and RL start from biases that are not 0."""
+def test_deepspeed_leaves_biases_in_float32() -> None:
+    """In bfloat16 one near 0.5 would move by four times the usual rate or not at all."""
+    from deepspeed.runtime.keep_in_fp32 import keep_in_fp32_pattern
+
     model = tiny()
-    router = model.model.layers[1].mlp.gate
-    router.e_score_correction_bias += 0.123456
-    exact = ExactBiases(model)
-    model.to(torch.bfloat16)
-    exact.on_train_begin(ONE_PROCESS, STATE, CONTROL)
-    assert torch.equal(router.e_score_correction_bias, torch.full((EXPERTS,), 0.123456))
+    kept = keep_in_fp32_pattern(model, "auto", torch.bfloat16)
+    assert [name for name, _ in model.named_buffers() if kept.search(name)] == list(routers_of(model))

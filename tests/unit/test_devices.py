@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_an_engine_on_a_shared_gpu_is_told_its_cache_and_does_not_measure_it() -
     with pytest.raises(PriorlabError, match=r"may use 1\.0 GiB of the GPU .* weights alone take 2\.0; lower cluster\.stages_per_gpu"):
         gpu_arguments(Engine(), 2048 * MIB, 1024 * MIB)
     with pytest.raises(PriorlabError, match=r"rl\.engine\.sleep is true and cluster\.stages_per_gpu is 2"):
-        load_recipe("smoke", ["rl.engine.sleep=true", "cluster=local", "cluster.stages_per_gpu=2"]).cells()
+        list(load_recipe("smoke", ["rl.engine.sleep=true", "cluster=local", "cluster.stages_per_gpu=2"]).cells())
 
 
 def test_the_engine_s_settings_change_no_fingerprint() -> None:
@@ -195,3 +196,8 @@ def test_models_that_are_not_trained_are_loaded_whole_under_zero_3() -> None:
 
 def test_the_plan_knows_the_chunks_of_the_loss_on_a_gpu() -> None:
     assert (fused._CHUNK_BYTES["cuda"], fused._MIN_CHUNK_ROWS["cuda"]) == (costs._CHUNK_BYTES, costs._MIN_CHUNK_ROWS)
+
+
+def test_the_plan_knows_the_tiles_in_which_trl_computes_log_probs() -> None:
+    kernel, trainer = (importlib.import_module(name) for name in ("trl.kernels.chunked_logprob", "trl.trainer.utils"))
+    assert (kernel.TOKEN_CHUNK_SIZE, trainer._CHUNKED_LOGPROB_CHUNK_SIZE) == costs._TILE

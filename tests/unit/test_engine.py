@@ -7,6 +7,7 @@ import torch
 
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe
+from stages.rl.trainer import engine_seed
 from tests.unit.test_grpo_arguments import arguments, identity
 
 TWO = ("model.heads=4", "rl.launch={processes: 2, micro_batch: 128}")
@@ -48,3 +49,10 @@ def test_how_many_engines_draw_is_identity_and_whether_they_sleep_is_not() -> No
     assert identity(*TWO, "rl.engine.tensor_parallel=2") != plain
     generated = (*TWO, "rl.rollouts=transformers")
     assert identity(*generated, "rl.engine.tensor_parallel=2") == identity(*generated)
+
+
+def test_engines_of_different_seeds_share_no_stream() -> None:
+    """A run with one engine draws with its own seed."""
+    drawn = [engine_seed(seed, engine) for seed in range(8) for engine in range(8)]
+    assert len(set(drawn)) == len(drawn)
+    assert [engine_seed(seed, 0) for seed in range(8)] == list(range(8))
