@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.options import AsJson
-from pipeline.cli.terminal import console, plain_table, print_json, print_wide
+from pipeline.cli.terminal import console, errors, plain_table, print_json, print_wide
 from pipeline.cli.view import choose_view
 from pipeline.errors import PriorlabError
 from pipeline.home import adopt as adopting
@@ -56,7 +56,11 @@ def status(
 
     def look() -> list[StageReport]:
         folders = folders_of(home, name)
-        jobs = jobs_of(folders)
+        try:
+            jobs = jobs_of(folders, strict=True)
+        except PriorlabError as error:
+            errors.print(Text(f"note: stages with a job in Slurm show as unfinished: {error}"), soft_wrap=True)
+            jobs = {}
         reports = [report_on(folder, jobs.get(folder)) for folder in folders]
         return [report for report in reports if not state or report.state in state]
 
@@ -138,7 +142,7 @@ def diff(
 
 def cancel(name: Annotated[str, typer.Argument(metavar="SWEEP|STAGE", help=f"a sweep, or a stage: {_STAGE_HELP}")]) -> None:
     """Stop a sweep or a stage. What it has saved stays: `priorlab resume` continues from there."""
-    found = cancelling.cancel(name, Home.from_environment())
+    found = cancelling.cancel(name, Home.from_environment(), lambda text: errors.print(Text(f"note: {text}"), soft_wrap=True))
     if found.driver is not None:
         console.print(f"stopped the command that ran sweep {name} (process {found.driver})", soft_wrap=True)
     for ended in found.stages:

@@ -96,6 +96,7 @@ def _rerun(name: str, home: Home, *, force: bool, alone: bool, jobs: int | None)
 
 
 def _exit_by(outcome: Outcome, again: str) -> None:
+    _tell_failures(outcome, again)
     if outcome.left:
         name = again.split()[-1]
         console.print(
@@ -103,12 +104,15 @@ def _exit_by(outcome: Outcome, again: str) -> None:
             f"`priorlab cancel {name}` cancels them",
             soft_wrap=True,
         )
-        raise typer.Exit(130 if outcome.interrupted else 0)
+        raise typer.Exit(130 if outcome.interrupted else 1 if outcome.failed else 0)
     if outcome.interrupted:
         errors.print(f"interrupted; `{again}` continues where it stopped", soft_wrap=True)
         raise typer.Exit(130)
-    if outcome.complete:
-        return
+    if not outcome.complete:
+        raise typer.Exit(1)
+
+
+def _tell_failures(outcome: Outcome, again: str) -> None:
     for failed in outcome.failed:
         log = f"\n       log: {failed.log}" if failed.log else ""
         errors.print(Text(f"error: {failed.node.name} failed: {failed.reason}{log}"), soft_wrap=True)
@@ -116,5 +120,5 @@ def _exit_by(outcome: Outcome, again: str) -> None:
         errors.print(Text(f"note: {cancelled.node.name} was cancelled; `{again}` continues where it stopped"), soft_wrap=True)
     blocked = sum(state.state == "blocked" for state in outcome.states)
     if blocked:
-        errors.print(f"       blocked by what failed or was cancelled: {blocked} more; everything else is done", soft_wrap=True)
-    raise typer.Exit(1)
+        rest = "; everything else is done" if not outcome.left and not outcome.interrupted else ""
+        errors.print(f"       blocked by what failed or was cancelled: {blocked} more{rest}", soft_wrap=True)

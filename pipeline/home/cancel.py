@@ -44,48 +44,53 @@ class Cancelled:
     """Stage -> the sweep that runs it."""
 
 
-def cancel(name: str, home: Home) -> Cancelled:
-    """Cancel the sweep of this name if there is one, else the stage."""
+def cancel(name: str, home: Home, note: Callable[[str], None]) -> Cancelled:
+    """Cancel the sweep of this name if there is one, else the stage. `note` is told what it waits for."""
     if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
-        return _cancel_sweep(name, home)
+        return _cancel_sweep(name, home, note)
     folder = home.find_stage(name)
-    if jobs_of([folder]):
+    if jobs_of([folder], strict=True):
         _mark(folder)
         cancel_jobs([folder])
         return Cancelled(stages=[folder.name])
-    return Cancelled(stages=[folder.name] if _cancel_stage(folder) else [])
+    return Cancelled(stages=[folder.name] if _cancel_stage(folder, note) else [])
 
 
-def _cancel_sweep(name: str, home: Home) -> Cancelled:
+def _cancel_sweep(name: str, home: Home, note: Callable[[str], None]) -> Cancelled:
     found = Cancelled()
     folders = folders_of(home, name)
     running = [folder.name for folder in folders if folder.is_held() and _sweep_of(folder) == name]
     lock = home.sweep(name) / "lock"
+    jobs_of(folders, strict=True)  # before anything is ended: whether there is an answer
     if lock_is_held(lock):
         found.driver = _end(lock, lambda _: True, group=False)
         found.stages = [folder for folder in running if not StageFolder(home.path / "stages" / folder).is_held()]
-    in_queue = cancel_jobs(folders)
-    found.stages += [folder.name for folder in in_queue]
-    folders = [folder for folder in folders if folder not in in_queue]
+    jobs = jobs_of(folders, strict=True)
+    found.stages += [folder.name for folder in cancel_jobs([folder for folder, job in jobs.items() if job.sweep == name])]
+    found.left = {folder.name: job.sweep for folder, job in jobs.items() if job.sweep != name}
+    folders = [folder for folder in folders if folder not in jobs]
     while active := [folder for folder in folders if folder.is_held()]:  # a driver of single stages may start the next in between
         mine = [folder for folder in active if _sweep_of(folder) == name]
         if not mine:
-            found.left = {folder.name: _sweep_of(folder) for folder in active}
+            found.left |= {folder.name: _sweep_of(folder) for folder in active}
             break
-        found.stages += [folder.name for folder in mine if _cancel_stage(folder)]
+        found.stages += [folder.name for folder in mine if _cancel_stage(folder, note)]
     return found
 
 
-def _cancel_stage(folder: StageFolder) -> bool:
+def _cancel_stage(folder: StageFolder, note: Callable[[str], None]) -> bool:
     """Whether the stage was running and was stopped before it finished."""
     if not folder.is_held():
         return False
     lock = folder.path / "lock"
     if not lock_is_held(lock) and (elsewhere := folder.runs_elsewhere()) is not None:
+        if folder.holder_is_dead(note):
+            return False
         raise PriorlabError(f"{folder.path} is run by {elsewhere}; run the command on that machine")
     _mark(folder)
     try:
-        _end(lock, lambda process: runs_spec(process, folder.spec), group=True)
+        # Marked again once it runs: a command that was starting it has removed the mark.
+        _end(lock, lambda process: runs_spec(process, folder.spec), group=True, found=lambda: _mark(folder))
     except PriorlabError:
         folder.cancelled.unlink(missing_ok=True)
         raise
@@ -101,11 +106,15 @@ def _mark(folder: StageFolder) -> None:
     write_json_atomically(folder.cancelled, {"time": time.time(), "by": by})
 
 
-def _end(lock: Path, is_meant: Callable[[int], bool], *, group: bool) -> int | None:
-    """Stop the holder of a lock: SIGTERM, then SIGKILL if that fails. Its process number, or None if it ended by itself."""
+def _end(lock: Path, is_meant: Callable[[int], bool], *, group: bool, found: Callable[[], None] = lambda: None) -> int | None:
+    """Stop the holder of a lock: SIGTERM, then SIGKILL if that fails. Its process number, or None if it ended by itself.
+
+    `found` is called before it is signalled.
+    """
     process = _find(lock, is_meant)
     if process is None:
         return None
+    found()
     for number in (signal.SIGTERM, signal.SIGKILL):
         signal_holder(process, lock, number, group=group and number == signal.SIGKILL)  # a stage needs its workers to end in order
         if _wait(lambda: process not in holders(lock), _GRACE_SECONDS):

@@ -52,6 +52,8 @@ class Job:
     id: str
     waiting: bool
     reason: str
+    sweep: str
+    """Whose command submitted it."""
 
 
 class Backend(ABC):
@@ -116,5 +118,5 @@ class Backend(ABC):
 
     @classmethod
     def cancel(cls, folders: Sequence[StageFolder]) -> list[StageFolder]:
-        """End the stages' jobs, whoever started them. Returns the stages that had one."""
+        """End the stages' jobs, whoever started them. Returns the stages that had one. Raises `PriorlabError` without an answer."""
         return []

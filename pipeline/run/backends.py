@@ -20,5 +20,5 @@ def jobs_of(folders: Iterable[StageFolder], *, strict: bool = False) -> dict[Sta
 
 
 def cancel_jobs(folders: Sequence[StageFolder]) -> list[StageFolder]:
-    """End the jobs of stages, whoever started them; the stages that had one."""
+    """End the jobs of stages, whoever started them; the stages that had one. Raises `PriorlabError` where a backend does not answer."""
     return [folder for backend in BACKENDS.values() for folder in backend.cancel(folders)]

@@ -61,14 +61,14 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
             f"{target.name} is an adopted checkpoint: it was not computed here, so it cannot be made again. To bring it in anew, "
             f"remove {folder.path} and run `priorlab adopt`"
         )
-    dependents = graph.descendants(target)
-    wanted = {target.fingerprint} if alone else {target.fingerprint} | dependents
+    affected = {target.fingerprint} | graph.descendants(target)
     if force:
         for node in reversed(list(graph.stages.values())):  # dependents first: a kill in between leaves nothing stale
-            if node.fingerprint in {target.fingerprint} | dependents and node.config.adopted is None:
-                _clear(node.folder(home))
-    else:
-        wanted |= {node.fingerprint for node in graph.ancestors(target) if node.folder(home).record() is None}
+            if node.fingerprint in affected and node.config.adopted is None:
+                _clear(node.folder(home), view)
+    wanted = {target.fingerprint} if alone else affected
+    needed = [node for name in wanted for node in graph.ancestors(graph.stages[name])]
+    wanted = wanted | {node.fingerprint for node in needed if node.folder(home).record() is None}
     saved = saved_sweep(spec["sweep"], home)
     cluster = ClusterConfig(kind="local") if saved is None else _cluster_of(build_graph(saved.cells()))
     return run(graph, home, sweep=spec["sweep"], jobs=jobs or default_jobs(cluster), view=view, cluster=cluster, only=wanted)
@@ -94,8 +94,10 @@ def _add_dependents_never_started(graph: Graph, target: str, home: Home) -> None
                 graph.stages.setdefault(fingerprint, node)
 
 
-def _clear(folder: StageFolder) -> None:
+def _clear(folder: StageFolder, view: View) -> None:
     lock = folder.lock()
+    if lock is None and folder.runs_elsewhere() is not None and folder.holder_is_dead(view.note):
+        lock = folder.lock()
     if lock is None:
         raise PriorlabError(f"{folder.path} is run by {folder.holder()}; stop it before forcing it again")
     try:

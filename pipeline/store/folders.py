@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,17 @@ class StageFolder:
         """Who runs this stage on another machine, in words; None if nobody does."""
         holder = lease.other_holder(self.path)
         return holder and f"{holder} (taken over once it has been silent for {lease.SILENCE_SECONDS:.0f} seconds)"
+
+    def holder_is_dead(self, note: Callable[[str], None]) -> bool:
+        """Whether who ran this stage elsewhere shows no sign of life; `note` is told of the wait for one.
+
+        A machine that has rebooted counts as another one, and its stages as those of the machine before.
+        """
+        holder = lease.other_holder(self.path)
+        if holder is None:
+            return True
+        note(f"{self.name} is run by {holder}; waiting up to {lease.SILENCE_SECONDS:.0f} seconds for a sign of life")
+        return lease.is_silent(self.path)
 
     def holder(self) -> str:
         """Who runs this stage, in words."""

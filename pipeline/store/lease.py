@@ -23,6 +23,7 @@ from pathlib import Path
 BEAT_SECONDS = 10.0
 SILENCE_SECONDS = 120.0
 """Twelve missed beats, and twice as long as NFS clients cache file attributes by default."""
+_LOOK_SECONDS = 0.5
 _FOLDER = "leases"
 
 
@@ -119,6 +120,16 @@ def other_holder(folder: Path) -> str | None:
     """Who on another machine has the lease, in words; None if nobody has, or it is dead. Ask repeatedly: only time shows a death."""
     newest = _newest(folder)
     return newest.holder if newest is not None and newest.machine != machine() and _may_live(newest) else None
+
+
+def is_silent(folder: Path) -> bool:
+    """Whether the lease's holder shows no sign of life for `SILENCE_SECONDS`; waits for one so long."""
+    first, started = _newest(folder), time.monotonic()
+    while (newest := _newest(folder)) is not None and time.monotonic() - started < SILENCE_SECONDS:
+        if first is None or (newest.token, newest.count) != (first.token, first.count):
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
 
 
 _seen: dict[Path, tuple[str, int, float]] = {}

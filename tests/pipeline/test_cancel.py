@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import lease
+from pipeline.store.folders import StageFolder
 from tests.conftest import Lab, smoke_graph
 from tests.unit.stores import Shelf
 
@@ -117,12 +119,48 @@ def test_a_stage_on_another_machine_is_left_alone_and_the_machine_named(lab: Lab
     shelf = Shelf(lab.home)
     node = shelf.sweep("axes.prior=[ce]").cells[0].chain["pretrain"]
     folder = shelf.begun(node)
+    taken = taken_elsewhere(folder, monkeypatch)
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.01)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.01):
+            taken.beat()
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        for name in ("pretrain/ce-s0", "smoke"):
+            assert "run the command on that machine" in shelf.refusal("cancel", name)
+            assert not folder.cancelled.exists()
+    finally:
+        ended.set()
+        beating.join()
+
+
+def taken_elsewhere(folder: StageFolder, monkeypatch: pytest.MonkeyPatch) -> lease.Lease:
     with monkeypatch.context() as there:
         there.setattr(lease, "machine", lambda: "there")
-        assert lease.take(folder.path) is not None
-    for name in ("pretrain/ce-s0", "smoke"):
-        assert "run the command on that machine" in shelf.refusal("cancel", name)
-        assert not folder.cancelled.exists()
+        taken = lease.take(folder.path)
+    assert taken is not None
+    return taken
+
+
+@pytest.mark.parametrize("name", ["pretrain/ce-s0", "smoke"])
+def test_a_stage_that_a_reboot_ended_is_not_running_once_it_has_been_silent(
+    name: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine counts as another one since."""
+    shelf = Shelf(lab.home)
+    folder = shelf.begun(shelf.sweep("axes.prior=[ce]").cells[0].chain["pretrain"])
+    taken_elsewhere(folder, monkeypatch)
+    monkeypatch.setattr(lease, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.01)
+    done = shelf.call("cancel", name)
+    assert done.exit_code == 0
+    assert "waiting up to 0 seconds for a sign of life" in done.output
+    assert f"nothing to cancel: {name} is not running" in done.output
+    assert not folder.is_held()
 
 
 def test_a_holder_that_is_no_stage_is_left_alone_and_named(lab: Lab) -> None:

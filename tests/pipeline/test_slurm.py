@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.config.stages import KINDS
-from pipeline.run.slurm.queue import SlurmJob, all_jobs, cancel, job_of
+from pipeline.run.slurm.queue import SlurmJob, all_jobs, cancel, job_of, submitted_by
 from pipeline.store.folders import Home, StageFolder, status_of
 from tests.conftest import Lab, rows, smoke_graph
 from tests.pipeline import slurm_cluster
@@ -191,6 +191,36 @@ def test_a_job_that_another_one_preempts_is_submitted_again_with_what_depends_on
     assert len(attempts(folder)) == 2
     found, expected = (load_file(at.folder(PRETRAIN).export / "model.safetensors") for at in (lab, whole))
     assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_two_sweeps_that_watch_a_preempted_stage_make_one_new_job_of_it(finished: tuple[Lab, dict[str, object]], lab: Lab) -> None:
+    """And cancelling one of them leaves the jobs that the other submitted."""
+    lab.borrow(finished[0], CORPUS)
+    folder = lab.folder(PRETRAIN)
+    drivers = [lab.start(*SWEEP, "--name", name, "cluster.retries.first_delay_seconds=1") for name in ("one", "two")]
+    try:
+        wait_for((folder.checkpoints / "checkpoint-50" / "complete").exists, "a checkpoint")
+        (first,) = jobs_named(folder)
+        subprocess.run(["sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"], check=True)
+        wait_for(lambda: len(jobs_named(folder)) > 1 and job(folder).state == "RUNNING", "the new job")
+        wait_for(lambda: job(lab.folder(EVALUATE)).live and not job(lab.folder(EVALUATE)).doomed, "what depends on it")
+        time.sleep(3)  # each has looked again
+        assert len(jobs_named(folder)) == 2
+        (owner,) = {submitted_by(lab.folder(node)) for node in (PRETRAIN, EVALUATE)}
+        other = {"one": "two", "two": "one"}[owner or ""]
+        printed = lab.call("cancel", other).stdout
+        assert printed.count(f"running: sweep {owner} runs it") == 2, printed
+        assert job(folder).state == "RUNNING"
+    finally:
+        for driver in drivers:
+            driver.kill()
+            driver.communicate()
+    assert first != job(folder).id
+
+
+def jobs_named(folder: StageFolder) -> list[str]:
+    """Every job that there was of a stage."""
+    return [one.id for one in all_jobs().values() if one.name == job(folder).name]
 
 
 def test_max_jobs_holds_without_anybody_watching(finished: tuple[Lab, dict[str, object]], lab: Lab) -> None:

@@ -50,6 +50,7 @@ class SlurmBackend(Backend):
         self._asked = -math.inf
         self._refused = -math.inf  # when a job was last refused for the number of those in the queue
         self._lanes: list[list[str]] = [[] for _ in range(self.cluster.max_jobs or 0)]
+        self._listed: dict[str, SlurmJob] | None = None  # Slurm's answer, for as long as nobody else submits
 
     def begin(self, states: Sequence[StageState]) -> None:
         queue.require_slurm()
@@ -60,6 +61,7 @@ class SlurmBackend(Backend):
         self.command.home.path.mkdir(parents=True, exist_ok=True)
         while (lock := take_lock(self.command.home.path / "slurm.lock")) is None:
             time.sleep(_LOCK_SECONDS)
+        self._listed = None
         try:
             yield
         finally:
@@ -67,7 +69,7 @@ class SlurmBackend(Backend):
 
     def found(self, states: Sequence[StageState]) -> Iterator[tuple[StageState, Seen]]:
         """Jobs of this sweep's last start, or of another sweep with the same stage."""
-        jobs = queue.all_jobs()
+        jobs = self._listed = queue.all_jobs()
         for state in states:
             if state.state != "waiting":
                 continue
@@ -78,10 +80,10 @@ class SlurmBackend(Backend):
                     queue.remember(state.folder, job.id, self.command.sweep, job.name)
             if job is None or not job.live:
                 continue
+            self._jobs[state.node.fingerprint] = job.id
             if job.doomed or any(parent.state == "waiting" for parent in state.parents):
                 queue.cancel([job.id])  # it waits for a job that has failed
             else:
-                self._jobs[state.node.fingerprint] = job.id
                 self._stand_in_lane(job.id, [])
                 yield state, Seen("queued", f"job {job.id}")
 
@@ -90,13 +92,28 @@ class SlurmBackend(Backend):
         return time.monotonic() - self._refused < self._poll_seconds
 
     def start(self, state: StageState) -> Seen | None:
-        with _undisturbed():
-            job = self._submit(state)
+        try:
+            job = self._submitted_elsewhere(state)
+        except PriorlabError:  # the controller restarts, or is busy
+            return Seen("later")
+        if job is None:
+            with _undisturbed():
+                job = self._submit(state)
         if job is None:
             self._refused = time.monotonic()
             return None
         self._jobs[state.node.fingerprint] = job
         return Seen("queued", f"job {job}")
+
+    def _submitted_elsewhere(self, state: StageState) -> str | None:
+        """The job that another command has made of the stage since this one last looked: after a failure both would try again."""
+        if not queue.was_submitted(state.folder):
+            return None
+        if self._listed is None:
+            self._listed = queue.all_jobs()
+        job = queue.job_of(state.folder, self._listed)
+        known = self._jobs.get(state.node.fingerprint)
+        return job.id if job is not None and job.live and not job.doomed and job.id != known else None
 
     def _submit(self, state: StageState) -> str | None:
         """The job's id; None if Slurm has as many jobs as it takes. Raises `PriorlabError` if it refuses this one."""
@@ -186,8 +203,9 @@ class SlurmBackend(Backend):
             if state.folder.record_file.exists():
                 yield state, Seen("ended")
             elif job is not None and job.doomed:
-                queue.cancel([job.id])
-                yield state, self._lost(state, number, job)
+                with suppress(PriorlabError):  # no answer: it waits for nothing, and the next look finds it again
+                    queue.cancel([job.id])
+                    yield state, self._lost(state, number, job)
             elif job is not None and job.live:
                 yield state, Seen("queued", f"job {number} waits: {job.reason}") if job.waiting else Seen("running")
             elif not self._cancelling and any(parent.state in AT_WORK for parent in state.parents):
@@ -229,11 +247,15 @@ class SlurmBackend(Backend):
                 raise
             jobs = {}
         found = {folder: queue.job_of(folder, jobs) for folder in submitted}
-        return {folder: Job(job.id, job.waiting, job.reason) for folder, job in found.items() if job is not None and job.live}
+        return {
+            folder: Job(job.id, job.waiting, job.reason, queue.submitted_by(folder) or "")
+            for folder, job in found.items()
+            if job is not None and job.live
+        }
 
     @classmethod
     def cancel(cls, folders: Sequence[StageFolder]) -> list[StageFolder]:
-        found = cls.jobs(folders)
+        found = cls.jobs(folders, strict=True)
         queue.cancel(job.id for job in reversed(found.values()))  # dependents first: none starts in between
         return list(found)
 
