@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from pipeline.config.stages import KINDS, StageConfig
 from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import DIVERGED_EXIT, MEMORY_EXIT, NO_SPACE_EXIT, REFUSED_EXIT, STOPPED_EXIT, DivergedError, PriorlabError, Stopped
-from pipeline.store.files import manifest_of, read_json, sync_tree, write_json_atomically, write_text_atomically
+from pipeline.store.files import manifest_of, read_json, read_rows, sync_tree, write_json_atomically, write_text_atomically
 from pipeline.store.folders import StageFolder, verify_manifest
 from pipeline.store.lease import handed_down
 from pipeline.tracking.runs import StageRun
@@ -67,6 +67,8 @@ class Stage:
         self.guard = guard
         self.started = time.time()
         self._begun = time.monotonic()  # a clock that is set meanwhile changes no duration
+        self.earlier_seconds = 0.0
+        """Of earlier attempts, up to the step checkpoint that this one continues from."""
         self._last_status = 0.0
         self._since: dict[str, Any] = {}
         self._run: StageRun | None = None
@@ -147,11 +149,7 @@ class Stage:
 
     def rows(self) -> list[dict[str, float]]:
         """The readable rows of metrics.jsonl."""
-        rows = []
-        for line in self.folder.metrics.read_text(encoding="utf-8").splitlines() if self.folder.metrics.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut short
-                rows.append(json.loads(line))
-        return rows
+        return read_rows(self.folder.metrics)
 
     def export(self, write: Callable[[Path], None]) -> None:
         """Fill the export folder with `write`, all or nothing. Every rank takes part in `write`; only rank 0 touches folders."""
@@ -181,7 +179,7 @@ class Stage:
             "parents": {role: parent["fingerprint"] for role, parent in self.spec["parents"].items()},
             "manifest": manifest_of(self.folder.export),
             "metrics": metrics,
-            "provenance": provenance() | {"started": self.started, "seconds": round(time.monotonic() - self._begun, 2)},
+            "provenance": provenance() | {"started": self.started, "seconds": round(self.seconds, 2)},
         }
         if "adopt" in self.spec:
             record["adopted"] = self.spec["adopt"]
@@ -191,6 +189,11 @@ class Stage:
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         # Last: whatever W&B's server does, the stage is done.
         self._tracked().finish({key: value for key, value in metrics.items() if isinstance(value, (int, float))}, self.folder.export)
+
+    @property
+    def seconds(self) -> float:
+        """What the stage has taken so far, over all its attempts but for work that was lost."""
+        return self.earlier_seconds + time.monotonic() - self._begun
 
     def _tracked(self) -> StageRun:
         """The W&B run, opened on first use: it takes two seconds to start."""

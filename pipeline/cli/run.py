@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from pipeline.cli.compare import show_comparison
-from pipeline.cli.options import Jobs, Overrides
+from pipeline.cli.options import Jobs, Overrides, Rename
 from pipeline.cli.terminal import console, errors
 from pipeline.cli.view import choose_view
 from pipeline.compare.settings import declared_pairs, planned_settings
@@ -25,7 +25,7 @@ def sweep(
     name: Annotated[str, typer.Argument(metavar="SWEEP", help="a file in configs/sweep, or the path of a .yaml")],
     overrides: Overrides = None,
     jobs: Jobs = None,
-    rename: Annotated[str | None, typer.Option("--name", help="store the results under this name", show_default=False)] = None,
+    rename: Rename = None,
 ) -> None:
     """Run a sweep: all cells, each stage once. Repeat the command to resume it or to show its results."""
     _run(load_sweep(name, overrides or [], rename=rename), jobs)
@@ -35,9 +35,10 @@ def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a file in configs/recipe, or the path of a .yaml")],
     overrides: Overrides = None,
     jobs: Jobs = None,
+    rename: Rename = None,
 ) -> None:
     """Run one recipe from its corpus to the evaluation after RL."""
-    _run(load_recipe(recipe, overrides or []), jobs)
+    _run(load_recipe(recipe, overrides or [], rename=rename), jobs)
 
 
 def resume(

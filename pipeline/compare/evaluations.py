@@ -5,7 +5,6 @@ With several evaluation sets, a checkpoint's evaluation is the mean over them (`
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from pipeline.compare.sets import averaged
 from pipeline.compare.validations import Validation, load_validation
 from pipeline.config.stages import EvaluateStage
 from pipeline.experiment.graph import CellPlan, Graph, StageNode
-from pipeline.store.files import read_json
+from pipeline.store.files import read_json, read_rows
 from pipeline.store.folders import Home, verify_manifest
 
 
@@ -177,15 +176,6 @@ def _validation(plan: CellPlan, rows: list[dict[str, float]], home: Home) -> Val
 
 
 def stage_rows(plan: CellPlan, kind: str, home: Home) -> list[dict[str, float]]:
-    """metrics.jsonl of a cell's stage, without an unfinished last line."""
+    """The readable rows of metrics.jsonl of a cell's stage."""
     node = plan.chain.get(kind)
-    path = None if node is None else node.folder(home).metrics
-    if path is None or not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return [] if node is None else read_rows(node.folder(home).metrics)

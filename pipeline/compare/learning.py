@@ -57,7 +57,7 @@ def learning_curves(compared: Sequence[MeasuredSetting], planned: Sequence[Setti
     validated = [one for one in compared if one.finished and all(e.validation is not None for e in one.after)]
     found = []
     for axis, along in pairs(planned).items():
-        if measured := measured_pairs(along, validated):
+        if measured := [pair for pair in measured_pairs(along, validated) if _on_the_same_problems(*pair)]:
             found += [curve for budget in BUDGETS for curve in _along(axis, measured, budget, pooled)]
     return found
 
@@ -71,6 +71,15 @@ def _along(axis: str, measured: Sequence[Pair], budget: Budget, pooled: bool) ->
     for one in compare_pairs("level", axis, drawn, list(quantities), pooled=pooled):
         points.setdefault((one.setting, one.reference, one.quantity.k), []).append((quantities[one.quantity], one))
     return [LearningCurve(budget, k, of_curve) for (_, _, k), of_curve in points.items()]
+
+
+def _on_the_same_problems(setting: MeasuredSetting, reference: MeasuredSetting) -> bool:
+    """Whether both were validated on the same problems wherever they share a seed; each seed has problems of its own."""
+    first, second = (
+        {seed: validation.problems for seed, validation in zip(one.seeds, _validations(one), strict=True)}
+        for one in (setting, reference)
+    )
+    return all(first[seed] == second[seed] for seed in first.keys() & second.keys())
 
 
 def _validations(setting: MeasuredSetting) -> list[Validation]:
@@ -89,14 +98,18 @@ def _places(every: Sequence[Validation], budget: Budget) -> list[tuple[int, floa
 
 
 def _at_places(setting: MeasuredSetting, budget: Budget, quantities: Mapping[Quantity, float]) -> MeasuredSetting:
-    """The setting as if its evaluations had been its validations: a metric for each place."""
+    """The setting as if its evaluations had been its validations: a metric for each place.
+
+    Problems go by their number, since they differ between seeds; what is compared is paired within a seed.
+    """
     after, before = [], []
     for start, end, validation in zip(setting.before, setting.after, _validations(setting), strict=True):
         metrics: dict[str, dict[int, Floats]] = {}
         for quantity, place in quantities.items():
             metrics.setdefault(quantity.metric, {})[quantity.k] = _interpolated(validation, budget, quantity.k, place)
-        before.append(replace(start, problems=validation.problems, metrics=metrics, sets={}))
-        after.append(replace(end, problems=validation.problems, metrics=metrics, sets={}))
+        numbered = [str(number) for number in range(len(validation.problems))]
+        before.append(replace(start, problems=numbered, metrics=metrics, sets={}))
+        after.append(replace(end, problems=numbered, metrics=metrics, sets={}))
     return replace(setting, before=before, after=after)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -108,9 +109,10 @@ def known_spreads(task: str, home: Home) -> Spreads:
     """Those of the finished sweep with the most seeds that was evaluated on the same; Countdown's if there is none."""
     found = []
     for file in sorted(home.path.glob("sweeps/*/comparison.json")):
-        told = read_mapping(file).get("summary", {}).get("spreads")
-        if told and told.pop("task") == task:
-            found.append(Spreads(**told | {"source": f"sweep {file.parent.name}"}))
+        with suppress(AttributeError, KeyError, TypeError):  # of another version
+            told = read_mapping(file)["summary"]["spreads"]
+            if told.pop("task") == task:
+                found.append(Spreads(**told | {"source": f"sweep {file.parent.name}"}))
     return max(found, key=lambda one: one.seeds, default=COUNTDOWN)
 
 

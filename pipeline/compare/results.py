@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,16 @@ def write_samples(path: Path, graph: Graph, home: Home) -> None:
         with_current_columns(pq.read_schema(file).empty_table(), plan.cell.recipe.evaluate).schema for plan, *_, file in finished
     ]
     schema = pa.unify_schemas([pa.schema(kinds), *columns_of])
-    temporary = path.with_name(f".{path.name}.tmp")
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for plan, after, at, name, file in finished:
-            table = with_current_columns(pq.read_table(file), plan.cell.recipe.evaluate)
-            step = evaluated_step(plan, after, home) if at is None else at
-            for (column, kind), value in zip(kinds, (plan.cell.id, name, after, step), strict=True):
-                table = table.append_column(column, pa.array([value] * len(table), kind))
-            columns = [table[of.name] if of.name in table.column_names else pa.nulls(len(table), of.type) for of in schema]
-            writer.write_table(pa.table(columns, schema=schema))
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # its own: another command may write the same file
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for plan, after, at, name, file in finished:
+                table = with_current_columns(pq.read_table(file), plan.cell.recipe.evaluate)
+                step = evaluated_step(plan, after, home) if at is None else at
+                for (column, kind), value in zip(kinds, (plan.cell.id, name, after, step), strict=True):
+                    table = table.append_column(column, pa.array([value] * len(table), kind))
+                columns = [table[of.name] if of.name in table.column_names else pa.nulls(len(table), of.type) for of in schema]
+                writer.write_table(pa.table(columns, schema=schema))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -68,13 +68,18 @@ def _gained(gains: Mapping[tuple[str, Quantity], JointInterval], quantity: Quant
     parts = [f"raised {quantity.name} in {len(up)}"] if up else []
     parts += [f"lowered {'it' if up else quantity.name} in {len(down)}"] if down else []
     settings = f"{len(intervals)} {what}{'s' if len(intervals) != 1 else ''}"
+    told = [interval for interval in intervals if not math.isnan(interval.low)]
+    if not told:
+        return f"RL's change in {quantity.name} has no interval in any of {settings}: too few problems, or the same on every problem."
+    untold = len(intervals) - len(told)
+    without = f"; {untold} of them {'has' if untold == 1 else 'have'} no interval" if untold else ""
     if not parts:
-        return f"RL shows no change in {quantity.name} in any of {settings}."
+        return f"RL shows no change in {quantity.name} in any of {settings}{without}."
     values = [interval.value for interval in intervals]
-    unclear = len(intervals) - len(up) - len(down)
+    unclear = len(told) - len(up) - len(down)
     rest = f", and shows no change in {unclear}" if unclear else ""
     reach = f"{signed(min(values))} to {signed(max(values))}" if len(values) > 1 else signed(values[0])
-    return f"RL {' and '.join(parts)} of {settings}{rest} (change: {reach})."
+    return f"RL {' and '.join(parts)} of {settings}{rest}{without} (change: {reach})."
 
 
 def _along(kind: Kind, axis: str, between: Sequence[Difference]) -> list[str]:

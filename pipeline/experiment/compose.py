@@ -151,15 +151,15 @@ def _contrasts(given: Any, sweep: str) -> tuple[tuple[str, str], ...]:
     return tuple((setting, reference) for setting, reference in pairs)
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Sweep:
-    """A recipe alone, as a sweep of one cell."""
+def load_recipe(name: str, overrides: Iterable[str] = (), rename: str | None = None) -> Sweep:
+    """A recipe alone, as a sweep of one cell, which goes by another name if renamed."""
     recipe = _recipe_tree(name)
     for override in overrides:
         path, value = parse_override(override)
         if path[0] == "axes":
             raise PriorlabError(f"{override!r}: a recipe has no axes; set the key itself, or start a sweep of it with `priorlab sweep`")
         assign(recipe, path, value)
-    return Sweep(sweep_name(f"{bare_name(name)}-run"), {}, recipe)
+    return Sweep(sweep_name(rename or f"{bare_name(name)}-run"), {}, recipe)
 
 
 def _recipe_tree(node: Any, used: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -168,6 +168,8 @@ def _recipe_tree(node: Any, used: tuple[str, ...] = ()) -> dict[str, Any]:
         node = {"use": node}
     if not isinstance(node, dict):
         raise PriorlabError(f"recipe is {node!r}; give the name of a file in configs/recipe, or a mapping")
+    if (odd := next((key for key in node if not isinstance(key, str)), None)) is not None:
+        raise PriorlabError(f"recipe has the key {odd!r}; keys must be text")
     node = dict(node)
     base: dict[str, Any] = {}
     if "use" in node:

@@ -36,10 +36,13 @@ def _place(location: list[str]) -> tuple[list[str], type[BaseModel]]:
     config: type[BaseModel] = RecipeConfig
     kinds: dict[str, type[BaseModel]] = {}
     below_a_name = False
+    annotation: Any = None
     for part in location:
         if below_a_name:  # in a mapping with the user's own names
             written.append(part)
             below_a_name = False
+            if not _configs(annotation):  # what follows are pydantic's names for the kinds of value there
+                break
             continue
         if part in kinds:
             config, kinds = kinds[part], {}

@@ -241,19 +241,25 @@ def graph_from_specs(specs: Iterable[dict[str, Any]], target: str) -> Graph:
         if spec is None:
             raise PriorlabError(f"a stage with fingerprint {fingerprint_[:12]} is referred to, but its folder is gone")
         parents = {role: add(parent["fingerprint"]) for role, parent in spec["parents"].items()}
-        config = KINDS[spec["kind"]].model_validate(spec["config"])
-        tracking = TrackingConfig.model_validate(spec["tracking"])
+        other = f"{spec['kind']}/{spec['slug']}-{fingerprint_[:12]} was made by another version of priorlab"
+        try:
+            config = KINDS[spec["kind"]].model_validate(spec["config"])
+            tracking = TrackingConfig.model_validate(spec["tracking"])
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise PriorlabError(
+                f"{other}, or its spec.json was edited: {where} is not valid there; run its sweep again to rebuild it"
+            ) from error
         node = StageNode(_slug(spec["slug"]), config, parents, spec["labels"], tracking)
         if node.fingerprint != fingerprint_:
             raise PriorlabError(
-                f"{spec['kind']}/{spec['slug']}-{fingerprint_[:12]} was made by another version of priorlab (this one would give "
-                f"it the fingerprint {node.fingerprint[:12]}); run its sweep again to rebuild it"
+                f"{other} (this one would give it the fingerprint {node.fingerprint[:12]}); run its sweep again to rebuild it"
             )
         return stages.setdefault(fingerprint_, node)
 
     add(target)
     for known in by_fingerprint:
-        with contextlib.suppress(PriorlabError, ValidationError):  # made by another version, or their parent was removed
+        with contextlib.suppress(PriorlabError):  # made by another version, or their parent was removed
             add(known)
     return Graph([], stages)
 

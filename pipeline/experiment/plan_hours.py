@@ -28,8 +28,9 @@ def timed_hours(graph: Graph, home: Home) -> Hours | None:
     took: dict[str, list[float]] = {}
     for node in graph.stages.values():
         record = None if node.kind == "corpus" else node.folder(home).record()
-        if record is not None:
-            took.setdefault(node.kind, []).append(record["provenance"]["seconds"] / 3600)
+        seconds = None if record is None else record["provenance"].get("seconds")
+        if isinstance(seconds, (int, float)):
+            took.setdefault(node.kind, []).append(seconds / 3600)
     counted = [node for node in graph.stages.values() if node.kind != "corpus"]
     if {node.kind for node in counted} - took.keys():
         return None

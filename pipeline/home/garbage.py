@@ -18,7 +18,7 @@ from pipeline.experiment.graph import build_graph
 from pipeline.experiment.saved import definition, saved_sweep
 from pipeline.run.backends import jobs_of
 from pipeline.store.files import read_json
-from pipeline.store.folders import Home, StageFolder
+from pipeline.store.folders import Home, StageFolder, names_parents
 
 _STAGE_NAME = re.compile(r".+-([0-9a-f]{12})")
 
@@ -130,7 +130,7 @@ def _parents(folder: StageFolder) -> set[str]:
     spec = read_json(folder.spec)
     if spec is None:
         return set()  # nothing was ever started here
-    if not isinstance(spec, dict) or not isinstance(spec.get("parents"), dict):
+    if not names_parents(spec):
         raise PriorlabError(
             f"{folder.spec} does not say what the stage was computed from, so nothing is deleted; start its sweep again"
         )

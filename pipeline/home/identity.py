@@ -14,7 +14,7 @@ from pipeline.errors import PriorlabError
 from pipeline.experiment.fingerprint import drift
 from pipeline.experiment.graph import StageNode
 from pipeline.store.files import read_json
-from pipeline.store.folders import Home, StageFolder
+from pipeline.store.folders import Home, StageFolder, names_parents
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class StoredIdentities:
     def _read(self, folder: StageFolder) -> Identity:
         spec, record = read_json(folder.spec), folder.record()
         needed = {"fingerprint", "recipe_version", "identity", "parents"}
-        if not isinstance(spec, dict) or not needed <= spec.keys():
+        if not isinstance(spec, dict) or not needed <= spec.keys() or not names_parents(spec):
             raise PriorlabError(f"{folder.spec} does not say what the stage is; start its sweep again to rewrite it")
         known = record if record is not None and needed <= record.keys() else spec
         parents = {role: self._parent(**parent) for role, parent in spec["parents"].items()}

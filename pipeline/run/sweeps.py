@@ -15,7 +15,7 @@ from pipeline.run.devices import Devices, visible_devices
 from pipeline.run.scheduler import run
 from pipeline.run.state import Outcome, View
 from pipeline.store.files import read_mapping
-from pipeline.store.folders import Home, StageFolder
+from pipeline.store.folders import Home, StageFolder, names_parents
 
 
 def default_jobs(cluster: ClusterConfig) -> int:
@@ -78,7 +78,9 @@ def _readable_spec(folder: StageFolder) -> dict[str, Any] | None:
     """A spec with all its parts; a damaged one must not stand in the way of other stages."""
     spec = read_mapping(folder.spec)
     needed = {"kind", "slug", "fingerprint", "config", "parents", "labels", "sweep", "tracking"}
-    return spec if needed <= spec.keys() and spec["kind"] in KINDS else None
+    if not needed <= spec.keys() or not all(isinstance(spec[part], str) for part in ("kind", "slug", "fingerprint", "sweep")):
+        return None
+    return spec if spec["kind"] in KINDS and names_parents(spec) else None
 
 
 def _add_dependents_never_started(graph: Graph, target: str, home: Home) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except PriorlabError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl; what is no row, as a line that a kill cut short, is passed over. Empty if there is no file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+    return rows
 
 
 def files_below(folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Any
 from pipeline.errors import PriorlabError
 from pipeline.store import lease
 from pipeline.store.files import damage, lock_is_held, read_json, read_mapping, take_lock
+from pipeline.store.progress import is_progress
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names that become folders below the home or are looked up as files: they cannot lead elsewhere."""
@@ -187,9 +188,19 @@ class StageFolder:
             file.unlink(missing_ok=True)
 
 
+def names_parents(spec: Any) -> bool:
+    """Whether a spec says which stages it was computed from, each by role."""
+    parents = spec.get("parents") if isinstance(spec, dict) else None
+    return isinstance(parents, dict) and all(
+        isinstance(parent, dict) and all(isinstance(parent.get(part), str) for part in ("kind", "fingerprint", "folder"))
+        for parent in parents.values()
+    )
+
+
 def status_of(folder: StageFolder) -> dict[str, Any]:
-    """The stage's last progress report, which is for people."""
-    return read_mapping(folder.status)
+    """The stage's last progress report, which is for people; empty if it is none."""
+    found = read_mapping(folder.status)
+    return found if is_progress(found) else {}
 
 
 _LISTING_NS = 2 * 10**9

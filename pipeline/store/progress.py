@@ -8,6 +8,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+
+class _Since(BaseModel, strict=True):
+    step: float
+    time: float
+
+
+class _Progress(BaseModel, strict=True):
+    state: str = ""
+    time: float = 0.0
+    started: float = 0.0
+    step: float = 0.0
+    total: float = 0.0
+    unit: str = ""
+    since: _Since | None = None
+    shown: dict[str, float] = {}
+    message: str = ""
+    code: int = 1
+
+
+def is_progress(found: dict[str, Any]) -> bool:
+    """Whether status.json holds what `stages.contract` writes there, and not something of another hand or version."""
+    try:
+        progress = _Progress.model_validate(found)
+    except ValidationError:
+        return False
+    counts = {"step"} if progress.total else set()
+    return (counts if progress.since is None else {"step", "time"}) <= found.keys()
+
 
 def seconds_so_far(progress: dict[str, Any]) -> float | None:
     """From the start of the stage's process to its last report, by its own clock; None if it has not said so."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pipeline.config.stages import KINDS
 from pipeline.config.tracking import TrackingConfig
@@ -41,13 +42,13 @@ def resolve_mode(tracking: TrackingConfig) -> Mode:
 
 
 def logged_in() -> bool:
-    """Whether the environment or netrc has a key for W&B."""
+    """Whether the environment or netrc has a key for W&B; looks where `wandb login` writes it, without importing wandb."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", f"https://{_HOST}").split("//")[-1].split("/")[0].split(":")[0]
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", f"https://{_HOST}")).netloc
     try:
-        return netrc.netrc().authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return False
 
 

@@ -37,7 +37,7 @@ from stages.training.gradient_norms import GradientNorms
 from stages.training.process import adapt, trainer_arguments
 from stages.training.ranks import meet
 from stages.training.resharding import AsItWas, load_universal, reshard
-from stages.training.step_checkpoints import StepCheckpoints, is_split_otherwise, last_complete, step_of
+from stages.training.step_checkpoints import StepCheckpoints, is_split_otherwise, last_complete, seconds_until, step_of
 
 
 class Packed(Protocol):
@@ -194,6 +194,8 @@ def train(
     launch = settings.launch
     ranks = meet(stage.rank, launch.processes)
     checkpoint = last_complete(stage.folder.checkpoints, launch, ranks, any_processes=True)
+    if checkpoint is not None:
+        stage.earlier_seconds = seconds_until(checkpoint)
     model = build()
     if prior.temperature != 1:
         last_norm(model)  # refuse before training what the export would

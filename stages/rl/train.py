@@ -29,7 +29,7 @@ from stages.tasks import Problem, build_task
 from stages.tasks.verifier import Verifier
 from stages.training.process import adapt
 from stages.training.ranks import meet
-from stages.training.step_checkpoints import last_complete, step_of
+from stages.training.step_checkpoints import last_complete, seconds_until, step_of
 
 
 def train(stage: Stage) -> dict[str, Any]:
@@ -41,7 +41,9 @@ def train(stage: Stage) -> dict[str, Any]:
     training, validation = training_and_validation(build_task(config.task), settings, config.seed)
     check_prompts(training + validation, tokenizer, config.task.max_prompt_tokens)
     checkpoint = last_complete(stage.folder.checkpoints, settings.launch, meet(stage.rank, settings.launch.processes))
-    done = -1 if checkpoint is None else step_of(checkpoint)
+    done = -1
+    if checkpoint is not None:
+        done, stage.earlier_seconds = step_of(checkpoint), seconds_until(checkpoint)
     rows = stage.rewind_metrics(done)
     if checkpoint is not None and done == settings.steps:
         if stage.rank == 0:

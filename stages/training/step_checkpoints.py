@@ -33,8 +33,9 @@ _RESHARDED = (2, 3)
 class StepCheckpoints(TrainerCallback):
     """Marks a step checkpoint once all of it is written (a kill may fall between its files), and stops training when asked to.
 
-    The mark holds the number of processes and the ZeRO stage that wrote it, and the sha256 of its files. The newest two checkpoints
-    are kept. The callback also makes Trainer log the last step, and the one it stops at, whatever log_steps is.
+    The mark holds the number of processes and the ZeRO stage that wrote it, the sha256 of its files, and what the stage has taken until
+    then. The newest two checkpoints are kept. The callback also makes Trainer log the last step, and the one it stops at, whatever
+    log_steps is.
 
     When asked to stop, training continues to the next logged step if that is seconds away, so that averages match an uninterrupted
     run's; else to the next multiple of `every` steps (RL's rollout batches). Several processes agree on how far it is at each logged
@@ -89,7 +90,8 @@ class StepCheckpoints(TrainerCallback):
         if state.is_world_process_zero:
             manifest = {name: sha256 for part in parts for name, sha256 in part.items()}
             self.stage.guard.check()
-            write_json_atomically(folder / COMPLETE, {"layout": _layout(self.launch), "manifest": manifest})
+            mark = {"layout": _layout(self.launch), "manifest": manifest, "seconds": round(self.stage.seconds, 2)}
+            write_json_atomically(folder / COMPLETE, mark)
             known = by_step(folder.parent)  # Trainer would go by their times, which a clock set back would turn around
             for step in sorted(known)[:-_KEPT]:
                 shutil.rmtree(known[step])
@@ -144,7 +146,12 @@ def _mark(checkpoint: Path) -> dict[str, Any] | None:
         mark = read_json(checkpoint / COMPLETE)
     except PriorlabError:
         return None
-    return mark if isinstance(mark, dict) and mark.keys() == {"layout", "manifest"} else None
+    return mark if isinstance(mark, dict) and {"layout", "manifest"} <= mark.keys() else None
+
+
+def seconds_until(checkpoint: Path) -> float:
+    """What the stage had taken when it wrote a complete step checkpoint."""
+    return float((_mark(checkpoint) or {}).get("seconds", 0.0))
 
 
 def _layout(launch: Launch) -> dict[str, int]:

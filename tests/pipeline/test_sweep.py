@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from pipeline.compare.results import COLUMNS
 from pipeline.errors import NO_SPACE_EXIT
+from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import Home, StageFolder
 from stages.contract import _explain
 from tests.conftest import FinishedSweep, Lab, smoke_graph
@@ -190,6 +191,26 @@ def test_one_stage_forced_again_takes_what_depends_on_it_along(killed: tuple[Lab
         assert new is not None
         assert new["provenance"]["started"] > old["provenance"]["started"]
         assert new["manifest"] == old["manifest"] or new["kind"] == "evaluate"  # training repeats itself exactly
+
+
+def test_a_stage_takes_along_what_its_dependents_lack(smoke: FinishedSweep, lab: Lab) -> None:
+    """Here the parent of its own that mid-training has, and with --force the parents that are gone."""
+    text = "{use: countdown, documents: 300, heldout_documents: 50, block_size: 32}"
+    own = f"midtrain={{use: countdown, corpus: {text}, steps: 10, optimizer: {{decay_steps: 5}}}}"
+    (plan,) = smoke_graph("axes.prior=[ce]", "rl=null", own, "midtrain.launch.save_steps=5", "midtrain.launch.log_steps=5").cells
+    lab.borrow(smoke.lab, smoke.node("corpus"))
+    for node in plan.stages():
+        folder = lab.folder(node)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(folder.spec, node.spec(lab.home, "smoke"))
+    done = lab.call("stage", plan.chain["pretrain"].fingerprint[:8])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(lab.folder(node).record() is not None for node in plan.stages())
+
+    shutil.rmtree(lab.folder(plan.chain["corpus"]).export)
+    lab.folder(plan.chain["corpus"]).record_file.unlink()
+    done = lab.call("stage", plan.chain["pretrain"].fingerprint[:8], "--force", "--alone")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_checkpoint_with_a_flipped_byte_is_refused_by_name(smoke: FinishedSweep, lab: Lab) -> None:

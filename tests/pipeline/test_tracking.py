@@ -162,17 +162,22 @@ def test_the_saved_view_holds_the_comparison_of_one_sweep(smoke: FinishedSweep, 
         ({}, "machine api.wandb.ai login user password secret", "auto", "online"),
         ({"WANDB_MODE": "disabled"}, "", "online", "disabled"),
         ({"WANDB_API_KEY": "k" * 40}, "", "offline", "offline"),
+        ({"WANDB_BASE_URL": "http://localhost:8080"}, "machine localhost:8080 login user password secret", "auto", "online"),
+        ({}, "machine caf\xe9 login user password secret", "auto", "offline"),  # in Latin-1
         ({"WANDB_BASE_URL": "https://wandb.example.org"}, "machine api.wandb.ai login user password secret", "auto", "offline"),
     ],
 )
 def test_tracking_is_online_only_for_who_is_logged_in(
     environment: dict[str, str], netrc: str, config: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / ".netrc").write_text(netrc)
+    (tmp_path / ".netrc").write_text(netrc, encoding="latin-1")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_mode(TrackingConfig.model_validate({"mode": config})) == expected
+    (tmp_path / ".netrc").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("NETRC", str(tmp_path / "elsewhere"))
     assert resolve_mode(TrackingConfig.model_validate({"mode": config})) == expected

@@ -24,7 +24,7 @@ from pipeline.store.files import manifest_of, write_json_atomically
 from stages.contract import Stage
 from stages.guard import Guard
 from stages.training.ranks import Ranks
-from stages.training.step_checkpoints import StepCheckpoints, last_complete
+from stages.training.step_checkpoints import StepCheckpoints, last_complete, seconds_until
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, smoke_graph, start
 from tests.stages.test_pretrain import LOGGED, pretraining, weights
 from tests.unit import crash_points
@@ -145,6 +145,19 @@ def test_training_stops_where_it_can_resume_exactly(
             callback.on_save(trainer, state, control, model=model)
     mark = json.loads((stage.folder.checkpoints / f"checkpoint-{step}" / "complete").read_text())
     assert mark["manifest"] == {"model.safetensors": manifest_of(stage.folder.checkpoints / f"checkpoint-{step}")["model.safetensors"]}
+
+
+def test_a_resumed_stage_counts_what_it_took_until_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    first = a_stage(tmp_path)
+    now[0] += 30
+    StepCheckpoints(first, Launch()).on_save(*arguments(first, 100), model=torch.nn.Linear(2, 2))
+    now[0] += 500  # lost
+    again = Stage(first.folder.spec, Guard())
+    again.earlier_seconds = seconds_until(first.folder.checkpoints / "checkpoint-100")
+    now[0] += 7
+    assert again.seconds == 37
 
 
 def test_the_newest_two_are_kept_whatever_the_clock_says(tmp_path: Path) -> None:

@@ -89,6 +89,30 @@ def test_a_run_that_has_spent_nothing_yet_leaves_nothing_to_compare() -> None:
     assert found_in(sweep({"ce": begun, "tail": ended})).learning == []
 
 
+@pytest.mark.parametrize("missing", [0, 2])
+def test_a_setting_that_lacks_a_seed_is_compared_over_the_others(missing: int) -> None:
+    """Each seed has validation problems of its own."""
+    evaluations = [
+        one if one.validation is None else replace(one, validation=of_seed(one.validation, one.plan.cell.recipe.seed))
+        for one in sweep({"ce": validation([0.1, 0.3, 0.5], seed=0), "tail": validation([0.1, 0.5, 0.7], seed=1)}, seeds=3)
+        if (one.plan.cell.recipe.prior.name, one.plan.cell.recipe.seed) != ("tail", missing)
+    ]
+    (found,) = curves(evaluations, "steps")
+    assert {one.seeds for _, one in found.points} == {2}
+
+
+def test_a_run_that_was_validated_on_other_problems_is_not_compared() -> None:
+    evaluations = [
+        replace(one, validation=of_seed(one.validation, 7)) if one.validation and one.plan.cell.recipe.prior.name == "tail" else one
+        for one in sweep({"ce": validation([0.1, 0.3, 0.5], seed=0), "tail": validation([0.1, 0.5, 0.7], seed=1)})
+    ]
+    assert found_in(evaluations).learning == []
+
+
+def of_seed(validation: Validation, seed: int) -> Validation:
+    return replace(validation, problems=[f"{problem} of seed {seed}" for problem in validation.problems])
+
+
 @pytest.mark.parametrize("without", ["ce", "tail"])
 def test_a_run_without_its_validation_is_not_compared(without: str) -> None:
     of = {name: None if name == without else validation([0.1, 0.3, 0.5], seed=0) for name in ("ce", "tail")}

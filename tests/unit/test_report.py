@@ -48,6 +48,13 @@ def test_users_and_models_text_stays_text(tmp_path: Path) -> None:
     assert "&lt;b&gt;rl&lt;/b&gt;" in page
 
 
+def test_a_name_with_lists_is_whole_and_an_interval_is_set_apart(tmp_path: Path) -> None:
+    page = report(Home(tmp_path), measured({"ce": 0.05}, "axes.task.numbers=[[2, 3], [3, 4]]"))
+    assert "<td>ce numbers=[2, 3] [x]</td>" not in page
+    assert "task.numbers=[2, 3]</td>" in page
+    assert "<small>[" in page
+
+
 def test_examples_show_the_greedy_response_first_and_few_samples(tmp_path: Path) -> None:
     page = report(Home(tmp_path), measured({"ce": 0.05}))
     first = page.partition('<ul class="responses">')[2].partition("</ul>")[0]

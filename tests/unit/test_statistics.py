@@ -337,6 +337,13 @@ def test_a_setting_with_one_finished_seed_counts_for_nothing_beside_others() -> 
     assert "Not counted, since one finished seed says nothing about a setting: tail." in said
 
 
+def test_where_there_is_no_interval_no_change_is_claimed() -> None:
+    """Four problems are too few for one."""
+    said = said_of(measured({"ce": 0.2, "tail": 0.3}, problems=4, seeds=2))
+    assert said[0] == ("RL's change in pass@1 has no interval in any of 2 settings: too few problems, or the same on every problem.")
+    assert not any("no change" in sentence for sentence in said)
+
+
 def test_two_sweeps_pool_their_seeds_though_their_settings_have_the_same_names() -> None:
     """Unpooled, each of the three intervals would rest on two seeds, and one would be ten times as wide as another."""
     gains = {"ce": 0.0, "tail": 0.0, "head": 0.0}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.store.files import write_json_atomically
 from pipeline.store.folders import status_of
 from pipeline.store.progress import rate
 from stages.contract import Stage
@@ -60,6 +61,29 @@ def test_what_is_not_running_has_neither_rate_nor_time_left(shelf: Shelf) -> Non
     shelf.begun(node, **RUNNING, step=160, total=300, time=20.0, since={"unit": "steps", "step": 100, "time": 0.0})
     (entry,) = shelf.json("status")
     assert (entry["state"], entry["rate"], entry["seconds_left"], entry["step"]) == ("unfinished", None, None, 160)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"state": "running", "total": 5, "since": {}},
+        {"state": "running", "total": "5", "step": 1, "time": 2, "since": {"step": 0, "time": 0}},
+        {"state": "running", "total": 5, "unit": "steps"},
+        {"shown": {"loss": "low"}},
+        {"state": "failed", "message": 5},
+    ],
+)
+def test_a_status_that_no_stage_wrote_hides_no_stage(odd: dict[str, Any], shelf: Shelf) -> None:
+    node = shelf.sweep("axes.prior=[ce]", "rl=null").cells[0].chain["pretrain"]
+    folder = shelf.begun(node)
+    write_json_atomically(folder.status, odd)
+    lock = folder.lock()
+    assert lock is not None
+    try:
+        (entry,) = shelf.json("status")
+    finally:
+        os.close(lock)
+    assert (entry["state"], entry["step"]) == ("running", None)
 
 
 def test_looking_neither_takes_the_lock_nor_creates_files(shelf: Shelf) -> None:
