@@ -1,4 +1,4 @@
-"""Take in a checkpoint made elsewhere as a pretrain stage's export, if it fits the recipe's corpus (`python -m stages.adopt`).
+"""Import a checkpoint made elsewhere as a pretrain stage's export, if it fits the recipe's corpus (`python -m stages.adopt`).
 
 It fits if its tokenizer has the corpus's vocabulary, end of text and tokens of held-out text, if it has at least the recipe's number of
 positions and no further ends, and if its weights are finite and match its config. Where public bases differ in what starts a prompt and

@@ -307,11 +307,11 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), DIVERGED_EXIT if isinstance(error, DivergedError) else REFUSED_EXIT
     if isinstance(error, ValidationError):
         return (
-            f"the spec holds what this version of priorlab refuses: {error}; start its sweep again, which writes it anew",
+            f"this version of priorlab refuses the spec: {error}; start its sweep again, which rewrites it",
             REFUSED_EXIT,
         )
     if isinstance(error, ImportError):  # waiting brings no package
-        return f"{error}; the environment is not the one that the lock file names: remove .venv and run the command again", REFUSED_EXIT
+        return f"{error}; the environment does not match the lock file: remove .venv and run the command again", REFUSED_EXIT
     if _is_full_disk(error):
         return "no space left on the disk; free some and run the same command again", NO_SPACE_EXIT
     if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):

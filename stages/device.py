@@ -28,7 +28,7 @@ def has_gpu() -> bool:
     if torch.version.cuda is not None and _DRIVER.exists() and not hidden:
         raise PriorlabError(
             f"torch is built for CUDA {torch.version.cuda} but cannot use the GPU; `priorlab doctor` says why. On Slurm, set "
-            "gpus_per_process for this kind of stage. To compute on the CPU nevertheless, set CUDA_VISIBLE_DEVICES=-1"
+            "gpus_per_process for this kind of stage. To run on the CPU anyway, set CUDA_VISIBLE_DEVICES=-1"
         )
     return False
 

@@ -1,4 +1,4 @@
-"""Have a process end when its parent dies: `python -m stages.die_with_parent PARENT COMMAND...` becomes COMMAND.
+"""End a process when its parent dies: `python -m stages.die_with_parent PARENT COMMAND...` becomes COMMAND.
 
 A stage must not outlive a killed orchestrator: the kernel then sends it SIGTERM. The setting survives exec: this small module sets
 it and steps aside. Linux only; elsewhere the command simply runs.

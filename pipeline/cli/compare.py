@@ -35,17 +35,17 @@ def report(
     sort: Annotated[
         str | None,
         typer.Option(
-            help="sort rows by setting, or, largest first, by entropy, perplexity, before@K, after@K, gain@K", show_default=False
+            help="sort rows by setting, or by entropy, perplexity, before@K, after@K, gain@K (largest first)", show_default=False
         ),
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option("--filter", help="only settings with this text in their name; the verdict covers all", show_default=False),
+        typer.Option("--filter", help="only settings whose name has this text; the verdict covers all", show_default=False),
     ] = None,
     bayes: Annotated[bool, typer.Option("--bayes", help="pass@1 gains with credible intervals for exactly these problems")] = False,
     unpooled: Annotated[
         bool,
-        typer.Option("--unpooled", help="intervals from each setting's own spread over seeds, not pooled; the files stay as they are"),
+        typer.Option("--unpooled", help="intervals from each setting's own spread over seeds, not pooled; files are unchanged"),
     ] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -58,7 +58,7 @@ def report(
         "--unpooled": as_csv and unpooled,
     }
     for option in (option for option, given in idle.items() if given):
-        raise PriorlabError(f"{option} does not change what {'--csv' if as_csv else '--json'} prints; leave one of the two out")
+        raise PriorlabError(f"{option} does not change what {'--csv' if as_csv else '--json'} prints; drop one of the two")
     home = Home.from_environment()
     saved = known_sweep(name, home)
     graph = build_graph(saved.cells())
@@ -74,7 +74,7 @@ def report(
     if not shown["rows"]:
         bad = [f"{evaluation} ({', '.join(what)})" for evaluation, what in shown["not_finite"].items()]
         raise PriorlabError(
-            f"sweep {name!r} has no finished evaluation of what RL starts from yet{' in these settings' if only else ''}; `priorlab "
+            f"sweep {name!r} has no finished evaluation before RL yet{' in these settings' if only else ''}; `priorlab "
             f"status {name}` shows its progress, and --csv has the intermediate checkpoints"
             + (f". Not finite, so left out: {some_of(bad)}" if bad else "")
         )
@@ -89,7 +89,7 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="SECOND", help="the sweep to compare with it")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two sweeps: where RL ends and what it gained, second minus first, per setting, paired per problem and seed."""
+    """Compare two sweeps: levels after RL and gains, second minus first, per setting, paired per problem and seed."""
     from pipeline.compare.two_sweeps import compare_across
 
     home = Home.from_environment()
@@ -105,7 +105,7 @@ def compare(
     for found, what in ((levels, "after RL"), (gains, "gain")):
         _show_contrasts([one.as_dict() for one in found], f"{what}: {second} minus {first} [95%, jointly]")
         told = [one.interval for one in found if not math.isnan(one.interval.low)]
-        said = f"{sum(one.shown for one in told)} of {len(told)} intervals exclude 0; all hold jointly with 95%"
+        said = f"{sum(one.shown for one in told)} of {len(told)} intervals exclude 0; all hold jointly at 95%"
         console.print(f"\n{said if told else 'no intervals: the same on every problem, or too few problems'}", soft_wrap=True)
 
 
@@ -161,7 +161,7 @@ def _show_starts(name: str, found: dict[str, Any]) -> None:
     for metric in contrast_metrics(found["matched"])[:1]:
         console.print()
         equal = matched([one for one in found["matched"] if one["metric"] == metric])
-        print_wide(results_table("after RL, from bases that are alike, compared [95%, jointly]", *equal))
+        print_wide(results_table("after RL, from matched bases, compared [95%, jointly]", *equal))
 
 
 def _show_contrasts(differences: list[dict[str, Any]], title: str) -> None:

@@ -45,7 +45,7 @@ def status(
     state: Annotated[
         list[str] | None, typer.Option(help=f"only stages in this state: {', '.join(STATES)}; may be repeated", show_default=False)
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="keep updating until Ctrl-C; shows what is not done")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="keep updating until Ctrl-C; shows unfinished stages")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the stages on disk: state, progress, rate, time left, attempts, log."""
@@ -159,7 +159,7 @@ def gc(
 ) -> None:
     """List, or with --yes delete, what no kept sweep needs: stages, half-written exports, logs of older attempts.
 
-    A sweep is kept while its folder is below $PRIORLAB_HOME/sweeps. What it needs, what is running and what was adopted always stays.
+    A sweep is kept while its folder is below $PRIORLAB_HOME/sweeps. What it needs, running stages and adopted checkpoints always stay.
     """
     home = Home.from_environment()
     found = garbage.find(home)

@@ -16,7 +16,7 @@ Overrides = Annotated[
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option(min=1, help="stages at once (default: as many as fit on the GPUs, or one per CPU core)", show_default=False),
+    typer.Option(min=1, help="stages to run at once (default: as many as fit on the GPUs, or one per core)", show_default=False),
 ]
 Rename = Annotated[str | None, typer.Option("--name", help="store the results under this name", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]

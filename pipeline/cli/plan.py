@@ -39,7 +39,7 @@ def plan(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="SWEEP|RECIPE", help="a file in configs/sweep or configs/recipe")],
     overrides: Overrides = None,
-    costs: Annotated[bool, typer.Option("--costs", help="estimate what each stage takes: FLOPs, hours, memory, disk")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="estimate each stage's FLOPs, hours, memory and disk space")] = False,
     launches: Annotated[
         bool,
         typer.Option(
@@ -51,7 +51,7 @@ def plan(
         int | None, typer.Option(min=1, help="for --costs: devices per stage (default: its processes)", show_default=False)
     ] = None,
     utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: share of peak FLOPs while training computes")] = 0.4,
-    sampling_utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: the same in sampling")] = 0.1,
+    sampling_utilisation: Annotated[float, typer.Option(min=1e-3, max=1, help="for --costs: the same while sampling")] = 0.1,
     vocabulary: Annotated[
         int | None, typer.Option(min=1, help="for --costs: vocabulary size, until the corpus is built", show_default=False)
     ] = None,
@@ -59,21 +59,23 @@ def plan(
         int | None, typer.Option(min=1, help="for --costs: devices per node (default: the recipe's)", show_default=False)
     ] = None,
     link: Annotated[
-        float | None, typer.Option(min=0.1, help="for --costs: GB/s from a device to others of its node", show_default=False)
+        float | None, typer.Option(min=0.1, help="for --costs: GB/s from a device to others on its node", show_default=False)
     ] = None,
     network: Annotated[
         float | None, typer.Option(min=0.01, help="for --costs: GB/s from a device to other nodes", show_default=False)
     ] = None,
-    storage: Annotated[float, typer.Option(min=0.001, help="for --costs: GB/s of the store that step checkpoints go to")] = 2.0,
+    storage: Annotated[float, typer.Option(min=0.001, help="for --costs: GB/s of the storage for step checkpoints")] = 2.0,
     mtbf: Annotated[float, typer.Option(min=1, help="for --costs: hours between failures of one device")] = 50_000.0,
     price: Annotated[float | None, typer.Option(min=0, help="for --costs: price of one device per hour", show_default=False)] = None,
     effect: Annotated[
         float | None,
-        typer.Option(min=1e-6, max=1, help="how many seeds and problems show such a difference in pass@1 after RL", show_default=False),
+        typer.Option(
+            min=1e-6, max=1, help="seeds and problems needed to detect such a difference in pass@1 after RL", show_default=False
+        ),
     ] = None,
     power: Annotated[
         float | None,
-        typer.Option(min=0.5, max=0.99, help="for --effect: share of sweeps that are to show it (.8)", show_default=False),
+        typer.Option(min=0.5, max=0.99, help="for --effect: share of sweeps that should detect it (.8)", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +113,7 @@ def plan(
         return
     if expected is None:
         raise PriorlabError(
-            f"{name} compares no settings after RL, so it can show no effect; give it RL and an axis of two values or more"
+            f"{name} compares no settings after RL, so it can detect no effect; add RL and an axis with at least two values"
         )
     hours = timed_hours(graph, home) if vocabulary is None else assumed_hours(graph, home, assumed)
     _show_power(expected, effect, POWER if power is None else power, hours, as_json=as_json)
@@ -167,7 +169,7 @@ def _show_power(expected: Power, effect: float, power: float, hours: Hours | Non
         table.add_row(str(way["seeds"]), f"{way['problems']:,}", str(way["samples"]), hours_taken)
     if ways:
         print_wide(table)
-        timed = "no hours: none of its stages is timed in this home yet" if hours is None else f"hours: {hours.source}"
+        timed = "no hours: some kind of stage is not timed in this home yet" if hours is None else f"hours: {hours.source}"
         said = (
             f"Each shows a true difference of {effect:g} in pass@1 after RL in {power:.0%} of sweeps, with {expected.comparisons} "
             f"intervals that hold jointly ({timed})."
@@ -210,7 +212,7 @@ def _show_costs(entries: list[dict[str, Any]]) -> None:
         print_wide(table)
     if all(entry["price"] is not None for entry in entries):
         total = sum(entry["price"] * len(entry["stages"]) for entry in entries)
-        console.print(f"All of it: {total:,.0f}, at the price given.")
+        console.print(f"Total: {total:,.0f}, at the given price.")
 
 
 def _show_slow_launches(entries: list[dict[str, Any]]) -> None:
@@ -239,7 +241,7 @@ def _show_launches(entries: list[dict[str, Any]]) -> None:
     table = plain_table(*headings, *engine, *["price"] * priced, wrapped=())
     for entry in entries:
         table.add_row(
-            entry["stage"] + " as it is" * entry["own"],
+            entry["stage"] + " (current)" * entry["own"],
             f"{entry['devices']} {entry['device']}",
             str(entry["zero_stage"]),
             str(entry["micro_batch"]),

@@ -122,4 +122,4 @@ def _tell_failures(outcome: Outcome, again: str) -> None:
     blocked = sum(state.state == "blocked" for state in outcome.states)
     if blocked:
         rest = "; everything else is done" if not outcome.left and not outcome.interrupted else ""
-        errors.print(f"       blocked by what failed or was cancelled: {blocked} more{rest}", soft_wrap=True)
+        errors.print(f"       blocked by failed or cancelled stages: {blocked} more{rest}", soft_wrap=True)

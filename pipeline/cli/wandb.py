@@ -24,7 +24,7 @@ def sync(
     name: Annotated[
         str | None, typer.Argument(metavar="SWEEP", help="only runs of this sweep (default: all runs)", show_default=False)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list the runs that wait")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list the pending runs")] = False,
 ) -> None:
     """Upload runs tracked offline; skip those already sent or still being written."""
     waiting = waiting_runs(Home.from_environment(), name)

@@ -20,8 +20,8 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {
     "level": ("ends higher than", "ends lower than", "to end higher or lower than {} after RL"),
     "gain": ("gained more than", "gained less than", "to gain more or less than {}"),
     "best": (
-        "ends higher, each at its best temperature, than",
-        "ends lower, each at its best temperature, than",
+        "ends higher, both at their best temperature, than",
+        "ends lower, both at their best temperature, than",
         "to end higher or lower than {} with each at its best temperature",
     ),
     "adjusted": ("ends higher, given the same base, than", "ends lower, given the same base, than", ""),
@@ -115,7 +115,7 @@ def _power(told: Sequence[Difference]) -> str:
     first = told[0].quantity
     size = statistics.median_high(one.interval.detectable for one in told if one.quantity == first)
     if size >= 1:
-        return f"So few seeds can show no difference in {first.name}."
+        return f"So few seeds cannot show a difference in {first.name}."
     return f"Four in five such sweeps would show a true difference of {share(size)} in {first.name}."
 
 

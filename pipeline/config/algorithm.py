@@ -36,7 +36,7 @@ class NegativeAdvantage(Config):
 
     kind: Literal["negative"] = "negative"
     name: str = execution("negative")
-    positive_weight: float = Field(0.1, ge=0, le=1, description="advantage of a right response, the paper's lambda")
+    positive_weight: float = Field(0.1, ge=0, le=1, description="advantage of a correct response, the paper's lambda")
 
 
 class PassAtKAdvantage(Config):

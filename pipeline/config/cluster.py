@@ -13,7 +13,7 @@ class Retries(Config):
     """How often one command retries a stage after each cause of failure, and how long it waits first: the delay doubles."""
 
     out_of_memory: int = execution(1, ge=0, description="locally, the next attempt runs alone")
-    preempted: int = execution(5, ge=0, description="stopped by someone else's SIGTERM, or by Slurm for another job")
+    preempted: int = execution(5, ge=0, description="ended by an outside SIGTERM, or by Slurm for another job")
     node_failure: int = execution(3, ge=0)
     bug: int = execution(1, ge=0, description="any unexpected error; many are transient")
     no_space: int = execution(0, ge=0, description="a full disk")

@@ -22,7 +22,7 @@ class Knobs(Config):
 
 
 class ShapedKnobs(Knobs):
-    """What the shaped objective pays (arXiv 2512.22955, Eqs. 11-13); all zero is cross-entropy."""
+    """The rewards of the shaped objective (arXiv 2512.22955, Eqs. 11-13); all zero is cross-entropy."""
 
     kind: Literal["shaped"] = identity_since("shaped")
     beta: float = Field(0.0, ge=-1.0, description="positive reward scaling; < 0 precision, > 0 diversity")

@@ -119,7 +119,7 @@ class RecipeConfig(Config):
         for training, key, prior in (("pre-training", "prior", self.prior), ("mid-training", "midtrain.prior", own)):
             if prior is not None and prior.needs_responses:
                 raise ValueError(
-                    f"{key} is {prior.name}, which weighs whole responses, and the text of {training} does not tell them apart; "
+                    f"{key} is {prior.name}, which weights whole responses, but the text of {training} does not mark them; "
                     "use it in fine-tuning: sft.prior=coverage"
                 )
         return self
@@ -141,7 +141,7 @@ class RecipeConfig(Config):
         start = f"rl.start is {self.rl.start:g}"
         for key, what in (("midtrain", "mid-training"), ("sft", "fine-tuning")):
             if getattr(self, key) is not None:
-                raise ValueError(f"{start}, but {what} goes on from the end of pre-training; leave out one of the two ({key}=null)")
+                raise ValueError(f"{start}, but {what} continues from the end of pre-training; drop one of the two ({key}=null)")
         if self.pretrain.adopted is not None:
             raise ValueError(f"{start}, but an adopted checkpoint (pretrain.adopted) has no earlier ones; leave rl.start out")
         if step not in self.pretrain.milestones:

@@ -37,9 +37,9 @@ class RolloutEngine(Engine):
     """vLLM in the processes that train."""
 
     tensor_parallel: int = Field(
-        1, ge=1, description="processes that hold an engine together, each its part of the weights, and sample all their prompts"
+        1, ge=1, description="processes that share an engine, each with part of the weights, and sample all their prompts"
     )
-    sleep: bool = execution(False, description="on GPUs: give the engine's memory back while the policy is updated")
+    sleep: bool = execution(False, description="on GPUs: free the engine's memory while the policy is updated")
 
 
 class Lengthening(Config):
@@ -61,7 +61,7 @@ class RLConfig(Verification):
     )
     prompts_per_step: int = Field(ge=1, description="problems per batch of rollouts")
     samples_per_prompt: int = Field(16, ge=2)
-    temperature: Temperature = Field(1.0, description="of sampling; the logged `entropy` is that of the distribution at it")
+    temperature: Temperature = Field(1.0, description="of sampling; the logged `entropy` is at this temperature")
     max_response_tokens: int = Field(ge=1)
     lengthen: tuple[Lengthening, ...] = identity_since((), description="later response limits, by step, replacing the first")
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -80,13 +80,13 @@ class RLConfig(Verification):
     sampling_budget: float = Field(
         1.0,
         ge=1,
-        description="dynamic sampling: groups that teach nothing are replaced until the batch is full, or until this many batches "
+        description="dynamic sampling: groups without signal are replaced until the batch is full, or until this many batches "
         "have been sampled for it; 1 keeps every group",
     )
     updates_per_rollout: int = Field(1, ge=1, description="optimizer steps on each batch of rollouts; clipping acts from the second on")
-    mask_truncated: bool = Field(False, description="drop responses truncated at max_response_tokens from the loss")
+    mask_truncated: bool = Field(False, description="leave responses truncated at max_response_tokens out of the loss")
     exploration: Exploration = identity_since(NoExploration())
-    preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to see that rewards vary at all")
+    preflight_problems: int = Field(32, ge=1, description="problems sampled before the first update, to check that rewards vary")
     validation: ValidationConfig | None = identity_since(None, description="evaluation while RL runs")
     export: Literal["last", "best"] = identity_since("last", description="the policy passed on; validation finds the best")
     rollouts: Literal["vllm", "transformers"] = identity_since("vllm", description="what samples responses")
@@ -165,13 +165,13 @@ class RLConfig(Verification):
         adds_to_rewards = exploration.kind in ("representation", "distinct")
         if advantage.kind in ("negative", "pass_at_k") and adds_to_rewards:
             raise ValueError(
-                f"exploration is {exploration.kind}, which adds to rewards, but advantage {advantage.kind} knows right and wrong only; "
+                f"exploration is {exploration.kind}, which adds to rewards, but advantage {advantage.kind} uses only right or wrong; "
                 "choose advantage group or maxrl, or exploration none or diversity"
             )
         if advantage.kind == "random" and exploration.kind != "none":
             raise ValueError(
-                f"exploration is {exploration.kind}, which looks at which responses are right; beside advantage random, a control that "
-                "must not, choose exploration none"
+                f"exploration is {exploration.kind}, which depends on which responses are correct; advantage random is a control that "
+                "must not, so choose exploration none"
             )
         return self
 
@@ -180,7 +180,7 @@ class RLConfig(Verification):
         if self.entropy.acts and self.loss in PER_RESPONSE and self.sampling_budget > 1:
             raise ValueError(
                 f"entropy is set, sampling_budget is {self.sampling_budget:g} and loss is {self.loss}, which is a mean over responses: "
-                "places that dynamic sampling cannot fill would scale the bonus; choose loss dapo, cispo or bnpo, or sampling_budget=1"
+                "slots that dynamic sampling cannot fill would scale the bonus; choose loss dapo, cispo or bnpo, or sampling_budget=1"
             )
         return self
 
@@ -188,7 +188,7 @@ class RLConfig(Verification):
     def _correction_fits_the_loss(self) -> RLConfig:
         if self.loss == "vespo" and self.correction.startswith("sequence"):
             raise ValueError(
-                f"importance.mode is {self.correction}, but loss vespo multiplies the weights of tokens by itself; "
+                f"importance.mode is {self.correction}, but loss vespo multiplies the token weights itself; "
                 "choose token_truncate or token_mask"
             )
         return self
@@ -206,7 +206,7 @@ class RLConfig(Verification):
     @model_validator(mode="after")
     def _best_is_measured(self) -> RLConfig:
         if self.export == "best" and self.validation is None:
-            raise ValueError("export is 'best', but nothing measures which policy is; set validation.every, or export: last")
+            raise ValueError("export is 'best', but no validation finds the best; set validation.every, or export: last")
         if self.validation is not None and self.validation.every % self.updates_per_rollout:
             raise ValueError(
                 f"validation.every is {self.validation.every}; it must be a multiple of updates_per_rollout "

@@ -18,7 +18,7 @@ class TaskConfig(Config):
     """What every task has."""
 
     max_prompt_tokens: int = execution(
-        64, ge=1, description="room for a prompt besides the response; stages refuse longer ones, so it affects no result"
+        64, ge=1, description="room for a prompt, apart from the response; longer ones are refused, so it affects no result"
     )
 
     @property
@@ -73,7 +73,7 @@ class ArithmeticTask(TaskConfig):
 
     kind: Literal["arithmetic"] = "arithmetic"
     name: str = execution("arithmetic")
-    operations: tuple[int, ...] = Field((3,), min_length=1, description="how many operations a problem chains; drawn uniformly")
+    operations: tuple[int, ...] = Field((3,), min_length=1, description="operations per problem; drawn uniformly")
     largest_number: int = Field(9, ge=1, lt=10**6)
     largest_value: int = Field(99, ge=1, lt=10**9, description="no intermediate result leaves 0..largest_value")
     operators: tuple[Literal["+", "-", "*"], ...] = Field(("+", "-", "*"), min_length=1)
@@ -271,14 +271,14 @@ Task = Annotated[CountdownTask | ArithmeticTask | ParityTask | MathTask | GymTas
 def written_source(node: Any, named: Callable[[Any], dict[str, Any]], _: dict[str, Any]) -> Any:
     """An entry of `held_out` as written; a name stands for where the problems are that the task of that name evaluates on.
 
-    `named` resolves it. Raises `PriorlabError` if that task evaluates on no problems of a data set.
+    `named` resolves it. Raises `PriorlabError` if that task evaluates on no problems of a dataset.
     """
     if not isinstance(node, str):
         return node
     found = named(node).get("evaluate")
     if not isinstance(found, dict):
         raise PriorlabError(
-            f"task.held_out has {node!r}, a task without a data set to evaluate on; name one that has (task.evaluate), or write "
+            f"task.held_out has {node!r}, a task without a dataset to evaluate on; name one with task.evaluate, or write "
             "the source out: {hub: NAME, split: test} or {file: problems.jsonl}"
         )
     return {key: value for key, value in found.items() if key in ProblemSource.model_fields}

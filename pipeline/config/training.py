@@ -78,7 +78,7 @@ class NextTokenTraining(Config):
     expert_bias_rate: float = identity_since(
         1e-3,
         ge=0,
-        description="how far a step moves the bias of an expert with more or less than its share of tokens; 0: no balancing",
+        description="step size of an expert's bias when its load is above or below average; 0: no balancing",
     )
     launch: Launch = Launch()
     evaluate_at: Milestones | None = Field(None, description="intermediate checkpoints to evaluate besides the last")

@@ -134,7 +134,7 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
     contrasts = _contrasts(tree.get("contrasts") or [], name)
     description = tree.get("description") or ""
     if not isinstance(description, str):
-        raise PriorlabError(f"description of sweep {name!r} is {description!r}; give text, if need be in quotes")
+        raise PriorlabError(f"description of sweep {name!r} is {description!r}; give text, in quotes if necessary")
     return Sweep(sweep_name(rename or bare_name(name)), axes, recipe, description, contrasts)
 
 

@@ -162,7 +162,7 @@ def check_cells_differ(graph: Graph) -> None:
         other = first.setdefault(tuple(node.fingerprint for node in plan.stages()), plan.cell.id)
         if other != plan.cell.id:
             raise PriorlabError(
-                f"cells {other!r} and {plan.cell.id!r} are the same run: what differs between them decides no result; leave one out"
+                f"cells {other!r} and {plan.cell.id!r} are the same run: their differences affect no result; leave one out"
             )
 
 

@@ -30,11 +30,11 @@ _ABOUT = {
     "differences": ("What RL gains", "Gain of the setting minus gain of the one it is compared with."),
     "adjusted": (
         "Where RL ends, given the base",
-        "The difference after RL, less what the difference before RL explains: the slope of after on before over seeds.",
+        "The difference after RL minus what the difference before RL predicts, by the slope of after on before over seeds.",
     ),
     "best_temperature": (
         "Where RL ends, each at its best temperature",
-        "After RL, at the temperature that is best on the other half of the problems: what is left once all may sample as suits them.",
+        "After RL, at the temperature that is best on the other half of the problems: what is left when each samples at its best.",
     ),
 }
 """Title and note of each table of contrasts in a summary, in the order of the report."""
@@ -151,12 +151,12 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, str, str, tables.Rows]]:
         rows, equal = summary["starts"]["rows"], summary["starts"]["matched"]
         found.append(("starts", "By where RL starts", _STARTS, tables.starts(rows, tables.pass_keys(rows))))
         if equal:
-            found.append(("matched", "Where RL ends, from bases that are alike, compared", _MATCHED, tables.matched(equal)))
+            found.append(("matched", "Where RL ends, from matched bases, compared", _MATCHED, tables.matched(equal)))
     if summary["temperatures"]:
         note = "Entropy of held-out text and pass@k before and after RL, by sampling temperature."
         found.append(("temperatures", "By sampling temperature", note, tables.temperatures(summary["temperatures"])))
     if summary["best_rates"]:
-        note = "The learning rate of RL that each setting validated best at, and differences after RL between settings at theirs."
+        note = "Each setting's best RL learning rate on validation, and differences after RL between settings at these rates."
         found.append(("rates", "Each at its best learning rate", note, tables.best_rates(summary["best_rates"])))
         if summary["best_rates"]["contrasts"]:
             compared = tables.contrasts(summary["best_rates"]["contrasts"])

@@ -70,7 +70,7 @@ def figures(found: Findings, home: Home) -> list[Figure]:
         of_k = [Quantity("pass@k", k) for k in dict.fromkeys([ks[0], ks[-1]])]
         said = (
             "Gains with joint intervals, as in the table; those at equal tokens are drawn side by side. Where lines meet, RL ends "
-            "alike from bases with the same pass@1, or entropy."
+            "equally high from bases of the same pass@1 or entropy."
         )
         shown.append(Figure("What RL gains against tokens of pre-training", plots.start_curves(known, found.gains, of_k), said))
     shown.append(
@@ -140,7 +140,7 @@ def _learning(found: Findings) -> list[Figure]:
 
 def _jointly(intervals: Iterable[Interval], what: str) -> str:
     told = sum(not math.isnan(one.low) for one in intervals)
-    scope = f"All {told} intervals hold jointly with 95%" if told > 1 else "The interval has 95% confidence"
+    scope = f"All {told} intervals hold jointly at 95%" if told > 1 else "The interval has 95% confidence"
     return f"{scope}; one that crosses 0 shows no {what}."
 
 

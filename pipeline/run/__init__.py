@@ -1,1 +1,1 @@
-"""Brings the stages of a graph to their end: one scheduler, and the backends that start and watch processes."""
+"""Runs the stages of a graph to completion: one scheduler, and the backends that start and watch processes."""

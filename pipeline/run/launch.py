@@ -147,7 +147,7 @@ def failure(folder: StageFolder, code: int) -> str:
     if code == NO_SPACE_EXIT:
         return f"no space left on the disk of {folder.path}; free some and run the same command again"
     if code == STOPPED_EXIT:
-        return "ended because somebody else asked it to (SIGTERM)"
+        return "ended by a SIGTERM from elsewhere"
     message = status_of(folder).get("message")
     return str(message) if message else f"ended with exit code {code}" if code else "ended without writing its record"
 

@@ -31,7 +31,7 @@ class _Started:
 
 class LocalBackend(Backend):
     chains = False
-    stopping = "stopping: what trains saves a step checkpoint first; Ctrl-C again kills it"
+    stopping = "stopping: training stages save a step checkpoint first; Ctrl-C again kills"
 
     def __init__(self, command: Command) -> None:
         super().__init__(command)

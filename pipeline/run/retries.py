@@ -1,7 +1,7 @@
 """Why a stage's process ended without a record, and whether to start it again.
 
 A cause is told by the exit code, which survives where no message can be written, or by a backend that knows more. What the user must
-mend (a bad key, a corrupt file, a full disk, a diverged training) is not tried again unless the config says so.
+fix (a bad key, a corrupt file, a full disk, diverged training) is not retried unless the config says so.
 """
 
 from __future__ import annotations

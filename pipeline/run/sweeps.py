@@ -39,7 +39,7 @@ def _cluster_of(graph: Graph) -> ClusterConfig:
     for plan in others:
         if plan.cell.recipe.cluster != first.cell.recipe.cluster:
             raise PriorlabError(
-                f"cells {first.cell.id} and {plan.cell.id} have different clusters; a sweep runs on one, so cluster can be no axis"
+                f"cells {first.cell.id} and {plan.cell.id} have different clusters; a sweep runs on one, so cluster cannot be an axis"
             )
     return first.cell.recipe.cluster
 
@@ -51,14 +51,14 @@ def rerun_stage(folder: StageFolder, home: Home, *, force: bool, alone: bool, jo
     """
     spec = _readable_spec(folder)
     if spec is None:
-        raise PriorlabError(f"{folder.spec} is damaged; start its sweep instead, which writes it anew")
+        raise PriorlabError(f"{folder.spec} is damaged; start its sweep instead, which rewrites it")
     specs = [found for stage in home.stages() if (found := _readable_spec(stage)) is not None]
     graph = graph_from_specs(specs, spec["fingerprint"])
     _add_dependents_never_started(graph, spec["fingerprint"], home)
     target = graph.stages[spec["fingerprint"]]
     if force and target.config.adopted is not None:
         raise PriorlabError(
-            f"{target.name} is an adopted checkpoint: it was not computed here, so it cannot be made again. To bring it in anew, "
+            f"{target.name} is an adopted checkpoint: it was not computed here, so it cannot be recomputed. To re-import it, "
             f"remove {folder.path} and run `priorlab adopt`"
         )
     affected = {target.fingerprint} | graph.descendants(target)

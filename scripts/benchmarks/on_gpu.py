@@ -5,7 +5,7 @@
 
 In turn: what `priorlab doctor` finds; the tests marked `gpu`; the sweep `smoke` from scratch to its table; the benchmarks of the loss,
 of pre-training, of RL and of evaluation at sizes that fit; the quickstart with four stages on the GPU. The page is written anew after
-each part. A part that the time does not suffice for is ended, and the page has what it printed until then. Without a GPU the parts run
+each part. A part that runs out of time is ended, and the page has what it printed until then. Without a GPU the parts run
 at the size of the quickstart, and the page says so: a way to try the script, and nothing about a GPU.
 """
 

@@ -1,4 +1,4 @@
-"""Draw the rooms of `pipeline` and `stages` and their imports, as Mermaid: `.venv/bin/python scripts/figures/house.py`.
+"""Draw the packages of `pipeline` and `stages` and their imports, as Mermaid: `.venv/bin/python scripts/figures/house.py`.
 
 An arrow that follows from others is left out. CONTRIBUTING.md shows the drawing, and a test keeps it true.
 """
@@ -19,7 +19,7 @@ PIPELINE = (
     {"pipeline.home", "pipeline.report", "pipeline.analysis"},
     {"pipeline.cli"},
 )
-"""The floors, lowest first. A room imports from lower floors only."""
+"""The layers, lowest first. A package imports from lower layers only."""
 STAGES = (
     {"stages.device", "stages.die_with_parent", "stages.objective"},
     {"stages.guard"},

@@ -1,4 +1,4 @@
-"""What measured before RL tells where RL ends? Over all sweeps of docs/results on Countdown, from their results.csv.
+"""Which measurements before RL predict where it ends? Over all sweeps of docs/results on Countdown, from their results.csv.
 
     .venv/bin/python scripts/figures/what_predicts.py           # prints the table of docs/results/README.md
     .venv/bin/python scripts/figures/what_predicts.py levels    # of this sweep alone
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
 MEASUREMENTS = {
     "entropy": ("entropy", ""),
     "perplexity": ("perplexity", ""),
-    "mass of the five likeliest tokens": ("head_mass", "5"),
+    "mass of the five most probable tokens": ("head_mass", "5"),
     "pass@1": ("pass@k", "1"),
     "pass@8": ("pass@k", "8"),
     "pass@16": ("pass@k", "16"),

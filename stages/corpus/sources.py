@@ -64,14 +64,14 @@ def _streamed_from_hub(source: HubSource, documents: int, key: str, seed: int) -
 
 @contextlib.contextmanager
 def _explained(source: HubSource, key: str) -> Iterator[None]:
-    """Explain an error of any library that loads a data set: wrong network, name, subset or split."""
+    """Explain an error of any library that loads a dataset: wrong network, name, subset or split."""
     try:
         yield
     except PriorlabError:
         raise
     except Exception as error:
         raise PriorlabError(
-            f"cannot load the data set {source.dataset!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
+            f"cannot load the dataset {source.dataset!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
             f"{type(error).__name__}: {error}. Without a network, use a copy: {{kind: files, paths: [COPY.parquet]}}"
         ) from error
 

@@ -70,7 +70,7 @@ def pretrained_tokenizer(config: PretrainedTokenizer) -> PreTrainedTokenizerFast
     if config.hub is not None and Path(config.hub).is_dir():
         raise PriorlabError(
             f"a folder called {place!r} lies in {Path.cwd()}, which transformers would load instead of the hub's tokenizer of that "
-            f"name (corpus.tokenizer); give {{kind: pretrained, folder: {place}}} if it is meant, else call from another folder"
+            f"name (corpus.tokenizer); give {{kind: pretrained, folder: {place}}} if you mean it, or run from another folder"
         )
     try:
         theirs = AutoTokenizer.from_pretrained(place, revision=config.revision or "main", trust_remote_code=False)

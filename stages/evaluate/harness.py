@@ -23,7 +23,7 @@ from stages.die_with_parent import die_with
 
 _KEYS = ("WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Gated data sets need them; where code is run, the data must be in the hub's cache instead."""
+"""Gated datasets need them; where code is run, the data must be in the hub's cache instead."""
 _INSTALL = "install it into the environment with `.venv/bin/python -m pip install lm-eval==0.4.13`"
 
 

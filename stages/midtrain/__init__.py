@@ -1,1 +1,1 @@
-"""Between pre-training and RL: train a checkpoint on other text, with the trainer of `stages.pretrain`."""
+"""Trains a checkpoint further before RL: on other text, with the trainer of `stages.pretrain`."""

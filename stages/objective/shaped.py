@@ -1,4 +1,4 @@
-"""The reward-shaped objective: what the true token earns depends on its probability, what the others earn on their rank.
+"""The reward-shaped objective: the true token's reward depends on its probability, the others' on their rank.
 
 Each token is a one-step episode: state = prefix, action = next token. Cross-entropy pays the true token x with 1/pi_x and every other
 token nothing; the shaped reward scales the first and pays the rest by rank (arXiv 2512.22955, Eqs. 10-13). The expectation over actions

@@ -63,7 +63,7 @@ class OrderedBlocks(torch.utils.data.Dataset[Tensor]):
         return len(self._order)
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        """What torch's loader asks for where a data set has it, instead of one item after the other."""
+        """What torch's loader asks for where a dataset has it, instead of one item after the other."""
         return self._blocks.rows(self._order[indices])
 
 
@@ -238,9 +238,7 @@ def train(
             data_collator=collate,
         )
         if checkpoint is not None and resharded:
-            print(
-                f"{checkpoint.name} was written by another number of processes; its parts are put together and split anew", flush=True
-            )
+            print(f"{checkpoint.name} was written by a different number of processes; its parts are being resharded", flush=True)
             reshard(checkpoint, rank=stage.rank)
             trainer.add_callback(AsItWas())
 

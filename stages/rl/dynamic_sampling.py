@@ -1,4 +1,4 @@
-"""Dynamic sampling: train on groups that have something to teach (DAPO, arXiv 2503.14476, section 3.2).
+"""Dynamic sampling: train on groups with a learning signal (DAPO, arXiv 2503.14476, section 3.2).
 
 A group whose responses are all right or all wrong has no advantage to learn from. Such groups are dropped whole and other problems
 are sampled in their place until the batch is full; how many follows from the share of groups that have taught so far in the step. The

@@ -28,14 +28,14 @@ class Preflight:
         if self.pass_at_1 == 1:
             return f"{measured}; the problems are too easy for this policy: make the task harder"
         if self.pass_at_1 > 0:
-            return f"{measured}; each is solved always or never: vary the task's difficulty, or raise rl.samples_per_prompt"
+            return f"{measured}; each is always or never solved: vary the task's difficulty, or raise rl.samples_per_prompt"
         if self.ended < 0.5:
             return f"{measured}; most responses are cut off: raise rl.max_response_tokens, or pre-train longer"
         return f"{measured}; the problems are too hard: make the task easier, pre-train longer, or raise rl.samples_per_prompt"
 
 
 def preflight(groups: list[Group], end_tokens: Collection[int], sum_over_ranks: Callable[[list[float]], list[float]]) -> Preflight:
-    """The shares over all ranks' groups; a group counts as solved when any of its responses is paid."""
+    """The shares over all ranks' groups; a group counts as solved if any of its responses is rewarded."""
     responses = [ids for group in groups for ids in group.completion_ids]
     counts: list[float] = [
         len(groups),

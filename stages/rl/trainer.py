@@ -142,7 +142,7 @@ class RLTrainer(OpenGRPOTrainer):
                 f"rollout engine and trainer disagree at step {self.state.global_step}: the log-probs of sampled tokens differ by "
                 f"{mean:.2g} on average and {largest:.2g} at most; allowed are rl.max_logprob_mismatch = {allowed:.2g} and "
                 f"{times:g} times that. In float32 on a CPU, the engine does not have the weights being trained. "
-                "On a GPU or in bfloat16, look at sampling/sampling_logp_difference/mean of the steps before: if it was near the bound "
+                "On a GPU or in bfloat16, check sampling/sampling_logp_difference/mean at earlier steps: if it was near the bound "
                 "all along, raise the bound; if it has jumped, the engine has wrong weights"
             )
 

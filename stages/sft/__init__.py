@@ -1,1 +1,1 @@
-"""Before RL: train a checkpoint on worked solutions, where the loss counts responses alone."""
+"""Fine-tunes a checkpoint before RL: on worked solutions, with a loss of responses only."""

@@ -1,4 +1,4 @@
-"""Reasoning tasks: problems with verifiable answers, generated or read from data sets.
+"""Reasoning tasks: problems with verifiable answers, generated or read from datasets.
 
 A new task is one module that implements `Task`, one config class in `pipeline.config.tasks` and one case in `build_task`.
 """

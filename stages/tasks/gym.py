@@ -1,6 +1,6 @@
 """reasoning-gym tasks by name: its generators make the problems, its scorers judge responses, and only a full score is correct.
 
-An entry depends on the data set's seed and its number; each split draws from its own stream and keeps what `split_of` assigns it. A
+An entry depends on the dataset's seed and its number; each split draws from its own stream and keeps what `split_of` assigns it. A
 problem is identified by its question. Not all scorers are careful: an entry whose own answer does not score 1 is skipped, and a data
 set that rewards nonsense is refused.
 """
@@ -98,7 +98,7 @@ class Gym(DrawnTask):
         if config.dataset not in DATASETS:
             near = nearest(config.dataset, DATASETS)
             hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(DATASETS))}"
-            raise PriorlabError(f"reasoning-gym has no data set {config.dataset!r} (task.dataset){hint}")
+            raise PriorlabError(f"reasoning-gym has no dataset {config.dataset!r} (task.dataset){hint}")
         try:
             return reasoning_gym.create_dataset(config.dataset, seed=seed, size=2**31 - 1, **config.options)
         except (TypeError, ValueError, AttributeError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""Math: problems and answers from data sets, prompts from templates, answers judged by math-verify.
+"""Math: problems and answers from datasets, prompts from templates, answers judged by math-verify.
 
 A problem is identified by its text. `task.evaluate` owns the split `evaluate`. A training row with the text of a held-out problem
 (`task.held_out`; by default, the evaluation problems) is dropped. The rest of `task.train` is for RL, less `split_of`'s shares for

@@ -1,4 +1,4 @@
-"""Rows of a data set, from the Hugging Face hub or a local file, and their columns; errors name the row and the key to fix."""
+"""Rows of a dataset, from the Hugging Face hub or a local file, and their columns; errors name the row and the key to fix."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def column(row: dict[str, Any], path: str, place: str, key: str) -> Any:
 
 
 def on_hub(name: str) -> str:
-    """What to load: the hub's data set, and no folder of its name that lies where the command was called; a path stays a path."""
+    """What to load: the hub's dataset, not a folder of the same name in the current folder; a path stays a path."""
     return f"hf://datasets/{name}" if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) else name
 
 
@@ -51,7 +51,7 @@ def _from_hub(source: ProblemSource, key: str) -> Iterator[dict[str, Any]]:
         rows = datasets.load_dataset(on_hub(str(source.hub)), source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # from any library underneath: wrong network, name, subset or split
         raise PriorlabError(
-            f"cannot load the data set {source.hub!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
+            f"cannot load the dataset {source.hub!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
             f"{type(error).__name__}: {error}. Without a network, use a copy: {key}.hub=null {key}.file=COPY.parquet"
         ) from error
     yield from rows

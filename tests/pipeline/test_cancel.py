@@ -50,7 +50,7 @@ def test_a_cancelled_stage_is_reported_and_not_started_again(lab: Lab, driver: s
         printed, _ = process.communicate(timeout=60)
         assert process.returncode == 1
         assert f"{node.name} cancelled" in printed
-        assert "blocked by what failed or was cancelled: 2 more" in printed
+        assert "blocked by failed or cancelled stages: 2 more" in printed
         assert "Traceback" not in printed
     assert len(folder.attempts()) == 1
     assert not folder.is_held()

@@ -44,7 +44,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Run]]:
             "out of memory (MemoryError: ); lower launch.micro_batch, or run fewer stages at a time; out of memory: again",
         ),
         ("killed at first", "killed by SIGKILL (out of memory?); out of memory: again in 0 s (retry 1 of 1)"),
-        ("preempted at first", "ended because somebody else asked it to (SIGTERM); preempted: again in 0 s (retry 1 of 5)"),
+        ("preempted at first", "ended by a SIGTERM from elsewhere; preempted: again in 0 s (retry 1 of 5)"),
     ],
 )
 def test_what_may_pass_is_tried_again(behaviour: str, said: str, begin: Callable[..., Run]) -> None:

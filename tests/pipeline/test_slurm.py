@@ -165,7 +165,7 @@ def test_what_depends_on_a_failed_stage_is_cancelled_and_reported_as_blocked(fin
     done = lab.call(*SWEEP, *diverging)
     assert done.returncode == 1
     assert "training has diverged" in done.stderr
-    assert "blocked by what failed or was cancelled: 1 more" in done.stderr
+    assert "blocked by failed or cancelled stages: 1 more" in done.stderr
     assert not any(job.live for job in all_jobs().values())
 
 
@@ -262,7 +262,7 @@ def test_what_the_queue_has_no_room_for_is_submitted_as_other_jobs_end(
     monkeypatch.setenv("PATH", f"{limited.parent}:{os.environ['PATH']}")
     done = lab.call(*SWEEP, "axes.prior=[ce, tail]")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("Slurm takes no more jobs of yours for now") == 1
+    assert done.stdout.count("Slurm accepts no more of your jobs for now") == 1
     assert "refused" not in done.stdout
 
 

@@ -77,7 +77,7 @@ def test_what_depends_on_a_failed_stage_is_blocked_and_the_rest_is_reported(fail
     assert "blocked: needs rl/ce" in printed
     log = printed.split("log: ")[-1].splitlines()[0]
     assert Path(log).is_file()
-    assert "blocked by what failed or was cancelled: 1 more" in printed
+    assert "blocked by failed or cancelled stages: 1 more" in printed
     (plan,) = smoke_graph("axes.prior=[ce]").cells
     assert lab.folder(plan.chain["rl"]).record() is None
     assert "pass@1 before" in printed  # what was measured is shown

@@ -88,7 +88,7 @@ def test_with_only_checkpoints_along_the_way_there_is_no_table_but_a_csv(tmp_pat
     plan = build_graph(load_sweep("quickstart", [*AXES, early, "tracking.mode=disabled"]).cells()).cells[0]
     ((_, step), node) = next(iter(plan.milestones.items()))
     stored(shelf, [(node, replace(evaluation(plan, "pretrain", 0.5), milestone=True, step=step))], early)
-    assert "no finished evaluation of what RL starts from yet; `priorlab status mine`" in shelf.refusal("report", "mine")
+    assert "no finished evaluation before RL yet; `priorlab status mine`" in shelf.refusal("report", "mine")
     assert "pretrain" in shelf.call("report", "mine", "--csv").output
 
 

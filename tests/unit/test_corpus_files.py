@@ -214,7 +214,7 @@ def test_a_data_set_is_read_as_those_of_the_hub_are(tmp_path: Path, monkeypatch:
     assert [one.place for one in found if one.wrong] == [f"{tmp_path}/hub, row 4"]
     with pytest.raises(PriorlabError, match=r"hub has no column 'text' \(corpus\.sources\.web\.column\); it has body, id"):
         list(find_documents(source.model_copy(update={"column": "text"}), "corpus.sources.web"))
-    with pytest.raises(PriorlabError, match=r"cannot load the data set '.*/hub' \(subset None, split dev\) of corpus\.sources\.web"):
+    with pytest.raises(PriorlabError, match=r"cannot load the dataset '.*/hub' \(subset None, split dev\) of corpus\.sources\.web"):
         list(find_documents(source.model_copy(update={"split": "dev"}), "corpus.sources.web"))
 
 
@@ -240,5 +240,5 @@ def test_a_stream_gives_so_many_documents_in_an_order_by_the_seed(tmp_path: Path
     assert sorted(streamed(1, documents=90)) == sorted(texts)  # no more than there are
     with pytest.raises(PriorlabError, match=r"hub has no column 'text' \(corpus\.sources\.web\.column\); it has body"):
         streamed(1, column="text")
-    with pytest.raises(PriorlabError, match=r"cannot load the data set '.*/hub' \(subset None, split dev\) of corpus\.sources\.web"):
+    with pytest.raises(PriorlabError, match=r"cannot load the dataset '.*/hub' \(subset None, split dev\) of corpus\.sources\.web"):
         streamed(1, split="dev")

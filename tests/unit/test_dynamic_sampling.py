@@ -127,7 +127,7 @@ def test_the_batch_keeps_its_size_learns_from_mixed_groups_only_and_stays_within
     [
         ([group(0, 0), group(1, 0)], "too hard"),
         ([group(0, 4), group(1, 4)], "too easy"),
-        ([group(0, 4), group(1, 0)], "solved always or never"),
+        ([group(0, 4), group(1, 0)], "always or never solved"),
         ([group(0, 0, ended=1), group(1, 0, ended=0)], "raise rl.max_response_tokens"),
     ],
 )

@@ -75,7 +75,7 @@ def test_every_default_that_trl_changes_in_trainers_is_written_out() -> None:
 
     usual = {field.name: default(field) for field in fields(TrainingArguments) if field.init}
     changed = {field.name for field in fields(GRPOConfig) if field.init and field.name in usual and default(field) != usual[field.name]}
-    assert changed - {"remove_unused_columns"} <= arguments().keys()  # which only drops columns of the data set
+    assert changed - {"remove_unused_columns"} <= arguments().keys()  # which only drops columns of the dataset
 
 
 @pytest.mark.parametrize("loss", get_args(Loss))

@@ -82,7 +82,7 @@ def test_asking_for_more_problems_than_exist_says_how_many_there_are() -> None:
 
 
 def test_an_unknown_name_or_option_is_named() -> None:
-    with pytest.raises(PriorlabError, match=r"no data set 'chain_sun' \(task\.dataset\); did you mean 'chain_sum'\?"):
+    with pytest.raises(PriorlabError, match=r"no dataset 'chain_sun' \(task\.dataset\); did you mean 'chain_sum'\?"):
         gym("chain_sun")
     with pytest.raises(PriorlabError, match=r"task\.options do not fit reasoning-gym's chain_sum.*min_trms"):
         gym("chain_sum", min_trms=2)

@@ -19,7 +19,7 @@ NAME = "someone/numbers"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the data set's name in the current folder, and no network."""
+    """A folder of the dataset's name in the current folder, and no network."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -36,13 +36,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_problems_of_the_hub_are_not_read_from_a_folder_of_that_name() -> None:
     math = build_task(MathTask(train=MathSource(hub=NAME, split="train"), evaluate=MathSource(hub=NAME, split="train")))
-    with pytest.raises(PriorlabError, match=f"cannot load the data set '{NAME}'"):
+    with pytest.raises(PriorlabError, match=f"cannot load the dataset '{NAME}'"):
         math.problems("evaluate", 1, seed=0)
 
 
 @pytest.mark.parametrize("documents", [None, 3], ids=["whole", "stream"])
 def test_text_of_the_hub_is_not_read_from_a_folder_of_that_name(documents: int | None) -> None:
-    with pytest.raises(PriorlabError, match=f"cannot load the data set '{NAME}'"):
+    with pytest.raises(PriorlabError, match=f"cannot load the dataset '{NAME}'"):
         list(find_documents(HubSource(dataset=NAME, documents=documents), "corpus.sources.web"))
 
 

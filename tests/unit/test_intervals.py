@@ -311,4 +311,4 @@ def test_plan_answers_with_seeds_problems_samples_and_hours(tmp_path: Path) -> N
     assert min(problems) >= 5  # with fewer the report gives no interval
     assert "--power does nothing without --effect" in shelf.refusal("plan", "quickstart", "--power", "0.9")
     assert "give one of them" in shelf.refusal("plan", "quickstart", "--costs", "--effect", "0.1")
-    assert "can show no effect" in shelf.refusal("plan", "quickstart", "rl=null", "--effect", "0.1")
+    assert "can detect no effect" in shelf.refusal("plan", "quickstart", "rl=null", "--effect", "0.1")

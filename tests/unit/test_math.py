@@ -1,4 +1,4 @@
-"""Math: data sets in, prompts out, and answers judged as a mathematician would."""
+"""Math: datasets in, prompts out, and answers judged as a mathematician would."""
 
 from __future__ import annotations
 
@@ -426,11 +426,11 @@ def test_the_hub_out_of_reach_is_said_with_the_way_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     math = build_task(MathTask(evaluate=MathSource(hub="nobody/no-such-data")))
-    with pytest.raises(PriorlabError, match=r"cannot load the data set 'nobody/no-such-data'.*task\.evaluate\.file=COPY\.parquet"):
+    with pytest.raises(PriorlabError, match=r"cannot load the dataset 'nobody/no-such-data'.*task\.evaluate\.file=COPY\.parquet"):
         math.problems("evaluate", 1, seed=0)
 
 
-# One row shaped like each public data set, by its card.
+# One row shaped like each public dataset, by its card.
 SHAPES: dict[str, dict[str, Any]] = {
     "gsm8k": {"question": "How many?", "answer": "She has 4-1=<<4-1=3>>3 left.\n#### 3"},
     "math500": {"problem": "How many?", "solution": "$\\boxed{3}$", "answer": "3", "subject": "Algebra", "level": 1, "unique_id": "x"},

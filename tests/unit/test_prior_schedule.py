@@ -87,8 +87,8 @@ def test_the_prior_keeps_its_k_when_a_named_waypoint_has_a_different_one() -> No
             "k is 0, but lambda_head=0 and lambda_tail=-0.1 reward tokens",
         ),
         ("prior={kind: gems}", "prior.kind is gems; prior needs one of coverage, deformed, entropy, focal, gem, shaped, smoothing"),
-        ("prior=coverage", "prior is coverage, .* the text of pre-training does not tell them apart; use it in fine-tuning"),
-        ("prior={schedule: [{at: 0.5, use: coverage}]}", "prior is .*coverage@0.5, .* does not tell them apart"),
+        ("prior=coverage", "prior is coverage, .* the text of pre-training does not mark them; use it in fine-tuning"),
+        ("prior={schedule: [{at: 0.5, use: coverage}]}", "prior is .*coverage@0.5, .* does not mark them"),
         ("midtrain={use: countdown, prior: coverage}", "midtrain.prior is coverage, .* the text of mid-training does not"),
     ],
 )

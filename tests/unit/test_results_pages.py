@@ -92,7 +92,7 @@ def test_the_page_of_levels_tells_what_decides_as_the_data_do() -> None:
     by_name = dict(zip(what_predicts.MEASUREMENTS, (f"{one:.2f}".replace("0.", ".") for one in found), strict=True))
     for shown in (
         f"lower perplexity (rank correlation {by_name['perplexity']} over",
-        f"higher pass@1 ({by_name['pass@1']}) or pass@16 ({by_name['pass@16']}), or the lower entropy ({by_name['entropy']})",
+        f"higher pass@1 ({by_name['pass@1']}) or pass@16 ({by_name['pass@16']}), or lower entropy ({by_name['entropy']})",
         f"Greedy decoding tells as much ({by_name['greedy']}), response length nothing ({by_name['response length']})",
     ):
         assert shown in told

@@ -115,7 +115,7 @@ def test_the_paper_is_evaluated_on_its_six_sets_and_trained_without_them() -> No
 
 @pytest.fixture
 def sums(tmp_path: Path) -> dict[str, str]:
-    """Data sets by name: the first ten problems of `train` are also in `known`."""
+    """Datasets by name: the first ten problems of `train` are also in `known`."""
     of = {"train": range(200), "known": range(10), "other": range(1000, 1010)}
     files = {}
     for name, numbers in of.items():
@@ -126,7 +126,7 @@ def sums(tmp_path: Path) -> dict[str, str]:
 
 
 def math(sums: dict[str, str], **sources: str) -> str:
-    """A task that trains on `train`; the others by the names of data sets, `held_out` several with spaces between."""
+    """A task that trains on `train`; the others by the names of datasets, `held_out` several with spaces between."""
     task: dict[str, Any] = {"kind": "math", "max_prompt_tokens": 32, "train": {"file": sums["train"]}}
     if "evaluate" in sources:
         task["evaluate"] = {"file": sums[sources["evaluate"]]}
@@ -161,7 +161,7 @@ def test_held_out_problems_can_be_named_by_their_tasks_and_only_if_these_have_an
     (source,) = recipe.task.kept_from_training  # type: ignore[union-attr]
     assert (source.hub, source.split, source.problem) == ("HuggingFaceH4/MATH-500", "test", "problem")
     message = refusal("task={use: dapo-math, held_out: [countdown]}", "model.max_positions=2048")
-    assert "task.held_out has 'countdown', a task without a data set to evaluate on" in message
+    assert "task.held_out has 'countdown', a task without a dataset to evaluate on" in message
 
 
 @pytest.mark.parametrize(("name", "apart"), [("known", True), ("other", False)])

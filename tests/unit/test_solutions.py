@@ -112,7 +112,7 @@ def test_a_row_without_text_is_named(tmp_path: Path, row: dict[str, object], mes
         (["sft.documents=null"], "neither is given: set documents"),
         (["sft.source={hub: a/b}"], "both are given: set documents"),
         (["sft.documents=null", "sft.source={file: nowhere.jsonl}"], "nowhere.jsonl', which cannot be read"),
-        (["rl.start=0.5", "pretrain.evaluate_at=[0.5]"], r"fine-tuning goes on from the end of pre-training.*\(sft=null\)"),
+        (["rl.start=0.5", "pretrain.evaluate_at=[0.5]"], r"fine-tuning continues from the end of pre-training.*\(sft=null\)"),
         (["sft.global_batch=5"], r"global_batch is 5; it must be a multiple"),
     ],
 )

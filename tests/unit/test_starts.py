@@ -72,7 +72,7 @@ def test_starts_are_evaluated_on_every_set() -> None:
     [
         (["rl.start=0.25"], "rl.start is 0.25, step 250 of pre-training, which is not among the checkpoints it keeps (none"),
         (["rl.start=0.3", "pretrain.evaluate_at=[0.25]"], "it keeps (250); list all starts in pretrain.evaluate_at"),
-        (["rl.start=0.5", "pretrain.evaluate_at=[0.5]", "midtrain=countdown"], "mid-training goes on from the end of pre-training"),
+        (["rl.start=0.5", "pretrain.evaluate_at=[0.5]", "midtrain=countdown"], "mid-training continues from the end of pre-training"),
         (["rl.start=0.5", f"pretrain.adopted=sha256:{'ab' * 32}"], "an adopted checkpoint (pretrain.adopted) has no earlier ones"),
         (["rl.start=0"], "rl.start"),
         (["rl.start=1.5"], "rl.start"),
@@ -185,7 +185,7 @@ def test_the_report_the_terminal_and_json_show_every_start(shelf: Shelf) -> None
     page, text = ((shelf.home.sweep("mine") / name).read_text() for name in ("report.html", "report.md"))
     for title in (
         "By where RL starts",
-        "Where RL ends, from bases that are alike, compared",
+        "Where RL ends, from matched bases, compared",
         "What RL gains against tokens of pre-training",
     ):
         assert title in page

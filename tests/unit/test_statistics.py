@@ -277,7 +277,7 @@ def test_without_a_difference_the_verdict_says_so_and_what_would_have_shown() ->
 def test_an_impossible_difference_is_not_named_as_one_that_would_show() -> None:
     """Two seeds that diverge: the interval of a difference in pass@1 is wider than any difference can be."""
     said = said_of(measured({"ce": 0.05, "tail": 0.05}, seeds=2, noise=5.0))
-    assert any(sentence.endswith("So few seeds can show no difference in pass@1.") for sentence in said)
+    assert any(sentence.endswith("So few seeds cannot show a difference in pass@1.") for sentence in said)
 
 
 def test_levels_given_the_base_are_compared_once_seeds_tell_how_the_two_move_together() -> None:

@@ -95,7 +95,7 @@ def test_the_limit_on_responses_follows_the_steps() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rl.validation=null", "rl.export=best"], "nothing measures which policy is; set validation.every"),
+        (["rl.validation=null", "rl.export=best"], "no validation finds the best; set validation.every"),
         (["rl.validation.every=5", "rl.validation.best_k=32"], r"best_k is 32, but only 16 samples"),
         (["rl.validation.every=5", "rl.updates_per_rollout=2"], r"validation.every is 5; it must be a multiple of updates_per_rollout"),
         (["rl.steps=80", "rl.optimizer.decay_steps=90"], r"warmup_steps \(0\) \+ decay_steps \(90\) exceed steps \(80\)"),

@@ -36,7 +36,7 @@ _ENDING_POLL_SECONDS = 1.0
 
 class SlurmBackend(Backend):
     chains = True
-    no_room = "Slurm takes no more jobs of yours for now; what is left is submitted as others end, or when you run this again"
+    no_room = "Slurm accepts no more of your jobs for now; the rest are submitted as others end, or when you rerun this"
     stopping = "cancelling the jobs of this sweep; press Ctrl-C again to stop waiting for them"
 
     def __init__(self, command: Command) -> None:

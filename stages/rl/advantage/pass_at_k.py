@@ -1,4 +1,4 @@
-"""Pass@k as the reward (arXiv 2508.10751): sets of k responses are paid, 1 if any of the k is right.
+"""Pass@k as the reward (arXiv 2508.10751): sets of k responses are rewarded, 1 if any is correct.
 
 A response's advantage is the mean, over all sets of k of the group that it is in, of the set's reward normalised over all sets. With n
 responses, w of them wrong, and f = C(w, k) / C(n, k) the share of sets that fail,

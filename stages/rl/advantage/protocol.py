@@ -1,4 +1,4 @@
-"""How a group of responses is paid, and what advantages follow.
+"""How a group of responses is rewarded, and its advantages.
 
 The trainer knows this protocol and nothing else. A kind is one module of this package, found by its name, with a function
 `build(config, seed)`; it overrides what it needs of `Advantage`, which by itself is GRPO's.
@@ -20,14 +20,14 @@ class Advantage:
         return group.rewards
 
     def of(self, rewards: Float[Tensor, " samples"]) -> Float[Tensor, " samples"] | None:
-        """Of the responses to one problem, given what they are paid, exploration's bonus included.
+        """Advantages of the responses to one problem, given their rewards (bonus included).
 
         None: reward minus the group's mean, divided as `rl.scale_rewards` says, which TRL computes.
         """
         return None
 
     def teaches(self, group: Group, step: int) -> bool:
-        """Whether any advantage in the group differs from 0, bonuses aside. Dynamic sampling replaces groups that do not teach."""
+        """Whether any advantage in the group differs from 0, bonuses aside. Dynamic sampling replaces groups without signal."""
         rewards = self.paid(group, step)
         advantages = self.of(rewards)
         return bool(rewards.max() > rewards.min()) if advantages is None else bool(advantages.any())

@@ -1,4 +1,4 @@
-"""A bonus for being different and right: a correct response earns the more, the fewer of its group's correct ones say the same."""
+"""A bonus for being different and right: a correct response earns more the fewer of its group's correct ones repeat it."""
 
 from __future__ import annotations
 
