@@ -15,15 +15,15 @@ from pipeline.cli.terminal import console, plain_table, print_json, print_wide, 
 from pipeline.compare.format import short
 from pipeline.compare.intervals import POWER
 from pipeline.compare.power import Power, in_words, power_of
-from pipeline.config.costs import GIB, Utilisation
-from pipeline.config.devices import DEVICES, known_device
-from pipeline.config.interruptions import Interruptions
+from pipeline.costs.devices import DEVICES, known_device
+from pipeline.costs.hours import Hours, assumed_hours, timed_hours
+from pipeline.costs.interruptions import Interruptions
+from pipeline.costs.plan import Assumptions, best_launches, planned_costs
+from pipeline.costs.stages import GIB, Utilisation
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe, load_sweep
 from pipeline.experiment.config_files import available
 from pipeline.experiment.graph import build_graph, check_cells_differ
-from pipeline.experiment.plan_costs import Assumptions, best_launches, planned_costs
-from pipeline.experiment.plan_hours import Hours, assumed_hours, timed_hours
 from pipeline.home.plan import explained_plan
 from pipeline.store.folders import Home
 

@@ -1,4 +1,4 @@
-"""The kinds of stage. One class holds all that is known about a kind: input, identity, version, processes, memory, work and costs.
+"""The kinds of stage. One class holds all that is known about a kind: input, identity, version, processes, memory and work.
 
 A new kind takes one class here, a package of that name in `stages`, its place in a cell (`pipeline.experiment.graph`), and its
 `Resources` in `pipeline.config.cluster`.
@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, Self
 
 from pipeline.config.base import Config, execution, identity_since
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.costs import Costs, evaluation_costs, rl_costs, training_costs
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.finetuning import SFTConfig
 from pipeline.config.launch import Launch
@@ -75,10 +74,6 @@ class StageConfig(Config):
     def work(self, block_size: int) -> str:
         """How much work it is, in words; `block_size` is its corpus's, in tokens."""
 
-    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        """For a model and vocabulary size. Raises `NotImplementedError` if the kind needs no device."""
-        raise NotImplementedError(self.kind)
-
 
 class CorpusStage(StageConfig):
     """Input of the stage `corpus`, which makes a tokenizer, training blocks and held-out blocks.
@@ -126,9 +121,6 @@ class TrainingStage(StageConfig):
     def work(self, block_size: int) -> str:
         steps = self.settings.steps
         return f"{steps:,} steps, {steps * self.settings.global_batch * block_size:,} tokens"
-
-    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        return training_costs(model, vocabulary, self.settings, block_size)
 
 
 class PretrainStage(TrainingStage):
@@ -190,9 +182,6 @@ class SFTStage(TrainingStage):
     def work(self, block_size: int) -> str:
         return super().work(self.sft.block_size)
 
-    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        return super().costs(model, vocabulary, prompt_tokens, self.sft.block_size)
-
 
 class RLStage(StageConfig):
     """Input of the stage `rl`; parent: checkpoint."""
@@ -226,9 +215,6 @@ class RLStage(StageConfig):
     def work(self, block_size: int) -> str:
         return f"{self.rl.steps:,} steps, {self.rl.steps * self.rl.prompts_per_step * self.rl.samples_per_prompt:,} rollouts"
 
-    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        return rl_costs(model, vocabulary, self.rl, prompt_tokens)
-
 
 class EvaluateStage(StageConfig):
     """Input of the stage `evaluate`, on one evaluation set; parents: checkpoint and corpus."""
@@ -261,9 +247,6 @@ class EvaluateStage(StageConfig):
     def work(self, block_size: int) -> str:
         more = len(self.evaluate.temperatures)
         return f"{self.evaluate.problems:,} problems x {self.evaluate.samples} samples" + f" at {1 + more} temperatures" * bool(more)
-
-    def costs(self, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
-        return evaluation_costs(model, vocabulary, self.evaluate, prompt_tokens, block_size)
 
 
 KINDS: dict[str, type[StageConfig]] = {

@@ -24,8 +24,8 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from pipeline.config.communication import Collective, transfers
 from pipeline.config.stages import PretrainStage
+from pipeline.costs.communication import Collective, transfers
 from pipeline.experiment.graph import StageNode
 from pipeline.store.files import read_json, write_json_atomically
 from pipeline.store.folders import Home

@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from pipeline.config.stages import PretrainStage
+from pipeline.costs.stages import costs_of
 from pipeline.experiment.compose import load_recipe
 from pipeline.experiment.graph import StageNode, build_graph
 from pipeline.run.scheduler import run
@@ -205,7 +206,7 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool, compiled: bool) -
 
 def _flops_per_token(config: PretrainStage, vocabulary: int, block_size: int) -> float:
     """As `priorlab plan --costs` counts them. Activations computed anew are no progress, so they do not count."""
-    planned = config.launched(gradient_checkpointing=False).costs(config.model, vocabulary, 0, block_size)
+    planned = costs_of(config.launched(gradient_checkpointing=False), config.model, vocabulary, 0, block_size)
     return planned.training_flops / planned.tokens
 
 

@@ -14,7 +14,7 @@ PIPELINE = (
     {"pipeline.store"},
     {"pipeline.config"},
     {"pipeline.experiment"},
-    {"pipeline.run", "pipeline.compare"},
+    {"pipeline.run", "pipeline.compare", "pipeline.costs"},
     {"pipeline.tracking"},
     {"pipeline.home", "pipeline.report", "pipeline.analysis"},
     {"pipeline.cli"},

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.costs import training_costs
 from pipeline.config.stages import PretrainStage
+from pipeline.costs.stages import training_costs
 from pipeline.experiment.graph import StageNode
 from pipeline.store.folders import Home
 from tests.conftest import Lab, finish, smoke_graph, start

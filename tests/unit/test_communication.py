@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.communication import Fabric, Transfer, transfers
-from pipeline.config.devices import DEVICES
 from pipeline.config.launch import Launch, ZeroOptions
+from pipeline.costs.communication import Fabric, Transfer, transfers
+from pipeline.costs.devices import DEVICES
 
 H100 = DEVICES["h100"]
 BILLION = 10**9

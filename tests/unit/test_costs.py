@@ -7,13 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from pipeline.config import costs
-from pipeline.config.devices import DEVICES
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.launch import Launch
 from pipeline.config.model import ModelConfig
 from pipeline.config.rl import RLConfig, RolloutEngine
 from pipeline.config.training import AdamWConfig, PretrainConfig
+from pipeline.costs import stages as costs
+from pipeline.costs.devices import DEVICES
 from pipeline.experiment.compose import load_recipe
 from stages.objective.head import attach
 from stages.objective.shaped import Shaped

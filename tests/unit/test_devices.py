@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import costs
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.engine import CUDA_GRAPHS, Engine
 from pipeline.config.launch import Launch
+from pipeline.costs import stages as costs
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_recipe
 from pipeline.experiment.graph import StageNode, build_graph

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.config.interruptions import Interruptions
+from pipeline.costs.interruptions import Interruptions
 
 CHECKPOINT = 3.6e12  # bytes: half an hour at 2 GB/s
 

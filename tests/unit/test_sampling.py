@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.communication import Fabric
-from pipeline.config.devices import DEVICES
 from pipeline.config.model import ModelConfig
-from pipeline.config.sampling import Draw, Sampling
+from pipeline.costs.communication import Fabric
+from pipeline.costs.devices import DEVICES
+from pipeline.costs.sampling import Draw, Sampling
 from pipeline.experiment.compose import load_recipe
 
 H100 = DEVICES["h100"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.base import Dtype
-from pipeline.config.devices import Device, bytes_of
 from pipeline.config.launch import Launch
+from pipeline.costs.devices import Device, bytes_of
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter"]
 _BUCKET = 5e8

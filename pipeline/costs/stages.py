@@ -10,14 +10,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.config.base import Dtype
-from pipeline.config.communication import Fabric, Transfer, transfers
-from pipeline.config.devices import Device, bytes_of
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.launch import Launch
 from pipeline.config.model import ModelConfig, MoEConfig
 from pipeline.config.rl import RLConfig
-from pipeline.config.sampling import Draw, Sampling
+from pipeline.config.stages import EvaluateStage, RLStage, SFTStage, StageConfig, TrainingStage
 from pipeline.config.training import NextTokenTraining
+from pipeline.costs.communication import Fabric, Transfer, transfers
+from pipeline.costs.devices import Device, bytes_of
+from pipeline.costs.sampling import Draw, Sampling
 
 GIB = 2**30
 _WHILE_ASLEEP = ("activations", "logits")
@@ -109,6 +110,20 @@ def forward_flops(model: ModelConfig, vocabulary: int, *, tokens: float, context
     counts = model.parameters(vocabulary)
     attention = 4 * context * model.layers * model.heads * model.head_dim
     return tokens * (2 * (counts.active - counts.embedding) + attention) + predicted * 2 * vocabulary * model.width
+
+
+def costs_of(stage: StageConfig, model: ModelConfig, vocabulary: int, prompt_tokens: int, block_size: int) -> Costs:
+    """For a model and vocabulary size, prompts at their longest, and the corpus's blocks. Raises `TypeError` for a corpus."""
+    match stage:
+        case SFTStage():
+            return training_costs(model, vocabulary, stage.settings, stage.sft.block_size)
+        case TrainingStage():
+            return training_costs(model, vocabulary, stage.settings, block_size)
+        case RLStage():
+            return rl_costs(model, vocabulary, stage.rl, prompt_tokens)
+        case EvaluateStage():
+            return evaluation_costs(model, vocabulary, stage.evaluate, prompt_tokens, block_size)
+    raise TypeError(f"a stage of kind {stage.kind} needs no device")
 
 
 def training_costs(model: ModelConfig, vocabulary: int, settings: NextTokenTraining, block_size: int) -> Costs:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
+from pipeline.costs.plan import Assumptions, planned_costs
 from pipeline.experiment.graph import Graph, StageNode
-from pipeline.experiment.plan_costs import Assumptions, planned_costs
 from pipeline.store.folders import Home
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.communication import Fabric
-from pipeline.config.costs import GIB, Costs, Utilisation
-from pipeline.config.devices import Device
-from pipeline.config.interruptions import Interruptions
 from pipeline.config.recipe import RecipeConfig
 from pipeline.config.rl import RLConfig
 from pipeline.config.stages import EvaluateStage, RLStage, StageConfig
+from pipeline.costs.communication import Fabric
+from pipeline.costs.devices import Device
+from pipeline.costs.interruptions import Interruptions
+from pipeline.costs.stages import GIB, Costs, Utilisation, costs_of
 from pipeline.errors import PriorlabError
 from pipeline.experiment.graph import Graph, StageNode
 from pipeline.store.folders import Home
@@ -175,7 +175,7 @@ def _vocabulary(corpus: StageNode, home: Home) -> int:
 def _costs(planned: _Planned) -> Costs:
     config, recipe = planned.config, planned.recipe
     prompt = (config if isinstance(config, EvaluateStage) else recipe).task.max_prompt_tokens
-    return config.costs(recipe.model, planned.vocabulary, prompt, planned.block_size)
+    return costs_of(config, recipe.model, planned.vocabulary, prompt, planned.block_size)
 
 
 def _entry(planned: _Planned, assumed: Assumptions) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config.base import Dtype
-from pipeline.config.communication import Transfer
-from pipeline.config.devices import Device, bytes_of
 from pipeline.config.model import ModelConfig
+from pipeline.costs.communication import Transfer
+from pipeline.costs.devices import Device, bytes_of
 
 _READ = 0.8
 """Share of a device's memory bandwidth that reading reaches: assumed."""
