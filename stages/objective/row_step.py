@@ -102,10 +102,9 @@ def row_step_(
     sums = passes.row_sums(logits, threshold, sharpness, objective.wants_mean)
     top, total = sums.top, sums.total
     log_total = top + total.log()
-    log_mass = total.log()
-    log_target = (target_logit - top) - log_mass  # not of log_total, which has lost the digits below those of a large logit
+    log_target = target_logit - log_total
     target = log_target.exp()
-    entropy = log_mass - sums.weighted / total
+    entropy = total.log() - sums.weighted / total
 
     head = tail = zero = torch.zeros_like(target)
     if threshold is not None:
@@ -118,10 +117,10 @@ def row_step_(
     terms = objective.terms(
         Row(
             log_target, entropy, head, tail,
-            log_first=-log_mass,
-            log_last=zero if threshold is None else (threshold - top) - log_mass,
-            log_mean=sums.plain / vocab - log_mass if objective.wants_mean else zero,
-            sharper=zero if sharpness is None else sums.sharper_weighted / sums.sharper - log_mass,
+            log_first=top - log_total,
+            log_last=zero if threshold is None else threshold - log_total,
+            log_mean=sums.plain / vocab - total.log() if objective.wants_mean else zero,
+            sharper=zero if sharpness is None else sums.sharper_weighted / sums.sharper - total.log(),
             log_response=log_response,
             response_size=response_size,
             vocab=vocab,
