@@ -22,6 +22,7 @@ FILES = ("sweep.yaml", "cells.jsonl")
 
 
 def save_definition(sweep: Sweep, graph: Graph, home: Home) -> None:
+    """Write `FILES` into the sweep's folder, in place of what an earlier start wrote there."""
     folder = home.sweep(sweep.name)
     cells = "".join(json.dumps(_cell_row(plan)) + "\n" for plan in graph.cells)
     for name, text in zip(FILES, (sweep.as_yaml(), cells), strict=True):

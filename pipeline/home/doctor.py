@@ -45,6 +45,7 @@ class Finding:
 
 
 def examine(home: Home) -> list[Finding]:
+    """What this machine offers to a run, and what stands in its way; looks, and changes nothing."""
     return [_python(), _packages(), _engine(), _devices(), _cores(), _disk(home), _tracking(), _slurm()]
 
 

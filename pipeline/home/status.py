@@ -64,6 +64,7 @@ def stage_state(folder: StageFolder, job: Job | None) -> str:
 
 
 def report_on(folder: StageFolder, job: Job | None) -> StageReport:
+    """What a stage's folder says, and its job in a queue if it has one; damaged files are the report's `problem`."""
     progress: dict[str, Any] = status_of(folder)
     try:
         state, problem = stage_state(folder, job), progress.get("message", "")

@@ -26,6 +26,7 @@ _BY_EXIT = {
 
 
 def cause_of_exit(code: int) -> Cause:
+    """Why a stage's process ended, by its exit code as `subprocess.Popen.returncode` gives it."""
     return _BY_EXIT.get(code, "bug")
 
 

@@ -47,7 +47,9 @@ class Packed(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, numbers: list[int] | np.ndarray) -> Tensor: ...
+    def rows(self, numbers: list[int] | np.ndarray) -> Tensor:
+        """The blocks of these numbers, int64, a row each."""
+        ...
 
 
 class OrderedBlocks(torch.utils.data.Dataset[Tensor]):

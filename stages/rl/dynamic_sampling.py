@@ -65,7 +65,7 @@ def draw_groups(
     sample: Callable[[list[int]], list[Group]],
     more_problems: Callable[[int, int], list[int]],
     *,
-    teaches: Callable[[Group], bool],
+    has_signal: Callable[[Group], bool],
     budget: float,
     sum_over_ranks: Callable[[list[float]], list[float]],
     largest_of_ranks: Callable[[int], int],
@@ -86,7 +86,7 @@ def draw_groups(
     groups = first
     while True:
         for group in groups:
-            (kept if teaches(group) else dropped).append(group)
+            (kept if has_signal(group) else dropped).append(group)
         generated += len(groups)
         rounds += 1
         missing = largest_of_ranks(max(0, wanted - len(kept)))

@@ -45,5 +45,5 @@ def preflight(groups: list[Group], end_tokens: Collection[int], sum_over_ranks: 
         sum(bool((group.rewards > 0).any()) for group in groups),
         sum(ids[-1] in end_tokens for ids in responses),
     ]
-    problems, sampled, mixed, paid, solved, ended = sum_over_ranks(counts)
-    return Preflight(int(problems), mixed / problems, paid / sampled, solved / problems, ended / sampled)
+    problems, sampled, mixed, rewarded, solved, ended = sum_over_ranks(counts)
+    return Preflight(int(problems), mixed / problems, rewarded / sampled, solved / problems, ended / sampled)

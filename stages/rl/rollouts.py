@@ -98,18 +98,18 @@ class Rollouts:
             prompts[:: self.settings.samples_per_prompt],
             lambda problems: self._sample(problems, trainer),
             lambda round_, groups: self._others(round_, groups, tried, trainer),
-            teaches=lambda group: self.advantage.teaches(group, step),
+            has_signal=lambda group: self.advantage.has_signal(group, step),
             budget=self.settings.sampling_budget,
             sum_over_ranks=trainer.sum_over_ranks,
             largest_of_ranks=lambda number: max(gather_object([number])),
         )
         self._count(trainer)
         groups = self.draw.groups
-        scores = [self.advantage.paid(group, step) for group in groups]
+        scores = [self.advantage.rewards(group, step) for group in groups]
         bonuses = self.exploration.bonus(groups, step)
         if bonuses is not None:
             scores = [score + bonus.to(score) for score, bonus in zip(scores, bonuses, strict=True)]
-        advantages = [of for score in scores if (of := self.advantage.of(score)) is not None]
+        advantages = [found for score in scores if (found := self.advantage.advantages(score)) is not None]
         self.advantages = torch.cat(advantages) if advantages else None
         log_probs = [values for group in groups for values in group.log_probs]
         return {
@@ -148,7 +148,7 @@ class Rollouts:
         return chosen[first : first + groups]
 
     def _preflight(self, trainer: Trainer) -> None:
-        """Sample problems from the base policy until one teaches; stop if none of many does."""
+        """Sample problems from the base policy until one has a signal; stop if none of many has."""
         at_once = math.ceil(min(self.settings.preflight_problems, len(self.problems)) / trainer.accelerator.num_processes)
         groups: list[Group] = []
         tried: set[int] = set()

@@ -159,4 +159,5 @@ def _layout(launch: Launch) -> dict[str, int]:
 
 
 def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which it was saved, from its name."""
     return int(checkpoint.name.rpartition("-")[2])

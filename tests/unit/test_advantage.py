@@ -34,7 +34,7 @@ def group(rewards: list[float], problem: int = 0) -> Group:
 
 
 def advantages(config: Advantage, rewards: list[float]) -> torch.Tensor:
-    found = build_advantage(config, seed=0).of(torch.tensor(rewards))
+    found = build_advantage(config, seed=0).advantages(torch.tensor(rewards))
     assert found is not None
     return found
 
@@ -52,7 +52,7 @@ def test_every_kind_has_a_config_a_module_and_a_yaml_file_of_its_defaults() -> N
 
 
 def test_group_is_left_to_trl() -> None:
-    assert build_advantage(GroupAdvantage(), seed=0).of(torch.tensor(with_right(2))) is None
+    assert build_advantage(GroupAdvantage(), seed=0).advantages(torch.tensor(with_right(2))) is None
 
 
 def test_maxrl_divides_by_the_mean() -> None:
@@ -76,8 +76,8 @@ def test_maxrl_estimates_the_gradient_of_maximum_likelihood() -> None:
 def test_negative_weighs_right_responses_down_and_learns_from_groups_that_are_all_wrong() -> None:
     torch.testing.assert_close(advantages(NegativeAdvantage(), [1.0, 0, 0]), torch.tensor([0.1, -1.0, -1.0]))
     only_wrong = build_advantage(NegativeAdvantage(positive_weight=0), seed=0)
-    assert only_wrong.teaches(group([0, 0]), step=0)
-    assert not only_wrong.teaches(group([1, 1]), step=0)
+    assert only_wrong.has_signal(group([0, 0]), step=0)
+    assert not only_wrong.has_signal(group([1, 1]), step=0)
 
 
 def by_brute_force(rewards: list[float], k: int) -> list[float]:
@@ -98,25 +98,25 @@ def test_pass_at_k_is_the_average_over_all_sets_of_k(right: int, k: int) -> None
 
 def test_pass_at_k_learns_nothing_once_fewer_than_k_are_wrong() -> None:
     advantage = build_advantage(PassAtKAdvantage(k=4), seed=0)
-    assert [advantage.teaches(group(with_right(right)), step=0) for right in range(9)] == [False, *[True] * 4, *[False] * 4]
+    assert [advantage.has_signal(group(with_right(right)), step=0) for right in range(9)] == [False, *[True] * 4, *[False] * 4]
 
 
 def test_random_ignores_the_response_and_the_order_of_problems_but_not_the_seed_and_the_step() -> None:
     def flips(seed: int, step: int, problem: int, rewards: list[float]) -> list[float]:
-        return build_advantage(RandomAdvantage(), seed).paid(group(rewards, problem), step).tolist()
+        return build_advantage(RandomAdvantage(), seed).rewards(group(rewards, problem), step).tolist()
 
     once = flips(0, 3, 5, with_right(8))
     assert flips(0, 3, 5, with_right(0)) == once
     others = [flips(1, 3, 5, with_right(0)), flips(0, 4, 5, with_right(0)), flips(0, 3, 6, with_right(0))]
     assert once not in others
-    many = [build_advantage(RandomAdvantage(share=0.2), 0).paid(group(with_right(0), problem), 0) for problem in range(500)]
+    many = [build_advantage(RandomAdvantage(share=0.2), 0).rewards(group(with_right(0), problem), 0) for problem in range(500)]
     assert float(torch.stack(many).mean()) == pytest.approx(0.2, abs=0.02)
 
 
 @pytest.mark.parametrize("config", [GroupAdvantage(), MaxRLAdvantage()], ids=lambda config: config.kind)
 def test_a_group_teaches_if_its_rewards_differ(config: Any) -> None:
     advantage = build_advantage(config, seed=0)
-    assert [advantage.teaches(group(with_right(right)), step=0) for right in (0, 3, 8)] == [False, True, False]
+    assert [advantage.has_signal(group(with_right(right)), step=0) for right in (0, 3, 8)] == [False, True, False]
 
 
 @pytest.mark.parametrize(

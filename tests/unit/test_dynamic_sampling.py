@@ -41,7 +41,7 @@ def draw(
         return [100 * round_ + number for number in range(groups)]
 
     drawn = draw_groups(
-        list(range(len(right[0]))), sample, more, teaches=lambda group: group.mixed, budget=budget,
+        list(range(len(right[0]))), sample, more, has_signal=lambda group: group.mixed, budget=budget,
         sum_over_ranks=lambda own: [number + other for number, other in zip(own, others, strict=True)],
         largest_of_ranks=lambda own: max(own, largest),
     )  # fmt: skip
@@ -49,7 +49,7 @@ def draw(
 
 
 def test_groups_that_teach_nothing_are_replaced_until_the_batch_is_full() -> None:
-    """Two of four teach, so four are asked for where two are missing; of those one teaches, and 3/8 in all: 3 more for the last."""
+    """Two of four have a signal, so four are asked for where two are missing; of those one has, and 3/8 in all: 3 more for the last."""
     drawn, asked = draw([[0, 2, 4, 1], [0, 3, 4, 4], [0, 1]], budget=5)
     assert asked == [(1, 4), (2, 3)]
     assert [int(g.rewards.sum()) for g in drawn.groups] == [2, 1, 3, 1]
@@ -103,7 +103,7 @@ def test_the_batch_is_full_whatever_the_share_that_teaches_as_long_as_the_budget
             list(range(128)),
             lambda problems: [group(problem, int(rng.random() < share)) for problem in problems],
             lambda _, groups: [0] * groups,
-            teaches=lambda group: group.mixed, budget=2 / share, sum_over_ranks=lambda own: own, largest_of_ranks=lambda own: own,
+            has_signal=lambda group: group.mixed, budget=2 / share, sum_over_ranks=lambda own: own, largest_of_ranks=lambda own: own,
         )  # fmt: skip
         filled.append(len(drawn.kept) / 128)
         generated.append(drawn.generated)

@@ -149,7 +149,7 @@ def test_coin_flips_are_paid_and_decide_what_is_replaced_but_verdicts_are_logged
     advantage = RandomAdvantage(share=0.5)
     fields, rollouts, engine = roll_out(set(), budget=8, asked=[1, 2, 3], advantage=advantage)
     groups = rollouts.draw.groups
-    flips = [build_advantage(advantage, seed=0).paid(group, step=1).tolist() for group in groups]
+    flips = [build_advantage(advantage, seed=0).rewards(group, step=1).tolist() for group in groups]
     assert correct(**fields) == [paid for group in flips for paid in group]
     assert [sorted(group) for group in flips] == [[0, 1]] * 3
     assert not any(group.mixed for group in groups)  # nothing is right

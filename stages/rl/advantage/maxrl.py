@@ -16,7 +16,7 @@ from stages.rl.advantage.protocol import Advantage
 
 
 class MaxRL(Advantage):
-    def of(self, rewards: Float[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+    def advantages(self, rewards: Float[Tensor, " samples"]) -> Float[Tensor, " samples"]:
         mean = rewards.mean()
         return (rewards - mean) / mean if mean > 0 else torch.zeros_like(rewards)
 

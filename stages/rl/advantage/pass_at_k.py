@@ -4,8 +4,8 @@ A response's advantage is the mean, over all sets of k of the group that it is i
 responses, w of them wrong, and f = C(w, k) / C(n, k) the share of sets that fail,
 
     mean and standard deviation of the sets' rewards   1 - f and s = sqrt(f (1 - f))
-    a right response, whose sets are all paid 1        A = f / s
-    a wrong one, whose sets are paid 0 where
+    a right response, whose sets are all worth 1       A = f / s
+    a wrong one, whose sets are worth 0 where
     the other k - 1 are wrong too                      A = (f - C(w - 1, k - 1) / C(n - 1, k - 1)) / s
 
 (equations 14 and 15). Where fewer than k are wrong no set fails and nothing is learned: with k = 4 of 8, a problem that is solved
@@ -28,7 +28,7 @@ class PassAtK(Advantage):
     def __init__(self, config: PassAtKAdvantage) -> None:
         self.k = config.k
 
-    def of(self, rewards: Float[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+    def advantages(self, rewards: Float[Tensor, " samples"]) -> Float[Tensor, " samples"]:
         right = rewards > 0
         samples, wrong, k = len(rewards), int((~right).sum()), self.k
         failing = comb(wrong, k) / comb(samples, k)

@@ -15,19 +15,19 @@ from stages.rl.dynamic_sampling import Group
 class Advantage:
     """GRPO. Numbers may depend on the arguments and the run's seed only, so that a resumed run is the same run."""
 
-    def paid(self, group: Group, step: int) -> Float[Tensor, " samples"]:
+    def rewards(self, group: Group, step: int) -> Float[Tensor, " samples"]:
         """The reward of each response; `step` counts the optimizer steps made so far."""
         return group.rewards
 
-    def of(self, rewards: Float[Tensor, " samples"]) -> Float[Tensor, " samples"] | None:
+    def advantages(self, rewards: Float[Tensor, " samples"]) -> Float[Tensor, " samples"] | None:
         """Advantages of the responses to one problem, given their rewards (bonus included).
 
         None: reward minus the group's mean, divided as `rl.scale_rewards` says, which TRL computes.
         """
         return None
 
-    def teaches(self, group: Group, step: int) -> bool:
+    def has_signal(self, group: Group, step: int) -> bool:
         """Whether any advantage in the group differs from 0, bonuses aside. Dynamic sampling replaces groups without signal."""
-        rewards = self.paid(group, step)
-        advantages = self.of(rewards)
+        rewards = self.rewards(group, step)
+        advantages = self.advantages(rewards)
         return bool(rewards.max() > rewards.min()) if advantages is None else bool(advantages.any())

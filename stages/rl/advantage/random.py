@@ -25,7 +25,7 @@ class Random(Advantage):
         self.share = config.share
         self.seed = seed
 
-    def paid(self, group: Group, step: int) -> Float[Tensor, " samples"]:
+    def rewards(self, group: Group, step: int) -> Float[Tensor, " samples"]:
         flips = np.random.default_rng([self.seed, step, group.problem, _STREAM]).random(len(group.rewards)) < self.share
         return torch.from_numpy(flips).to(group.rewards.dtype)
 
