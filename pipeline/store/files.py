@@ -105,6 +105,15 @@ def damage(folder: Path, manifest: dict[str, str]) -> list[str]:
     return problems
 
 
+def check_unchanged(path: Path, sha256: str, key: str) -> None:
+    """Raises `PriorlabError` if a file that a config names is not what it was when the run was planned; `key` names it."""
+    if sha256_of(path) != sha256:
+        raise PriorlabError(
+            f"{path} ({key}) has changed since the run was planned (sha256 {sha256[:12]}); run the command again to use its new "
+            "content, or restore the old"
+        )
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,7 @@ PIPELINE = (
 )
 """The layers, lowest first. A package imports from lower layers only."""
 STAGES = (
-    {"stages.device", "stages.die_with_parent", "stages.objective"},
+    {"stages.device", "stages.die_with_parent", "stages.hub", "stages.objective"},
     {"stages.guard"},
     {"stages.contract"},
     {"stages.checkpoint", "stages.tasks", "stages.novelty", "stages.training"},

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.corpus import FilesSource, TextFile
 from pipeline.errors import PriorlabError
-from pipeline.store.files import sha256_of
+from pipeline.store.files import check_unchanged
 from stages.tasks.rows import column
 
 _ROWS_PER_READ = 1000
@@ -42,11 +42,7 @@ def read_file(file: TextFile, source: FilesSource, key: str) -> Iterator[Found]:
     path = Path(file.path)
     empty = True
     try:
-        if sha256_of(path) != file.sha256:
-            raise PriorlabError(
-                f"{path} ({key}.paths) has changed since the run was planned (sha256 {file.sha256[:12]}); run the command again to "
-                "use its new content, or restore the old"
-            )
+        check_unchanged(path, file.sha256, f"{key}.paths")
         for found in _FORMATS[file.format](path, source, key):
             empty = False
             yield found

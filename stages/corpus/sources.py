@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline.config.corpus import FilesSource, HubSource, StdlibSource
 from pipeline.config.digests import library_digest, library_modules
 from pipeline.errors import PriorlabError
 from stages.corpus.files import Found, read_file, text_in, top_column
-from stages.tasks.rows import on_hub
+from stages.hub import explained, on_hub
 
 DocumentSource = FilesSource | HubSource | StdlibSource
 # Bad documents of a source that are printed, and that are listed in the export.
@@ -62,18 +62,8 @@ def _streamed_from_hub(source: HubSource, documents: int, key: str, seed: int) -
             yield text_in(row, source.column, f"{source.dataset}, document {number} of the stream", key)
 
 
-@contextlib.contextmanager
-def _explained(source: HubSource, key: str) -> Iterator[None]:
-    """Explain an error of any library that loads a dataset: wrong network, name, subset or split."""
-    try:
-        yield
-    except PriorlabError:
-        raise
-    except Exception as error:
-        raise PriorlabError(
-            f"cannot load the dataset {source.dataset!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
-            f"{type(error).__name__}: {error}. Without a network, use a copy: {{kind: files, paths: [COPY.parquet]}}"
-        ) from error
+def _explained(source: HubSource, key: str) -> AbstractContextManager[None]:
+    return explained(source.dataset, source.subset, source.split, key=key, instead="{kind: files, paths: [COPY.parquet]}")
 
 
 def _standard_library(source: StdlibSource, key: str) -> Iterator[Found]:

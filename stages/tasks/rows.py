@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.tasks import ProblemSource
 from pipeline.errors import PriorlabError
-from pipeline.store.files import sha256_of
+from pipeline.store.files import check_unchanged
+from stages.hub import explained, on_hub
 
 
 def read_rows(source: ProblemSource, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -39,31 +39,18 @@ def column(row: dict[str, Any], path: str, place: str, key: str) -> Any:
     return value
 
 
-def on_hub(name: str) -> str:
-    """What to load: the hub's dataset, not a folder of the same name in the current folder; a path stays a path."""
-    return f"hf://datasets/{name}" if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) else name
-
-
 def _from_hub(source: ProblemSource, key: str) -> Iterator[dict[str, Any]]:
     import datasets  # slow, and local files do without
 
-    try:
-        rows = datasets.load_dataset(on_hub(str(source.hub)), source.subset, split=source.split, revision=source.revision)
-    except Exception as error:  # from any library underneath: wrong network, name, subset or split
-        raise PriorlabError(
-            f"cannot load the dataset {source.hub!r} (subset {source.subset}, split {source.split}) of {key} from the hub: "
-            f"{type(error).__name__}: {error}. Without a network, use a copy: {key}.hub=null {key}.file=COPY.parquet"
-        ) from error
+    name = str(source.hub)
+    with explained(name, source.subset, source.split, key=key, instead=f"{key}.hub=null {key}.file=COPY.parquet"):
+        rows = datasets.load_dataset(on_hub(name), source.subset, split=source.split, revision=source.revision)
     yield from rows
 
 
 def _from_file(path: Path, source: ProblemSource, key: str) -> Iterator[dict[str, Any]]:
     try:
-        if sha256_of(path) != source.sha256:
-            raise PriorlabError(
-                f"{path} ({key}.file) has changed since the run was planned (sha256 {str(source.sha256)[:12]}); run the command "
-                "again to use its new content, or restore the old"
-            )
+        check_unchanged(path, str(source.sha256), f"{key}.file")
         yield from _FORMATS[path.suffix](path, key)
     except UnicodeDecodeError as error:
         raise PriorlabError(f"{path} ({key}.file) is not UTF-8: {error}") from error
