@@ -26,8 +26,6 @@ from stages.tasks import Task
 Part = Literal["train", "heldout"]
 _TASK_SPLIT: dict[Part, Literal["corpus", "heldout"]] = {"train": "corpus", "heldout": "heldout"}
 _DOCUMENTS_AT_A_TIME = 500
-_DOCUMENTS_IN_A_BATCH = 5000
-"""Of an Arrow file. Each batch takes 8.5 KB of memory when the file is read."""
 
 
 class TaskText:
@@ -75,7 +73,7 @@ class StoredText:
         features = datasets.Features({"text": datasets.Value("large_string")})
         writers = {part: ArrowWriter(path=str(self._path(part)), features=features) for part in _TASK_SPLIT}
         self.documents = dict.fromkeys(writers, 0)
-        while batch := list(itertools.islice(texts, _DOCUMENTS_IN_A_BATCH)):
+        while batch := list(itertools.islice(texts, _DOCUMENTS_AT_A_TIME)):
             parts: dict[Part, list[str]] = {part: [] for part in writers}
             for text in batch:
                 parts["heldout" if is_heldout(text, heldout_share) else "train"].append(text)
@@ -114,7 +112,6 @@ class StoredText:
                 Cutter(tokenizer),
                 batched=True,
                 batch_size=_DOCUMENTS_AT_A_TIME,
-                writer_batch_size=_DOCUMENTS_IN_A_BATCH,
                 num_proc=min(num_proc, self.documents[part]) if num_proc > 1 else None,
                 remove_columns=["text"],
                 features=datasets.Features({"ids": datasets.List(datasets.Value("int32"))}),
