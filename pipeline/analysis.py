@@ -15,11 +15,11 @@ import pandas
 
 from pipeline.compare.contrasts import Kind
 from pipeline.compare.evaluations import Evaluation, load_evaluations, stage_rows
+from pipeline.compare.findings import Findings, findings
 from pipeline.compare.intervals import Interval, JointInterval, Sample, joint_intervals, mean_interval
 from pipeline.compare.measured import Quantity
 from pipeline.compare.results import result_rows, results_text, write_samples
 from pipeline.compare.settings import planned_settings
-from pipeline.compare.summary import Findings, findings
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Cell
 from pipeline.experiment.graph import CellPlan, Graph, build_graph

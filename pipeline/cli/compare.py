@@ -16,9 +16,10 @@ from rich.text import Text
 from pipeline.cli.options import AsJson
 from pipeline.cli.terminal import console, errors, fits, print_json, print_wide, results_table, some_of
 from pipeline.compare.evaluations import load_evaluations
+from pipeline.compare.findings import Findings, findings
 from pipeline.compare.settings import Setting, planned_settings
 from pipeline.compare.starts import START
-from pipeline.compare.summary import CONTRASTS, Findings, findings, summary
+from pipeline.compare.summary import CONTRASTS, summary
 from pipeline.compare.verdict import not_finite
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep

@@ -1,28 +1,24 @@
-"""A sweep's findings, computed once, and as plain data for the terminal, the report, W&B and `--json`."""
+"""A sweep's findings as plain data, for the terminal, the report, W&B and `--json`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from pipeline.compare.best import at_best_temperature, best_rates, temperatures
+from pipeline.compare.best import best_rates, temperatures
 from pipeline.compare.budgets import equal_budgets
-from pipeline.compare.contrasts import Difference, Kind, compare_pairs, declared_differences, differences, gains, measured_pairs
-from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.contrasts import Kind, compare_pairs, measured_pairs
+from pipeline.compare.findings import ON_SETS, Findings
 from pipeline.compare.intervals import Interval, JointInterval, mean_interval
-from pipeline.compare.learning import LearningCurve, learning_curves
-from pipeline.compare.measured import MeasuredSetting, Quantity, measured_settings, on_each_set, quantities, shown_ks
+from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.power import evaluated_on, measured_spreads
-from pipeline.compare.predictors import Points, Predictor, cell_points, predictors
 from pipeline.compare.problems import changed_problems
-from pipeline.compare.settings import Setting, pairs, planned_settings
+from pipeline.compare.settings import pairs
 from pipeline.compare.starts import Matched, at_equal_bases, curves, start_of, tokens
 from pipeline.compare.verdict import verdict
-from pipeline.experiment.compose import Cell
 from pipeline.store.folders import Home
 
 CONTRASTS: dict[str, Kind] = {
@@ -33,82 +29,6 @@ CONTRASTS: dict[str, Kind] = {
     "best_temperature": "best",
 }
 """Key in a summary -> which differences between settings it holds."""
-
-
-_ON_SETS: dict[str, Kind] = {"levels": "level", "differences": "gain"}
-"""The same for what is compared on each evaluation set."""
-
-
-@dataclass(frozen=True)
-class OnSets:
-    """What is found on each evaluation set by itself: gains and differences are families of their own, joint over all sets.
-
-    Everything else, and so the verdict, is about the mean over sets. All is empty with a single set.
-    """
-
-    shown: list[Quantity]
-    gains: dict[tuple[str, Quantity], JointInterval]
-    differences: dict[Kind, list[Difference]]
-
-
-@dataclass(frozen=True)
-class Findings:
-    evaluations: list[Evaluation]
-    planned: list[Setting]
-    settings: list[MeasuredSetting]
-    ks: list[int]
-    shown: list[Quantity]
-    gains: dict[tuple[str, Quantity], JointInterval]
-    """By setting and quantity; they hold jointly."""
-    differences: dict[Kind, list[Difference]]
-    on_sets: OnSets
-    pooled: bool
-    points: Points
-    predictors: list[Predictor]
-
-    @cached_property
-    def learning(self) -> list[LearningCurve]:
-        """Computed on first use: it takes twice as long as everything else, and many callers do not need it."""
-        return learning_curves(self.settings, self.planned, pooled=self.pooled)
-
-    @property
-    def not_finite(self) -> list[Evaluation]:
-        return [evaluation for evaluation in self.evaluations if evaluation.not_finite]
-
-
-def findings(
-    cells: Sequence[Cell], evaluations: list[Evaluation], contrasts: Sequence[tuple[str, str]] = (), *, pooled: bool = True
-) -> Findings:
-    """From the finished evaluations of a sweep with these cells and declared contrasts; `pooled` as in `contrasts.compare_pairs`."""
-    compared, ks = measured_settings(cells, evaluations), shown_ks(evaluations)
-    shown, points = quantities(evaluations, ks), cell_points(compared)
-    first = [one for one in shown if one == Quantity("pass@k", 1)]
-    at_best = [one for setting in compared if (one := at_best_temperature(setting, shown)) is not None]
-    between: dict[Kind, list[Difference]] = {"declared": declared_differences(compared, cells, contrasts, pooled=pooled)}
-    of_kind: list[tuple[Kind, list[MeasuredSetting], list[Quantity]]] = [
-        ("level", compared, shown),
-        ("gain", compared, shown),
-        ("adjusted", compared, first),
-        ("best", at_best, shown),
-    ]
-    between |= {kind: differences(kind, settings, cells, of, pooled=pooled) for kind, settings, of in of_kind}
-    return Findings(
-        evaluations,
-        planned_settings(cells),
-        compared,
-        ks,
-        shown,
-        gains(compared, shown, pooled=pooled),
-        between,
-        OnSets(
-            by_set := on_each_set(shown, evaluations),
-            gains(compared, by_set, pooled=pooled),
-            {kind: differences(kind, compared, cells, by_set, pooled=pooled) for kind in _ON_SETS.values()},
-        ),
-        pooled,
-        points,
-        predictors(points),
-    )
 
 
 def summary(found: Findings, home: Home) -> dict[str, Any]:
@@ -184,7 +104,7 @@ def _sets(found: Findings) -> dict[str, Any] | None:
             row: dict[str, Any] = {"set": name, "setting": setting.name, "problems": len(setting.before[0].on(name).problems)}
             on_set = [quantity for quantity in shown if quantity.of_set == name]
             rows.append(row | {quantity.name: _measured(setting, quantity, found.on_sets.gains) for quantity in on_set})
-    contrasts = {key: [one.as_dict() for one in found.on_sets.differences[kind]] for key, kind in _ON_SETS.items()}
+    contrasts = {key: [one.as_dict() for one in found.on_sets.differences[kind]] for key, kind in CONTRASTS.items() if kind in ON_SETS}
     return {"rows": rows, **contrasts} if rows else None
 
 

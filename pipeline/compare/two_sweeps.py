@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.compare.contrasts import Difference, Kind, compare_pairs
+from pipeline.compare.findings import Findings
 from pipeline.compare.measured import MeasuredSetting
-from pipeline.compare.summary import Findings
 from pipeline.errors import PriorlabError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import jinja2
 
+from pipeline.compare.findings import Findings
 from pipeline.compare.results import result_rows, results_text, write_samples
-from pipeline.compare.summary import Findings
 from pipeline.experiment.graph import Graph
 from pipeline.report import details, tables
 from pipeline.report.figures import Figure, figures

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from pipeline.compare.evaluations import load_evaluations
-from pipeline.compare.summary import findings, summary
+from pipeline.compare.findings import findings
+from pipeline.compare.summary import summary
 from pipeline.experiment.compose import Sweep
 from pipeline.experiment.graph import Graph
 from pipeline.store.files import read_mapping, write_json_atomically

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pipeline.compare.best import temperatures
 from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import stage_rows
+from pipeline.compare.findings import Findings
 from pipeline.compare.intervals import Interval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.predictors import Points, Predictor
 from pipeline.compare.settings import DECLARED
 from pipeline.compare.starts import curves
-from pipeline.compare.summary import Findings
 from pipeline.compare.validations import BUDGETS, timed
 from pipeline.report import plots
 from pipeline.store.folders import Home

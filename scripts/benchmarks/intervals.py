@@ -31,9 +31,9 @@ from scipy.stats import beta
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.findings import Findings, findings
 from pipeline.compare.intervals import Floats, Interval, mean_interval
 from pipeline.compare.measured import Quantity
-from pipeline.compare.summary import Findings, findings
 from pipeline.compare.verdict import verdict
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import CellPlan, build_graph

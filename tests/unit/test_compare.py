@@ -11,10 +11,11 @@ from rich.console import Console
 
 from pipeline.cli.terminal import results_table
 from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.findings import Findings, findings
 from pipeline.compare.intervals import mean_interval, perplexity
 from pipeline.compare.measured import MeasuredSetting, Quantity, shown_ks
 from pipeline.compare.results import COLUMNS, result_rows, write_samples
-from pipeline.compare.summary import Findings, findings, summary
+from pipeline.compare.summary import summary
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import CellPlan, build_graph

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.findings import findings
 from pipeline.compare.power import power_of
-from pipeline.compare.summary import findings, summary
+from pipeline.compare.summary import summary
 from pipeline.errors import PriorlabError
 from pipeline.experiment.compose import Sweep, load_sweep
 from pipeline.experiment.graph import build_graph

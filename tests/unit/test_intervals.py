@@ -12,11 +12,11 @@ from scipy import stats
 
 from pipeline.compare.contrasts import Difference
 from pipeline.compare.evaluations import Evaluation
+from pipeline.compare.findings import findings
 from pipeline.compare.intervals import Components, Error, JointInterval, Sample, Spread, joint_intervals, mean_interval
 from pipeline.compare.measured import MeasuredSetting, Quantity
 from pipeline.compare.pooling import pooled_spread
 from pipeline.compare.power import COUNTDOWN, Power, Spreads, in_words, known_spreads, measured_spreads
-from pipeline.compare.summary import findings
 from pipeline.experiment.compose import load_sweep
 from pipeline.experiment.graph import build_graph
 from pipeline.store.files import write_json_atomically
