@@ -41,8 +41,8 @@ def prepare() -> None:
         import stages.corpus.build
         import stages.evaluate.run
         import stages.midtrain.model
+        import stages.next_token.train
         import stages.pretrain.model
-        import stages.pretrain.train
         import stages.rl.train
         import stages.sft.solutions  # noqa: F401
     import torch

@@ -150,10 +150,10 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool, compiled: bool) -
     from transformers import AutoTokenizer
 
     from stages.corpus.pack import Blocks
+    from stages.next_token.train import OrderedBlocks
     from stages.objective.family import objective_of
     from stages.objective.head import attach
     from stages.pretrain.model import build_model
-    from stages.pretrain.train import OrderedBlocks
 
     stage = PretrainStage.model_validate(config)
     settings, launch = stage.pretrain, stage.pretrain.launch

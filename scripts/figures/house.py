@@ -26,8 +26,8 @@ STAGES = (
     {"stages.contract"},
     {"stages.checkpoint", "stages.tasks", "stages.novelty", "stages.training"},
     {"stages.engine", "stages.corpus"},
-    {"stages.evaluate", "stages.pretrain", "stages.adopt"},
-    {"stages.midtrain", "stages.rl"},
+    {"stages.evaluate", "stages.next_token", "stages.adopt"},
+    {"stages.pretrain", "stages.midtrain", "stages.rl"},
     {"stages.sft"},
     {"stages.warm"},
 )

@@ -14,7 +14,7 @@ def run(stage: Stage) -> dict[str, Any]:
     prepare(settings.launch.threads)
     with heavy_imports():
         from stages.midtrain.model import continued_model
-        from stages.pretrain.train import corpus_of, train
+        from stages.next_token.train import corpus_of, train
 
     base = stage.parent("checkpoint")
     tokenizer, blocks = corpus_of(stage)

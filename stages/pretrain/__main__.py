@@ -19,8 +19,8 @@ def run(stage: Stage) -> dict[str, Any]:
         )
     prepare(settings.launch.threads)
     with heavy_imports():
+        from stages.next_token.train import corpus_of, train
         from stages.pretrain.model import build_model
-        from stages.pretrain.train import corpus_of, train
 
     tokenizer, blocks = corpus_of(stage)
     return train(

@@ -16,7 +16,7 @@ def run(stage: Stage) -> dict[str, Any]:
         from transformers import AutoTokenizer
 
         from stages.midtrain.model import continued_model
-        from stages.pretrain.train import train
+        from stages.next_token.train import train
         from stages.sft.solutions import find_solutions, pack
 
     base = stage.parent("checkpoint")

@@ -35,7 +35,7 @@ def measured(stage: Stage) -> dict[str, Any]:
     prepare(threads=1)
     import deepspeed  # noqa: F401  (libraries, before counting starts)
 
-    from stages.pretrain import train
+    from stages.next_token import train
 
     peak = _Peak(stage)
     trainer = train.NextTokenTrainer

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config.stages import SFTStage
 from pipeline.experiment.graph import StageNode
 from pipeline.store.folders import Home
+from stages.next_token.train import OrderedBlocks
 from stages.objective.coverage import Coverage
 from stages.objective.reference import objective_loss
-from stages.pretrain.train import OrderedBlocks
 from stages.sft.solutions import find_solutions, pack
 from tests.conftest import FinishedSweep, Lab, finish, kill_once_saved, rows, smoke_graph, start
 from tests.stages.conftest import ready

@@ -124,7 +124,7 @@ def test_no_other_module_uses_private_names_of_others(path: Path) -> None:
             {"_generate_and_score_completions", "_generate_single_turn", "_get_per_token_logps_and_entropies", "_get_train_sampler"},
         ),
         ("stages/rl/trainer.py", set()),
-        ("stages/pretrain/train.py", set()),
+        ("stages/next_token/train.py", set()),
     ],
 )
 def test_trainers_share_no_other_private_name_with_those_they_extend(path: str, extended: set[str]) -> None:

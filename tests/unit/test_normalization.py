@@ -1,4 +1,4 @@
-"""A prior's mean weight, by which the next step is divided (`stages.pretrain.normalization`)."""
+"""A prior's mean weight, by which the next step is divided (`stages.next_token.normalization`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from stages.next_token.normalization import Normalization
 from stages.objective.head import LossHead
 from stages.objective.shaped import Shaped
-from stages.pretrain.normalization import Normalization
 
 
 @pytest.mark.parametrize(("weights", "expected"), [([6.0, 3.0], 0.5), ([6.0, 0.0], 1e-3)])

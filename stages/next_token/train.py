@@ -26,11 +26,11 @@ from pipeline.config.training import NextTokenTraining
 from stages.checkpoint import export_finished, last_norm, save_export, verify_export
 from stages.contract import Stage
 from stages.corpus.pack import Blocks
+from stages.next_token.milestones import KeepMilestones, export_milestones
+from stages.next_token.normalization import Normalization
 from stages.objective.family import objective_of
 from stages.objective.head import LossHead, attach
 from stages.objective.row_step import STATISTICS
-from stages.pretrain.milestones import KeepMilestones, export_milestones
-from stages.pretrain.normalization import Normalization
 from stages.training.balancing import ExpertBalance, routers_of
 from stages.training.deepspeed_internals import whole_size
 from stages.training.gradient_norms import GradientNorms
@@ -192,6 +192,11 @@ def train(
     """Run or resume the stage on these blocks; exports a checkpoint and returns the record's metrics.
 
     `build` makes the float32 model that training starts from, whole on every rank.
+
+    Raises:
+        DivergedError: the loss or a weight is not finite.
+        Stopped: asked to end, after saving a step checkpoint.
+        PriorlabError: a step checkpoint does not fit the launch, or the model cannot be exported at the prior's temperature.
     """
     launch = settings.launch
     ranks = meet(stage.rank, launch.processes)
@@ -202,58 +207,11 @@ def train(
     if prior.temperature != 1:
         last_norm(model)  # refuse before training what the export would
     adapt(model, launch)
-    head = attach(model, objective_of(prior.at(0.0)), settings.head_k)
-
-    def export(write_last: Callable[[Path], None]) -> None:
-        def write(folder: Path) -> None:
-            write_last(folder)
-            if stage.rank == 0:
-                export_milestones(stage, settings.milestones, folder)
-
-        stage.export(write)
-
     if checkpoint is not None and step_of(checkpoint) == settings.steps:
         if stage.rank == 0:
-            export(lambda folder: export_finished(checkpoint, tokenizer, folder, prior.temperature))
+            _export(stage, settings, lambda folder: export_finished(checkpoint, tokenizer, folder, prior.temperature))
     else:
-        # After the model: once there are arguments, transformers would build it under zero.Init.
-        arguments = trainer_arguments(
-            settings.optimizer, launch, settings.dtype,
-            steps=settings.steps, batch=settings.global_batch, seed=seed, folder=stage.folder.checkpoints,
-        )  # fmt: skip
-        resharded = checkpoint is not None and is_split_otherwise(checkpoint, launch)
-        if resharded:
-            arguments["deepspeed"] = load_universal(arguments["deepspeed"])
-        trainer = NextTokenTrainer(
-            stage=stage,
-            head=head,
-            experts=ExpertBalance(model, settings.expert_bias_rate, checkpoint) if routers_of(model) else None,
-            normalization=Normalization(head, checkpoint) if prior.normalize else None,
-            prior=prior,
-            global_batch=settings.global_batch,
-            block_size=blocks.block_size,
-            every_token=blocks.rows([0]).ndim == 2,
-            launch=launch,
-            model=model,
-            args=TrainingArguments(**arguments, remove_unused_columns=False, train_sampling_strategy="sequential"),
-            train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, seed),
-            data_collator=collate,
-        )
-        if checkpoint is not None and resharded:
-            print(f"{checkpoint.name} was written by a different number of processes; its parts are being resharded", flush=True)
-            reshard(checkpoint, rank=stage.rank)
-            trainer.add_callback(AsItWas())
-
-        def write(folder: Path) -> None:
-            save_export(trainer, tokenizer, folder, prior.temperature)
-
-        trainer.add_callback(KeepMilestones(stage, settings.milestones, write))
-        stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
-        with stage.guard.saving():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if trainer.state.global_step != settings.steps:
-            raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
-        export(write)
+        _train(stage, settings, prior, seed, tokenizer, blocks, model, checkpoint)
     if stage.rank == 0:
         verify_export(stage.folder.export)
     last = stage.last_row()
@@ -267,3 +225,67 @@ def train(
         "zero_stage": launch.zero_stage,
         "processes": launch.processes,
     }
+
+
+def _train(
+    stage: Stage,
+    settings: NextTokenTraining,
+    prior: Prior,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: Packed,
+    model: PreTrainedModel,
+    checkpoint: Path | None,
+) -> None:
+    """Train to the last step, from the step checkpoint if there is one, and export."""
+    launch = settings.launch
+    head = attach(model, objective_of(prior.at(0.0)), settings.head_k)
+    # After the model: once there are arguments, transformers would build it under zero.Init.
+    arguments = trainer_arguments(
+        settings.optimizer, launch, settings.dtype,
+        steps=settings.steps, batch=settings.global_batch, seed=seed, folder=stage.folder.checkpoints,
+    )  # fmt: skip
+    resharded = checkpoint is not None and is_split_otherwise(checkpoint, launch)
+    if resharded:
+        arguments["deepspeed"] = load_universal(arguments["deepspeed"])
+    trainer = NextTokenTrainer(
+        stage=stage,
+        head=head,
+        experts=ExpertBalance(model, settings.expert_bias_rate, checkpoint) if routers_of(model) else None,
+        normalization=Normalization(head, checkpoint) if prior.normalize else None,
+        prior=prior,
+        global_batch=settings.global_batch,
+        block_size=blocks.block_size,
+        every_token=blocks.rows([0]).ndim == 2,
+        launch=launch,
+        model=model,
+        args=TrainingArguments(**arguments, remove_unused_columns=False, train_sampling_strategy="sequential"),
+        train_dataset=OrderedBlocks(blocks, settings.steps * settings.global_batch, seed),
+        data_collator=collate,
+    )
+    if checkpoint is not None and resharded:
+        print(f"{checkpoint.name} was written by a different number of processes; its parts are being resharded", flush=True)
+        reshard(checkpoint, rank=stage.rank)
+        trainer.add_callback(AsItWas())
+
+    def write(folder: Path) -> None:
+        save_export(trainer, tokenizer, folder, prior.temperature)
+
+    trainer.add_callback(KeepMilestones(stage, settings.milestones, write))
+    stage.rewind_metrics(0 if checkpoint is None else step_of(checkpoint))
+    with stage.guard.saving():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step != settings.steps:
+        raise RuntimeError(f"trained {trainer.state.global_step} steps of {settings.steps}")
+    _export(stage, settings, write)
+
+
+def _export(stage: Stage, settings: NextTokenTraining, write_last: Callable[[Path], None]) -> None:
+    """The last checkpoint, and the milestones beside it."""
+
+    def write(folder: Path) -> None:
+        write_last(folder)
+        if stage.rank == 0:
+            export_milestones(stage, settings.milestones, folder)
+
+    stage.export(write)
