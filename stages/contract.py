@@ -31,7 +31,7 @@ from pipeline.config.stages import KINDS, StageConfig
 from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import DIVERGED_EXIT, MEMORY_EXIT, NO_SPACE_EXIT, REFUSED_EXIT, STOPPED_EXIT, DivergedError, PriorlabError, Stopped
 from pipeline.store.files import manifest_of, read_json, read_rows, sync_tree, write_json_atomically, write_text_atomically
-from pipeline.store.folders import StageFolder, verify_manifest
+from pipeline.store.folders import StageFolder, status_of, verify_manifest
 from pipeline.store.lease import handed_down
 from pipeline.tracking.runs import StageRun
 from stages.die_with_parent import die_with
@@ -202,7 +202,9 @@ class Stage:
         return self._run
 
     def fail(self, message: str, code: int) -> None:
-        """Write the reason where the orchestrator finds it. Any rank may: once one fails, the others are stopped."""
+        """Write the reason where the orchestrator finds it. Any rank may: once one fails, the others are stopped or fail with it."""
+        if self.rank != 0 and status_of(self.folder).get("state") == "failed":
+            return
         self._write_status("failed", message=message if self.rank == 0 else f"rank {self.rank}: {message}", code=code)
 
     def stopped(self, code: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.base import Dtype
 from pipeline.config.engine import Engine
 from pipeline.errors import PriorlabError
+from pipeline.store.files import read_mapping
 from stages.device import free_memory, has_gpu, memory_share
 
 if TYPE_CHECKING:
@@ -38,8 +39,12 @@ def close(engine: LLM) -> None:
     free_memory()
 
 
-def engine_arguments(settings: Engine, checkpoint: Path, dtype: Dtype, kv_cache_gib: int, gpu_memory_share: float) -> dict[str, Any]:
+def engine_arguments(
+    settings: Engine, checkpoint: Path, dtype: Dtype, kv_cache_gib: int, gpu_memory_share: float, parts: int = 1
+) -> dict[str, Any]:
     """What every engine of ours needs: the trainer's dtype (vLLM would pick bf16), nothing that could hold code, eager on CPU.
+
+    `parts`: processes that share the weights.
 
     Also sets what vLLM reads from the environment.
     """
@@ -48,7 +53,9 @@ def engine_arguments(settings: Engine, checkpoint: Path, dtype: Dtype, kv_cache_
         return arguments | {"enforce_eager": True, "kv_cache_memory_bytes": kv_cache_gib << 30}
     import torch
 
-    weights = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    saved = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    half = read_mapping(checkpoint / "config.json").get("dtype") in ("bfloat16", "float16")
+    weights = saved // (2 if half else 4) * (4 if dtype == "float32" else 2) // parts
     room = int(gpu_memory_share * memory_share() * torch.cuda.mem_get_info()[1]) if memory_share() < 1 else None
     return arguments | gpu_arguments(settings, weights, room)
 

@@ -59,8 +59,9 @@ def status(
         try:
             jobs = jobs_of(folders, strict=True)
         except PriorlabError as error:
-            errors.print(Text(f"note: stages with a job in Slurm show as unfinished: {error}"), soft_wrap=True)
             jobs = {}
+            if not watch:  # else it would be said at each look
+                errors.print(Text(f"note: stages with a job in Slurm show as unfinished: {error}"), soft_wrap=True)
         reports = [report_on(folder, jobs.get(folder)) for folder in folders]
         return [report for report in reports if not state or report.state in state]
 

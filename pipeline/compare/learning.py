@@ -6,8 +6,10 @@ equal steps, rollouts or seconds, hold jointly. Between two validations, what a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -100,14 +102,15 @@ def _places(every: Sequence[Validation], budget: Budget) -> list[tuple[int, floa
 def _at_places(setting: MeasuredSetting, budget: Budget, quantities: Mapping[Quantity, float]) -> MeasuredSetting:
     """The setting as if its evaluations had been its validations: a metric for each place.
 
-    Problems go by their number, since they differ between seeds; what is compared is paired within a seed.
+    Problems go by their task and number, since they differ between seeds; what is compared is paired within a seed.
     """
     after, before = [], []
     for start, end, validation in zip(setting.before, setting.after, _validations(setting), strict=True):
         metrics: dict[str, dict[int, Floats]] = {}
         for quantity, place in quantities.items():
             metrics.setdefault(quantity.metric, {})[quantity.k] = _interpolated(validation, budget, quantity.k, place)
-        numbered = [str(number) for number in range(len(validation.problems))]
+        task = sha256(json.dumps(end.plan.cell.recipe.task.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        numbered = [f"{task} {number}" for number in range(len(validation.problems))]
         before.append(replace(start, problems=numbered, metrics=metrics, sets={}))
         after.append(replace(end, problems=numbered, metrics=metrics, sets={}))
     return replace(setting, before=before, after=after)

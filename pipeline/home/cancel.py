@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def cancel(name: str, home: Home, note: Callable[[str], None]) -> Cancelled:
     if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
         return _cancel_sweep(name, home, note)
     folder = home.find_stage(name)
-    if jobs_of([folder], strict=True):
+    if not lock_is_held(folder.path / "lock") and jobs_of([folder], strict=True):
         _mark(folder)
         cancel_jobs([folder])
         return Cancelled(stages=[folder.name])
@@ -61,11 +61,11 @@ def _cancel_sweep(name: str, home: Home, note: Callable[[str], None]) -> Cancell
     folders = folders_of(home, name)
     running = [folder.name for folder in folders if folder.is_held() and _sweep_of(folder) == name]
     lock = home.sweep(name) / "lock"
-    jobs_of(folders, strict=True)  # before anything is ended: whether there is an answer
+    jobs_of(_not_here(folders), strict=True)  # before anything is ended: whether there is an answer
     if lock_is_held(lock):
         found.driver = _end(lock, lambda _: True, group=False)
         found.stages = [folder for folder in running if not StageFolder(home.path / "stages" / folder).is_held()]
-    jobs = jobs_of(folders, strict=True)
+    jobs = jobs_of(_not_here(folders), strict=True)
     found.stages += [folder.name for folder in cancel_jobs([folder for folder, job in jobs.items() if job.sweep == name])]
     found.left = {folder.name: job.sweep for folder, job in jobs.items() if job.sweep != name}
     folders = [folder for folder in folders if folder not in jobs]
@@ -76,6 +76,11 @@ def _cancel_sweep(name: str, home: Home, note: Callable[[str], None]) -> Cancell
             break
         found.stages += [folder.name for folder in mine if _cancel_stage(folder, note)]
     return found
+
+
+def _not_here(folders: Sequence[StageFolder]) -> list[StageFolder]:
+    """Those that no process of this machine runs: they may have a job, and the others may be ended whatever a queue says."""
+    return [folder for folder in folders if not lock_is_held(folder.path / "lock")]
 
 
 def _cancel_stage(folder: StageFolder, note: Callable[[str], None]) -> bool:

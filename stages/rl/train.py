@@ -107,7 +107,9 @@ def _train(
         trainer = RLTrainer(
             stage=stage,
             base=base,
-            engine_arguments=engine_arguments(settings.engine, base, settings.dtype, settings.kv_cache_gib, settings.gpu_memory_share)
+            engine_arguments=engine_arguments(
+                settings.engine, base, settings.dtype, settings.kv_cache_gib, settings.gpu_memory_share, settings.processes_per_engine
+            )
             | for_syncs(model, settings.engine),
             settings=settings,
             model=model,

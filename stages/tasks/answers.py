@@ -140,11 +140,13 @@ def _judge_value(expected: _Reference, text: str) -> Verdict:
         return _NO_ANSWER
     gold, answer = expected.value[0], found[0]
     correct = not _differ(gold, answer) if _equal(expected.value, found) else _same_decimal(gold, answer)
-    return Verdict(correct=correct or _same_but_for_percent(gold, answer), answer=_canonical(found))
+    return Verdict(correct=correct or (not expected.unit and _same_but_for_percent(gold, answer)), answer=_canonical(found))
 
 
 def _same_but_for_percent(gold: Any, answer: Any) -> bool:
-    """`4.5` and `4.5\\%`, one of which has the sign; math-verify sees it for whole numbers."""
+    """`4.5` and `4.5\\%`, one of which has the sign; math-verify sees it for whole numbers. One below 1 may be a probability."""
+    if _is_percentage(answer) and _distance(gold, Integer(0))[1] < 1:
+        return False
     bare = [Mul(*(factor for factor in one.args if factor != _PERCENT)) if _is_percentage(one) else one for one in (gold, answer)]
     return _is_percentage(gold) != _is_percentage(answer) and _equal(bare[:1], bare[1:]) and not _differ(*bare)
 

@@ -38,7 +38,7 @@ _REWRITTEN: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\(le|ge)q?(?:slant)?(?![A-Za-z])", r"\\\1 "),
     (r"\\ne(?![A-Za-z])|\\not\s*=|(?<![\d)}!\s])\s*!=", r"\\neq "),  # but `5!=120` is a factorial
-    (r"<=|=<", r"\\le "),
+    (r"<=|=<(?![^<>]*>)", r"\\le "),  # but `v=<1,2>` is a vector
     (r">=", r"\\ge "),
     (r"\{?(\w+)\s*\\choose\s*(\w+)\}?", r"\\binom{\1}{\2}"),
     (r"\\log_\s*\{?\s*e\s*\}?", r"\\ln "),
@@ -56,6 +56,8 @@ _REWRITTEN: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 ]
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITTEN]
 _SEVERAL_CHOICES = re.compile(r"\(?[A-Z]\)(?:\s*(?:[,;&\s]|\band\b|\bor\b)+\s*\(?[A-Z]\))+")
+# After a letter: no content of a choice, such as `P(A)` or "both (A) and (B)", but another letter, which an "and" connects.
+_FURTHER_CHOICE = re.compile(r"(?:[^()]*(?:[,;&]|\b(?:and|or)\b))?\s*\(\s*[A-Z]\s*\)")
 _GROUP = re.compile(rf"{_FONT}\s*\{{([^{{}}]*)\}}")
 
 # Notation that math-verify reads as something else, or passes over.
@@ -194,7 +196,7 @@ def choice_of(answer: str) -> str | None:
     """The letter of a multiple choice, with or without what it stands for."""
     answer = re.sub(r"^(?:option|choice)\s+", "", answer, flags=re.IGNORECASE)
     found = re.match(r"\(\s*([A-Z])\s*\)|([A-Z])(?=\s*[.:)]|$)|([a-z])$", answer)
-    if found is None or re.search(r"\(\s*[A-Z]\s*\)", answer[found.end() :]):  # or several
+    if found is None or _FURTHER_CHOICE.match(answer[found.end() :]):
         return None
     return (found[1] or found[2] or found[3]).upper()
 

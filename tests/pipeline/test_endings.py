@@ -153,7 +153,7 @@ def test_a_stage_that_hears_nothing_is_killed_by_the_second_ctrl_c(begin: Callab
     assert run.process.poll() is None
     ctrl_c(run)
     _, notes = run.end(timeout=5)
-    assert "stopping: what trains saves a step checkpoint first; Ctrl-C again kills it" in notes
+    assert "stopping: training stages save a step checkpoint first; Ctrl-C again kills" in notes
     run.nothing_is_left()
 
 

@@ -62,7 +62,7 @@ def test_a_package_that_is_missing_is_not_tried_again(begin: Callable[..., Run])
     states, notes = run.end()
     assert run.process.returncode == 1, notes
     assert states["corpus"][0] == "failed"
-    assert "No module named 'no_such_package'; the environment is not the one that the lock file names" in states["corpus"][1]
+    assert "No module named 'no_such_package'; the environment does not match the lock file" in states["corpus"][1]
     assert len(run.folder("corpus").attempts()) == 1
     assert "Traceback" in (run.folder("corpus").attempts()[0] / "stdout.log").read_text()
 

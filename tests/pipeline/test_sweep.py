@@ -319,7 +319,7 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(smoke: FinishedSweep
     driver.send_signal(signal.SIGINT)
     printed, _ = driver.communicate(timeout=90)
     assert driver.returncode == 130
-    assert "stopping: what trains saves a step checkpoint first; Ctrl-C again kills it" in printed
+    assert "stopping: training stages save a step checkpoint first; Ctrl-C again kills" in printed
     assert len(list(folder.checkpoints.glob("*/complete"))) == 1
     assert "`priorlab resume smoke` continues where it stopped" in printed
     lock = folder.lock()

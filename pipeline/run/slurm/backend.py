@@ -94,8 +94,9 @@ class SlurmBackend(Backend):
     def start(self, state: StageState) -> Seen | None:
         try:
             job = self._submitted_elsewhere(state)
-        except PriorlabError:  # the controller restarts, or is busy
-            return Seen("later")
+        except PriorlabError:  # the controller restarts, or is busy: for a while nothing is asked
+            self._refused = time.monotonic()
+            return None
         if job is None:
             with _undisturbed():
                 job = self._submit(state)
