@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.run.forecast import forecast
-from pipeline.run.state import StageState, View
+from pipeline.run.state import FINISHED, LOST, StageState, View
 from pipeline.store.progress import counted, describe, describe_pace, duration, metrics
 
 _PLAIN_SECONDS = 15.0
@@ -101,7 +101,11 @@ class LiveView:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for title, gives_way in (("stage", True), ("progress", False), ("rate", False), ("left", False), ("", True)):
             table.add_column(title, header_style="dim", no_wrap=not gives_way)
-        for state in [s for s in states if s.state in ("running", "elsewhere", "failed", "queued")][:_SHOWN_ROWS]:
+        shown = [state for state in states if state.state in ("running", "elsewhere", "failed", "queued")][:_SHOWN_ROWS]
+        if not shown and counts["waiting"]:
+            why = next((state.reason for state in states if state.state == "waiting" and state.reason), "loading libraries")
+            return Group(header, Text(why, style="dim", no_wrap=True, overflow="ellipsis"))
+        for state in shown:
             rate, left = describe_pace(state.progress)
             told = Text(state.reason or metrics(state.progress), no_wrap=True, overflow="ellipsis")
             name = Text(f"{state.node.kind}/{state.node.slug}", style=_STYLES.get(state.state, ""), no_wrap=True, overflow="ellipsis")
@@ -110,6 +114,8 @@ class LiveView:
 
     def _left(self, states: list[StageState]) -> str:
         now = time.time()
+        if all(state.state in FINISHED + LOST for state in states):
+            return ""
         if now - self._foretold[0] > _FORECAST_SECONDS:
             found = forecast(states)
             words = "" if found is None else f", {'at least' if found.least else 'about'} {duration(found.seconds)} left"

@@ -73,6 +73,8 @@ def _gained(gains: Mapping[tuple[str, Quantity], JointInterval], quantity: Quant
         return f"RL's change in {quantity.name} has no interval in any of {settings}: too few problems, or the same on every problem."
     untold = len(intervals) - len(told)
     without = f"; {untold} of them {'has' if untold == 1 else 'have'} no interval" if untold else ""
+    if not parts and len(intervals) == 1:
+        return f"RL shows no change in {quantity.name} in the one {what}."
     if not parts:
         return f"RL shows no change in {quantity.name} in any of {settings}{without}."
     values = [interval.value for interval in intervals]

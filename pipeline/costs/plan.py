@@ -167,7 +167,8 @@ def _vocabulary(corpus: StageNode, home: Home) -> int:
     record = corpus.folder(home).record()
     if record is None:
         raise PriorlabError(
-            f"the vocabulary size is known once {corpus.name} has run; until then give --vocabulary, e.g. 151936 for Qwen3's"
+            f"the vocabulary size is known once {corpus.name} has run; until then give --vocabulary, e.g. 20 for Countdown's "
+            "characters or 151936 for Qwen3's tokenizer"
         )
     return int(record["metrics"]["vocabulary"])
 

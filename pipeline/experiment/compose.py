@@ -121,6 +121,8 @@ def load_sweep(name: str, overrides: Iterable[str] = (), *, rename: str | None =
         else:
             assign(recipe, path, value)
             set_by_hand.append(".".join(path).removesuffix(".use"))
+    if not recipe:
+        raise PriorlabError(f"sweep {name} has no recipe; add `recipe: NAME`, which is a file in configs/recipe or the path of a .yaml")
     axes = {axis: values for axis, values in axes.items() if values is not None}
     varied = {key: axis for axis in axes for key in axis_keys(axis)}
     for key in set_by_hand:
@@ -154,6 +156,8 @@ def _contrasts(given: Any, sweep: str) -> tuple[tuple[str, str], ...]:
 def load_recipe(name: str, overrides: Iterable[str] = (), rename: str | None = None) -> Sweep:
     """A recipe alone, as a sweep of one cell, which goes by another name if renamed."""
     recipe = _recipe_tree(name)
+    if {"axes", "recipe"} & recipe.keys():
+        raise PriorlabError(f"{name} is a sweep, not a recipe; run it with `priorlab sweep {name}`")
     for override in overrides:
         path, value = parse_override(override)
         if path[0] == "axes":

@@ -77,7 +77,8 @@ def read_config(group: str, name: Any) -> dict[str, Any]:
     elif NAME.fullmatch(name):
         candidates = [folder / group / f"{name}.yaml" for folder in config_folders()]
     else:
-        raise PriorlabError(f"{name!r} cannot name a {group}; names have letters, digits, '.', '_' and '-'")
+        spaces = "; in YAML, a space follows the colon of a key" if ":" in name else ""
+        raise PriorlabError(f"{name!r} cannot name a {group}; names have letters, digits, '.', '_' and '-'{spaces}")
     for path in candidates:
         try:
             text = path.read_text(encoding="utf-8")

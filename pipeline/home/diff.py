@@ -26,7 +26,7 @@ class Comparison:
 def compare(first: str, second: str, home: Home) -> Comparison:
     """Two stages, by any name that `find_stage` takes, or two cells, as SWEEP:CELL."""
     if (":" in first) != (":" in second):
-        raise PriorlabError(f"{first!r} and {second!r} are a cell and a stage; give two stages, or two cells as SWEEP:CELL")
+        raise PriorlabError(f"of {first!r} and {second!r} one is a cell, one a stage; give two stages, or two cells as SWEEP:CELL")
     if ":" not in first:
         stored = StoredIdentities(home)
         before, after = (stored.of(home.find_stage(name)) for name in (first, second))

@@ -37,7 +37,8 @@ def forecast(states: Sequence[StageState]) -> Forecast | None:
         before = max((ends[parent.node.fingerprint] for parent in state.parents), default=0.0)
         ends[state.node.fingerprint] = before + (left.get(state.node.fingerprint) or 0.0)
     side_by_side = max(1, sum(state.state == "running" for state in states))
-    return Forecast(max(max(ends.values()), sum(known) / side_by_side), len(known) < len(left))
+    seconds = max(max(ends.values()), sum(known) / side_by_side)
+    return Forecast(seconds, len(known) < len(left)) if seconds >= 1 else None
 
 
 def _left(state: StageState, typical: float | None) -> float | None:

@@ -57,6 +57,7 @@ def open_run(tracking: TrackingConfig, folder: Path, **run: Any) -> Any:
     import wandb  # 0.7 s to import, and only stages and finished sweeps need it
 
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # else it recommends that product in every stage's log
     arguments = run | {
         "project": tracking.project,
         "entity": tracking.entity,

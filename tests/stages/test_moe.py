@@ -97,7 +97,7 @@ def test_a_run_killed_on_two_processes_under_zero3_resumes_on_one(moe_corpus: tu
             node = smoke_graph(*MOE_RECIPE, *gentle, *two, "pretrain.launch.processes=1").cells[0].chain["pretrain"]
             write_json_atomically(lab.folder(node).spec, node.spec(lab.home, "test"))
         found[name] = finish(lab, node, start(lab, node)), weights(lab.folder(node).export)
-        assert ("put together" in (lab.folder(node).path / "out.log").read_text()) == (name == "parted")
+        assert ("being resharded" in (lab.folder(node).path / "out.log").read_text()) == (name == "parted")
     (expected, expected_weights), (ours, our_weights) = found["whole"], found["parted"]
     assert [row["step"] for row in ours] == [row["step"] for row in expected] == [5, 10, 15, 20]
     for row, other in zip(ours, expected, strict=True):
