@@ -48,7 +48,7 @@ class SlurmBackend(Backend):
         self._poll_seconds = self.cluster.poll_seconds
         self._cancelling = False
         self._asked = -math.inf
-        self._refused = -math.inf  # when a job was last refused for the number of those in the queue
+        self._refused = -math.inf  # when Slurm last refused a job for the number of those in the queue, or did not answer
         self._lanes: list[list[str]] = [[] for _ in range(self.cluster.max_jobs or 0)]
         self._listed: dict[str, SlurmJob] | None = None  # Slurm's answer, for as long as nobody else submits
 
@@ -92,11 +92,13 @@ class SlurmBackend(Backend):
         return time.monotonic() - self._refused < self._poll_seconds
 
     def start(self, state: StageState) -> Seen | None:
+        if self.full:  # since the last stage of this round
+            return Seen("later")
         try:
             job = self._submitted_elsewhere(state)
-        except PriorlabError:  # the controller restarts, or is busy: for a while nothing is asked
+        except PriorlabError:  # the controller restarts, or is busy
             self._refused = time.monotonic()
-            return None
+            return Seen("later")
         if job is None:
             with _undisturbed():
                 job = self._submit(state)
