@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.compare.evaluations import Evaluation
 from pipeline.compare.summary import summary
-from pipeline.experiment.graph import Graph
+from pipeline.experiment.graph import CellPlan, Graph
 from pipeline.report.build import write_comparison
 from pipeline.report.details import _extremes_and_middle, prior_rows
 from pipeline.report.figures import figures
@@ -48,11 +49,22 @@ def test_users_and_models_text_stays_text(tmp_path: Path) -> None:
     assert "&lt;b&gt;rl&lt;/b&gt;" in page
 
 
-def test_a_name_with_lists_is_whole_and_an_interval_is_set_apart(tmp_path: Path) -> None:
-    page = report(Home(tmp_path), measured({"ce": 0.05}, "axes.task.numbers=[[2, 3], [3, 4]]"))
-    assert "<td>ce numbers=[2, 3] [x]</td>" not in page
-    assert "task.numbers=[2, 3]</td>" in page
-    assert "<small>[" in page
+def test_a_name_with_brackets_is_whole_and_an_interval_is_set_apart(tmp_path: Path) -> None:
+    name = "a [b] [c]"
+    found = [replace(one, plan=renamed(one.plan, name)) for one in measured({"ce": 0.05})]
+    page = report(Home(tmp_path), found)
+    assert f"<td>{name}</td>" in page
+    assert re.search(r"<td>[+-]?[.\d]+<small>\[", page)
+
+
+def renamed(plan: CellPlan, prior: str) -> CellPlan:
+    recipe = plan.cell.recipe
+    cell = replace(
+        plan.cell,
+        coordinates=plan.cell.coordinates | {"prior": prior},
+        recipe=recipe.model_copy(update={"prior": recipe.prior.model_copy(update={"name": prior})}),
+    )
+    return replace(plan, cell=cell)
 
 
 def test_examples_show_the_greedy_response_first_and_few_samples(tmp_path: Path) -> None:

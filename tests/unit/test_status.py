@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.store.files import write_json_atomically
-from pipeline.store.folders import status_of
+from pipeline.store.folders import StageFolder, status_of
 from pipeline.store.progress import rate
 from stages.contract import Stage
 from stages.guard import Guard
@@ -25,17 +25,23 @@ def shelf(tmp_path: Path) -> Shelf:
     return shelf_at(tmp_path)
 
 
-def test_a_running_stage_has_rate_time_left_attempts_and_log(shelf: Shelf) -> None:
-    node = shelf.sweep("axes.prior=[ce]", "rl=null").cells[0].chain["pretrain"]
-    shelf.begun(node)
-    since = {"unit": "steps", "step": 100, "time": 1000.0}  # resumed at step 100
-    folder = shelf.begun(node, **RUNNING, step=160, total=300, time=1020.0, since=since)
+def seen_while_held(shelf: Shelf, folder: StageFolder) -> Any:
+    """What `status` says of the only stage while a process runs it."""
     lock = folder.lock()
     assert lock is not None
     try:
         (entry,) = shelf.json("status")
     finally:
         os.close(lock)
+    return entry
+
+
+def test_a_running_stage_has_rate_time_left_attempts_and_log(shelf: Shelf) -> None:
+    node = shelf.sweep("axes.prior=[ce]", "rl=null").cells[0].chain["pretrain"]
+    shelf.begun(node)
+    since = {"unit": "steps", "step": 100, "time": 1000.0}  # resumed at step 100
+    folder = shelf.begun(node, **RUNNING, step=160, total=300, time=1020.0, since=since)
+    entry = seen_while_held(shelf, folder)
     assert entry == {
         "stage": node.name, "state": "running", "step": 160, "total": 300, "unit": "steps", "rate": 3.0,
         "seconds_left": pytest.approx(140 / 3), "reported": 1020.0, "attempts": 2, "progress": "160/300 steps  loss 1.5",
@@ -77,12 +83,7 @@ def test_a_status_that_no_stage_wrote_hides_no_stage(odd: dict[str, Any], shelf:
     node = shelf.sweep("axes.prior=[ce]", "rl=null").cells[0].chain["pretrain"]
     folder = shelf.begun(node)
     write_json_atomically(folder.status, odd)
-    lock = folder.lock()
-    assert lock is not None
-    try:
-        (entry,) = shelf.json("status")
-    finally:
-        os.close(lock)
+    entry = seen_while_held(shelf, folder)
     assert (entry["state"], entry["step"]) == ("running", None)
 
 
