@@ -54,7 +54,8 @@ def engine_arguments(
     import torch
 
     saved = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
-    half = read_mapping(checkpoint / "config.json").get("dtype") in ("bfloat16", "float16")
+    told = read_mapping(checkpoint / "config.json")
+    half = told.get("dtype", told.get("torch_dtype")) in ("bfloat16", "float16")  # the second is what older versions write
     weights = saved // (2 if half else 4) * (4 if dtype == "float32" else 2) // parts
     room = int(gpu_memory_share * memory_share() * torch.cuda.mem_get_info()[1]) if memory_share() < 1 else None
     return arguments | gpu_arguments(settings, weights, room)

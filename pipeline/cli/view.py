@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.run.forecast import forecast
-from pipeline.run.state import FINISHED, LOST, StageState, View
+from pipeline.run.state import StageState, View
 from pipeline.store.progress import counted, describe, describe_pace, duration, metrics
 
 _PLAIN_SECONDS = 15.0
@@ -83,6 +83,7 @@ class LiveView:
         elif stage.state == "done":
             took = "" if stage.seconds is None else duration(stage.seconds)
             self.console.print(Text.assemble(("done", "green"), f"   {stage.node.name}  ", (took, "dim")))
+        self._foretold = (0.0, "")
         self.tick(states)
 
     def note(self, text: str) -> None:
@@ -114,8 +115,6 @@ class LiveView:
 
     def _left(self, states: list[StageState]) -> str:
         now = time.time()
-        if all(state.state in FINISHED + LOST for state in states):
-            return ""
         if now - self._foretold[0] > _FORECAST_SECONDS:
             found = forecast(states)
             words = "" if found is None else f", {'at least' if found.least else 'about'} {duration(found.seconds)} left"

@@ -69,7 +69,7 @@ def best_rates(
 ) -> list[BestRate]:
     """Of the settings that differ only in RL's learning rate, the one that validated best, once all their cells are finished.
 
-    A rate is no candidate if a cell of it is among `left_out`, whose measurements are not finite. None without that axis or without
+    Rates with a cell among `left_out`, whose measurements are not finite, are skipped. None without that axis or without
     validation.
     """
     measured = {setting.name: setting for setting in compared if len(setting.after) == len(setting.planned.cells)}

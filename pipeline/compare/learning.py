@@ -104,12 +104,12 @@ def _at_places(setting: MeasuredSetting, budget: Budget, quantities: Mapping[Qua
 
     Problems go by their task and number, since they differ between seeds; what is compared is paired within a seed.
     """
+    task = sha256(json.dumps(setting.before[0].plan.cell.recipe.task.identity(), sort_keys=True).encode()).hexdigest()[:8]
     after, before = [], []
     for start, end, validation in zip(setting.before, setting.after, _validations(setting), strict=True):
         metrics: dict[str, dict[int, Floats]] = {}
         for quantity, place in quantities.items():
             metrics.setdefault(quantity.metric, {})[quantity.k] = _interpolated(validation, budget, quantity.k, place)
-        task = sha256(json.dumps(end.plan.cell.recipe.task.identity(), sort_keys=True).encode()).hexdigest()[:8]
         numbered = [f"{task} {number}" for number in range(len(validation.problems))]
         before.append(replace(start, problems=numbered, metrics=metrics, sets={}))
         after.append(replace(end, problems=numbered, metrics=metrics, sets={}))

@@ -15,7 +15,7 @@ def compare_across(kind: Kind, names: tuple[str, str], first: Findings, second: 
     """Differences, second minus first, per pair of settings and quantity that both show.
 
     Settings are paired if they agree on the axes that both sweeps have. If none do, and one sweep has a single setting, it is paired
-    with every setting of the other. Values are paired per problem and seed. Raises `PriorlabError` if there is no pair, or none with
+    with every setting of the other. Values are paired per problem and seed. Raises `PriorlabError` without a pair that has
     problems and seeds in common.
     """
     ours, theirs = (_finished(name, found) for name, found in zip(names, (first, second), strict=True))

@@ -41,7 +41,7 @@ class RecipeConfig(Config):
     def evaluation_sets(self) -> dict[str, tuple[Task, EvaluateConfig]]:
         """The evaluation sets by name: task, and protocol with the number of problems; the recipe's own task if none is listed.
 
-        Benchmarks of the harness are no problems of a set: they run once, with the first.
+        Benchmarks of the harness belong to no set: they run once, with the first.
         """
         if not self.evaluate.sets:
             return {self.task.name: (self.task, self.evaluate)}

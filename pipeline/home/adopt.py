@@ -42,7 +42,7 @@ class Adopted:
 def adopt(checkpoint: str, recipe: str, overrides: list[str], home: Home, *, link: bool, view: View) -> Adopted:
     """Check the checkpoint (a folder, or a name on the hub), copy it into the store and write its record, after its corpus if need be.
 
-    Raises `PriorlabError` if it is no checkpoint, or does not fit the recipe.
+    Raises `PriorlabError` if it is not a checkpoint, or does not fit the recipe.
     """
     folder_given = _folder(checkpoint)
     manifest = _manifest(folder_given)

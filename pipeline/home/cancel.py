@@ -23,6 +23,7 @@ from pathlib import Path
 from pipeline.errors import PriorlabError
 from pipeline.home.processes import holder_text, holders, runs_spec, signal_holder
 from pipeline.home.status import folders_of
+from pipeline.run.backend import Job
 from pipeline.run.backends import cancel_jobs, jobs_of
 from pipeline.store.files import lock_is_held, read_json, write_json_atomically
 from pipeline.store.folders import NAME, Home, StageFolder
@@ -49,7 +50,7 @@ def cancel(name: str, home: Home, note: Callable[[str], None]) -> Cancelled:
     if NAME.fullmatch(name) and (home.sweep(name) / "sweep.yaml").exists():
         return _cancel_sweep(name, home, note)
     folder = home.find_stage(name)
-    if not lock_is_held(folder.path / "lock") and jobs_of([folder], strict=True):
+    if _jobs([folder]):
         _mark(folder)
         cancel_jobs([folder])
         return Cancelled(stages=[folder.name])
@@ -61,11 +62,11 @@ def _cancel_sweep(name: str, home: Home, note: Callable[[str], None]) -> Cancell
     folders = folders_of(home, name)
     running = [folder.name for folder in folders if folder.is_held() and _sweep_of(folder) == name]
     lock = home.sweep(name) / "lock"
-    jobs_of(_not_here(folders), strict=True)  # before anything is ended: whether there is an answer
+    _jobs(folders)  # before anything is ended: whether there is an answer
     if lock_is_held(lock):
         found.driver = _end(lock, lambda _: True, group=False)
         found.stages = [folder for folder in running if not StageFolder(home.path / "stages" / folder).is_held()]
-    jobs = jobs_of(_not_here(folders), strict=True)
+    jobs = _jobs(folders)
     found.stages += [folder.name for folder in cancel_jobs([folder for folder, job in jobs.items() if job.sweep == name])]
     found.left = {folder.name: job.sweep for folder, job in jobs.items() if job.sweep != name}
     folders = [folder for folder in folders if folder not in jobs]
@@ -78,9 +79,12 @@ def _cancel_sweep(name: str, home: Home, note: Callable[[str], None]) -> Cancell
     return found
 
 
-def _not_here(folders: Sequence[StageFolder]) -> list[StageFolder]:
-    """Those that no process of this machine runs: they may have a job, and the others may be ended whatever a queue says."""
-    return [folder for folder in folders if not lock_is_held(folder.path / "lock")]
+def _jobs(folders: Sequence[StageFolder]) -> dict[StageFolder, Job]:
+    """The stages' jobs. Raises `PriorlabError` without an answer, unless processes of this machine run all that may have one."""
+    try:
+        return jobs_of(folders, strict=True)
+    except PriorlabError:
+        return jobs_of([folder for folder in folders if not lock_is_held(folder.path / "lock")], strict=True)
 
 
 def _cancel_stage(folder: StageFolder, note: Callable[[str], None]) -> bool:

@@ -73,7 +73,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl; what is no row, as a line that a kill cut short, is passed over. Empty if there is no file."""
+    """The rows of a metrics.jsonl, without lines that are not rows, such as one that a kill cut short. Empty if there is no file."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):

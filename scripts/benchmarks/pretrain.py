@@ -205,7 +205,7 @@ def _loop(config: dict[str, Any], corpus: str, our_loss: bool, compiled: bool) -
 
 
 def _flops_per_token(config: PretrainStage, vocabulary: int, block_size: int) -> float:
-    """As `priorlab plan --costs` counts them. Activations computed anew are no progress, so they do not count."""
+    """As `priorlab plan --costs` counts them. Recomputed activations are not progress, so they do not count."""
     planned = costs_of(config.launched(gradient_checkpointing=False), config.model, vocabulary, 0, block_size)
     return planned.training_flops / planned.tokens
 
