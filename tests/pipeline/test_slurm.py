@@ -196,17 +196,19 @@ def test_a_job_that_another_one_preempts_is_submitted_again_with_what_depends_on
 def test_two_sweeps_that_watch_a_preempted_stage_make_one_new_job_of_it(finished: tuple[Lab, dict[str, object]], lab: Lab) -> None:
     """And cancelling one of them leaves the jobs that the other submitted."""
     lab.borrow(finished[0], CORPUS)
-    folder = lab.folder(PRETRAIN)
-    drivers = [lab.start(*SWEEP, "--name", name, "cluster.retries.first_delay_seconds=1") for name in ("one", "two")]
+    long = "pretrain.steps=100000"  # it must not end meanwhile, however busy the machine
+    (plan,) = smoke_graph("axes.prior=[ce]", "rl=null", long).cells
+    folder, evaluate = lab.folder(plan.chain["pretrain"]), lab.folder(plan.evaluations["pretrain"])
+    drivers = [lab.start(*SWEEP, long, "--name", name, "cluster.retries.first_delay_seconds=1") for name in ("one", "two")]
     try:
         wait_for((folder.checkpoints / "checkpoint-50" / "complete").exists, "a checkpoint")
         (first,) = jobs_named(folder)
         subprocess.run(["sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"], check=True)
         wait_for(lambda: len(jobs_named(folder)) > 1 and job(folder).state == "RUNNING", "the new job")
-        wait_for(lambda: job(lab.folder(EVALUATE)).live and not job(lab.folder(EVALUATE)).doomed, "what depends on it")
+        wait_for(lambda: job(evaluate).live and not job(evaluate).doomed, "what depends on it")
         time.sleep(3)  # each has looked again
         assert len(jobs_named(folder)) == 2
-        (owner,) = {submitted_by(lab.folder(node)) for node in (PRETRAIN, EVALUATE)}
+        (owner,) = {submitted_by(stage) for stage in (folder, evaluate)}
         other = {"one": "two", "two": "one"}[owner or ""]
         printed = lab.call("cancel", other).stdout
         assert printed.count(f"running: sweep {owner} runs it") == 2, printed
